@@ -1,0 +1,138 @@
+"""The command line: ``python -m helpers run | tutorial``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from helpers import __version__
+from helpers.config import (
+    DEVICES, MODES, PRECISIONS, PRESETS, InputError, get_config,
+)  # fmt: skip
+from helpers.files import FileProblem
+
+INTERRUPTED = 130  # what a shell returns for a command stopped by Ctrl-C
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: The words after the program's name; None takes them from the shell.
+
+    Returns:
+        The exit status: 0; 2 for input that cannot be used and files that cannot be read or
+        written; 130 after Ctrl-C; 1 if a notebook of the tutorial fails.
+
+    Source: this project.
+    Lesson: 00_start_here, "The same from a shell".
+    """
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if options.home:
+        os.environ["HELPERS_HOME"] = options.home
+    try:
+        return options.command(options)
+    except (InputError, FileProblem) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stopped:
+        print(str(stopped) or "stopped", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers", description="Prune first, then adapt, then unlearn."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands.add_parser(
+        "run", help="do one run, print its row beside retrain, keep its record",
+        description="Do one run, or read it back if it was done before. Prints its row beside the "
+        "original and the retrained network and keeps model.safetensors and run.json.",
+    ))  # fmt: skip
+    _add_tutorial(commands.add_parser(
+        "tutorial", help="execute notebooks 00 to 05 and write them as HTML",
+        description="Execute the notebooks in order, write each as HTML, print the comparison.",
+    ))  # fmt: skip
+    return parser
+
+
+def _shared(parser: argparse.ArgumentParser) -> None:
+    presets = ", ".join(PRESETS)
+    parser.add_argument("--preset", help=f"{presets}; default: $HELPERS_PRESET, else cpu")
+    parser.add_argument(
+        "--home", metavar="DIR", help="folder for artifacts/ and data/; default: the clone"
+    )
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    _shared(parser)
+    add = parser.add_argument
+    add("--method", help="original, retrain, finetune, prune_finetune, lora, prunelora (default)")
+    add("--mode", help=f"{' or '.join(MODES)}: corrected method, or published settings and code")
+    add("--data", help="digits, cifar10, or folder:PATH with one subfolder of images per class")
+    add("--model", help="digits_resnet, resnet20, resnet18, resnet50, vit, vit_tiny")
+    add("--forget", type=int, metavar="CLASS", help="class to forget: 0 to number of classes - 1")
+    add("--seed", type=int, metavar="N", help="0 to 2147483647")
+    add("--sparsity", type=float, metavar="S", help="share of filters to prune: 0 <= S < 1")
+    add("--rank", type=int, metavar="R", help="rank of the adapters: 1 to what the layers admit")
+    add("--alpha", type=float, metavar="A", help="LoRA scale is A / R: above 0; default 2 R")
+    add("--dropout", type=float, metavar="P", help="dropout of the adapters: 0 <= P < 1")
+    add("--epochs", type=int, metavar="N", help="epochs of the unlearning stage: 1 and up")
+    add("--lr", type=float, metavar="LR", help="learning rate of the unlearning stage: above 0")
+    add("--device", help=f"{', '.join(DEVICES)}; auto takes CUDA where there is one")
+    add("--precision", help=f"{', '.join(PRECISIONS)}; auto is mixed precision on CUDA")
+    add("--threads", type=int, metavar="N", help="CPU threads: 1 and up; 0 leaves torch's choice")
+    add("--train-limit", type=int, metavar="N", help="at most N training images a class: 2 and up")
+    add("--image-size", type=int, metavar="PX", help="side of a folder's images: 8 to 512 pixels")
+    add("--on-corrupt", help="images of a folder that cannot be read: stop (default) or skip")
+    add("--quiet", action="store_true", help="no progress bars")
+    parser.set_defaults(command=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    skip = {"command", "home", "quiet", "preset"}
+    changes: dict[str, Any] = {
+        k: v for k, v in vars(options).items() if k not in skip and v is not None
+    }
+    cfg = get_config(options.preset, **changes)
+    from helpers import audit, data, report, runs, unlearning
+
+    unlearning.method(cfg.method)
+    dataset = data.load_dataset(cfg, progress=not options.quiet)
+    methods = dict.fromkeys(["original", "retrain", cfg.method])
+    done = [runs.run(cfg.but(method=m), dataset, not options.quiet) for m in methods]
+    table = audit.compare(run.row for run in done)
+    print(report.text_table(report.cells(audit.summary(table))))
+    asked = done[-1] if cfg.method not in ("original", "retrain") else done[
+        list(methods).index(cfg.method)]  # fmt: skip
+    print(f"{'read back from' if asked.from_disk else 'kept in'} {asked.folder}")
+    return 0
+
+
+def _add_tutorial(parser: argparse.ArgumentParser) -> None:
+    _shared(parser)
+    add = parser.add_argument
+    add("--notebooks", default="notebooks", metavar="DIR", help="folder of the notebooks")
+    add("--html", default="html", metavar="DIR", help="where the HTML pages go")
+    add("--write", action="store_true",
+        help="also write the outputs into the notebooks, and the measured costs and the comparison "
+        "into results/ and the README: how the committed ones are made")  # fmt: skip
+    parser.set_defaults(command=_tutorial)
+
+
+def _tutorial(options: argparse.Namespace) -> int:
+    cfg = get_config(options.preset)
+    from helpers import tutorial
+
+    return tutorial.play(cfg, Path(options.notebooks), Path(options.html), options.write)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""Did it forget? The classic numbers, each beside networks that never saw the class.
+
+Every function takes predictions and returns numbers. Closer to the oracle (a network retrained
+without the class) is better, not higher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from helpers.config import InputError, check
+from helpers.data import Dataset
+from helpers.training import predict
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+GAP_METRICS = ("UA", "RA", "TA", "MIA")  # what Avg Gap averages over
+METRICS = ("UA", "UA_test", "RA", "TA", "MIA")
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Return the share of images whose largest logit is that of their label.
+
+    Args:
+        logits: (N, C) float32, unnormalised; N at least 1.
+        labels: (N,) int64.
+
+    Returns:
+        A share in [0, 1].
+
+    Raises:
+        InputError: If there are no images, the sizes differ, or a logit is not finite.
+
+    Source: the usual definition.
+    Lesson: 05_evaluation, "Four classic numbers".
+    """
+    _check_predictions(logits, labels)
+    return (logits.argmax(1) == labels.to(logits.device)).double().mean().item()
+
+
+def confidence(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the softmax probability of each image's own label.
+
+    Args:
+        logits: (N, C) float32, unnormalised.
+        labels: (N,) int64.
+
+    Returns:
+        (N,) float64 in [0, 1].
+
+    Raises:
+        InputError: As :func:`accuracy`.
+
+    Source: the confidence score of OPTML's SVC_MIA.
+    Lesson: 05_evaluation, "The membership attack".
+    """
+    _check_predictions(logits, labels)
+    chosen = labels.to(logits.device).view(-1, 1)
+    return logits.double().softmax(1).gather(1, chosen).squeeze(1)
+
+
+def losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of each image.
+
+    Args:
+        logits: (N, C) float32, unnormalised.
+        labels: (N,) int64.
+
+    Returns:
+        (N,) float64, at least 0, in nats.
+
+    Raises:
+        InputError: As :func:`accuracy`.
+
+    Source: the usual definition.
+    Lesson: 05_evaluation, "The membership attack".
+    """
+    _check_predictions(logits, labels)
+    return F.cross_entropy(logits.double(), labels.to(logits.device), reduction="none")
+
+
+def _check_predictions(logits: Tensor, labels: Tensor) -> None:
+    if logits.ndim != 2 or len(logits) != len(labels) or not len(labels):
+        raise InputError(
+            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not fit: allowed "
+            "are (N, C) and (N,) with N at least 1"
+        )
+    check("logits", "nan or inf", bool(logits.isfinite().all()), "every logit must be finite")
+
+
+def mia_efficacy(members: Tensor, non_members: Tensor, forget: Tensor, seed: int = 0) -> float:
+    """Fit a membership attack and return the share of the forget set that it calls non-members.
+
+    A support vector machine learns to tell members from non-members by one score. Both groups are
+    cut to the size of the smaller one: unbalanced, it may answer the same for everyone.
+
+    Args:
+        members: (N,) scores of retained training images.
+        non_members: (M,) scores of retained test images.
+        forget: (K,) scores of training images of the forgotten class.
+        seed: Of the choice of the larger group's images.
+
+    Returns:
+        A share in [0, 1]; 1 where every forgotten image looks unseen.
+
+    Raises:
+        InputError: If a group is empty or a score is not finite.
+
+    Source: ``SVC_MIA`` of OPTML-Group/Unlearn-Sparse (C = 3, RBF, gamma "auto"), balanced.
+    Lesson: 05_evaluation, "The membership attack".
+    """
+    from sklearn.svm import SVC
+
+    groups = {"members": members, "non_members": non_members, "forget": forget}
+    for name, scores in groups.items():
+        ok = bool(len(scores)) and bool(torch.as_tensor(scores).isfinite().all())
+        check(name, f"{len(scores)} scores", ok, "at least one, all finite")
+    draw = torch.Generator().manual_seed(seed)
+    size = min(len(members), len(non_members))
+    scores = torch.cat([
+        group[torch.randperm(len(group), generator=draw)[:size]] for group in (members, non_members)
+    ])  # fmt: skip
+    truth = torch.cat([torch.ones(size), torch.zeros(size)]).long()
+    attack = SVC(C=3, kernel="rbf", gamma="auto").fit(scores.view(-1, 1).numpy(), truth.numpy())
+    return float((attack.predict(forget.view(-1, 1).numpy()) == 0).mean())
+
+
+def label_histogram(logits: Tensor) -> Tensor:
+    """Return how often each class is predicted.
+
+    Args:
+        logits: (N, C) float32, unnormalised; N at least 1.
+
+    Returns:
+        (C,) float64 shares that sum to 1.
+
+    Raises:
+        InputError: If there are no predictions.
+
+    Source: Unlearning Comparator; where a network sends the class that it does not know.
+    Lesson: 04_class_unlearning, "Where the forgotten class goes".
+    """
+    check("logits", tuple(logits.shape), logits.ndim == 2 and len(logits) > 0, "(N, C), N ≥ 1")
+    return torch.bincount(logits.argmax(1), minlength=logits.shape[1]).double() / len(logits)
+
+
+def evaluate(model: nn.Module, dataset: Dataset, forgotten: int, seed: int = 0) -> dict[str, Any]:
+    """Measure the classic numbers of one network.
+
+    Args:
+        model: The network, on the device of the data.
+        dataset: The data.
+        forgotten: Index of the forgotten class.
+        seed: Of the membership attack's sample.
+
+    Returns:
+        UA (1 - accuracy on the forget set), UA_test (the same on test images of the class), RA
+        (retain set), TA (retained test images), MIA (:func:`mia_efficacy` on confidences), all in
+        [0, 1], and ``predicted``: :func:`label_histogram` of the class's test images.
+
+    Raises:
+        InputError: If the class does not exist or a prediction is not finite.
+
+    Source: Unlearn-Sparse (arXiv 2304.04934), section 3; arXiv 2411.11907.
+    Lesson: 05_evaluation, "Four classic numbers".
+    """
+    split = dataset.split(forgotten)
+    logits, labels = {}, {}
+    for name in ("forget", "retain", "test_forget", "test_retain"):
+        part = getattr(split, name)
+        logits[name], labels[name] = predict(model, part, dataset), part.labels.cpu()
+    scores = {name: confidence(logits[name], labels[name]) for name in logits}
+    return {
+        "UA": 1 - accuracy(logits["forget"], labels["forget"]),
+        "UA_test": 1 - accuracy(logits["test_forget"], labels["test_forget"]),
+        "RA": accuracy(logits["retain"], labels["retain"]),
+        "TA": accuracy(logits["test_retain"], labels["test_retain"]),
+        "MIA": mia_efficacy(scores["retain"], scores["test_retain"], scores["forget"], seed),
+        "predicted": label_histogram(logits["test_forget"]).tolist(),
+    }
+
+
+def average_gap(metrics: Mapping[str, float], oracle: Mapping[str, float]) -> float:
+    """Return the mean absolute distance to the oracle over UA, RA, TA and MIA.
+
+    Args:
+        metrics: Of the network, in [0, 1].
+        oracle: Of the retrained one (or means over several), in [0, 1].
+
+    Returns:
+        A number in [0, 1]; 0 where all four agree.
+
+    Source: Unlearn-Sparse (arXiv 2304.04934), section 5.
+    Lesson: 05_evaluation, "One number that hides four".
+    """
+    return sum(abs(metrics[m] - oracle[m]) for m in GAP_METRICS) / len(GAP_METRICS)
+
+
+def tow(metrics: Mapping[str, float], oracle: Mapping[str, float]) -> float:
+    """Return ToW, the product of one minus the three accuracy differences to the oracle.
+
+    Args:
+        metrics: Of the network, in [0, 1].
+        oracle: Of the retrained one (or means over several), in [0, 1].
+
+    Returns:
+        A number in [0, 1]; 1 where forget, retain and test accuracy all agree.
+
+    Source: Zhao et al. 2024, RUM (arXiv 2406.01257), "tug of war".
+    Lesson: 05_evaluation, "One number that hides four".
+    """
+    product = 1.0
+    for name in ("UA", "RA", "TA"):  # |UA - UA'| is the difference of the forget accuracies
+        product *= 1 - abs(metrics[name] - oracle[name])
+    return product
+
+
+def compare(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Set every run beside the retrained networks.
+
+    The oracle of a run is the mean over all retrained networks among the rows; for a retrained
+    network, over the others, so that its gap shows how far two oracles are apart (NaN if it is the
+    only one).
+
+    Args:
+        rows: One mapping a run, with ``method``, ``seed`` and the metrics.
+
+    Returns:
+        One row a run: the given columns, Avg Gap and ToW.
+
+    Raises:
+        InputError: If no run is a retrained one.
+
+    Source: Unlearn-Sparse (arXiv 2304.04934); the leave-one-out band is this project's.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    import pandas as pd
+
+    rows = [dict(row) for row in rows]
+    retrained = [row for row in rows if row["method"] == "retrain"]
+    check("methods", sorted({r["method"] for r in rows}), bool(retrained), "one must be retrain")
+    for row in rows:
+        others = [r for r in retrained if r is not row]
+        if others:
+            oracle = {m: sum(r[m] for r in others) / len(others) for m in GAP_METRICS}
+            row["Avg Gap"], row["ToW"] = average_gap(row, oracle), tow(row, oracle)
+        else:
+            row["Avg Gap"] = row["ToW"] = float("nan")
+    return pd.DataFrame(rows)
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Average a table of runs over the seeds of each method.
+
+    Args:
+        table: From :func:`compare`.
+
+    Returns:
+        One row a method, in the order of first appearance: for every numeric column its mean and
+        its standard deviation (columns ``(name, "mean")`` and ``(name, "sd")``, the latter NaN for
+        a single seed) and the number of runs, ``("n", "")``.
+
+    Source: this project.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    numeric = [c for c in table.columns if c != "seed" and table[c].dtype.kind in "fi"]
+    groups = table.groupby("method", sort=False)[numeric]
+    result = groups.agg(["mean", "std"]).rename(columns={"std": "sd"}, level=1)
+    result[("n", "")] = groups.size()
+    return result

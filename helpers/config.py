@@ -1,0 +1,352 @@
+"""What one run is: a frozen, validated configuration, and the presets that fill it in.
+
+A preset fixes the data, the network and the training schedule for one kind of machine. A
+:class:`RunConfig` adds the method, the forgotten class, rank, sparsity and seed; every value has
+one home here, and everything that influences a result can be read off it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("constant", "cosine")
+AUGMENTATIONS = ("none", "flip", "crop", "crop+flip")
+MODES = ("default", "paper")
+PRECISIONS = ("auto", "fp32", "amp")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+class InputError(ValueError):
+    """A value from outside that cannot be used: says what was received and what is allowed."""
+
+
+def check(field: str, value: object, ok: bool, allowed: str) -> None:
+    """Refuse a value that is not allowed.
+
+    Args:
+        field: What the user called it.
+        value: What was received.
+        ok: Whether it is allowed.
+        allowed: The allowed range or names, for the message.
+
+    Raises:
+        InputError: If ``ok`` is false.
+
+    Source: this project.
+    Lesson: 00_start_here, "One configuration".
+    """
+    if not ok:
+        raise InputError(f"{field} = {value!r} is not allowed: {allowed}")
+
+
+def choose(field: str, value: str, known: Any) -> None:
+    """Refuse a name that is not among the known ones, and list those.
+
+    Args:
+        field: What the user called it.
+        value: The name received.
+        known: The allowed names (any iterable of str).
+
+    Raises:
+        InputError: If ``value`` is not among them.
+
+    Source: this project.
+    Lesson: 00_start_here, "One configuration".
+    """
+    check(field, value, value in tuple(known), f"known are {', '.join(known)}")
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def home() -> Path:
+    """Return the folder that holds ``artifacts/`` and ``data/``.
+
+    Returns:
+        ``HELPERS_HOME`` if that variable is set; else the nearest folder at or above the working
+        folder that has a ``pyproject.toml``; else the working folder.
+
+    Source: this project.
+    Lesson: 00_start_here, "Where results are kept".
+    """
+    if os.environ.get("HELPERS_HOME"):
+        return Path(os.environ["HELPERS_HOME"]).expanduser().resolve()
+    here = Path.cwd()
+    return next((p for p in (here, *here.parents) if (p / "pyproject.toml").is_file()), here)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one stage of optimisation is done; every method uses the same loop with one of these.
+
+    Attributes:
+        epochs: Passes over the images of the stage; at least 1.
+        lr: Peak learning rate; above 0.
+        optimizer: ``sgd`` (with momentum), ``adam`` or ``adamw``.
+        momentum: Of SGD; in [0, 1).
+        weight_decay: At least 0; coupled for ``sgd`` and ``adam``, decoupled for ``adamw``.
+        batch_size: Images per step; at least 2, because BatchNorm needs two.
+        schedule: ``constant``, or ``cosine`` down to zero over the stage.
+        augment: ``none``, ``flip``, ``crop`` or ``crop+flip``, drawn anew for every image.
+        mixup: Parameter of the Beta distribution of MixUp; 0 switches it off.
+
+    Source: the paper's settings and those of the field (Unlearn-Sparse, airbench).
+    Lesson: 01_baseline_training, "The training recipe".
+    """
+
+    epochs: int
+    lr: float
+    optimizer: str = "adam"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    batch_size: int = 128
+    schedule: str = "constant"
+    augment: str = "none"
+    mixup: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Validate; raises InputError."""
+        check("epochs", self.epochs, _whole(self.epochs) and self.epochs >= 1, "a whole number ≥ 1")
+        check("lr", self.lr, _finite(self.lr) and self.lr > 0, "a number above 0")
+        choose("optimizer", self.optimizer, OPTIMIZERS)
+        check("momentum", self.momentum, 0 <= self.momentum < 1, "a number in [0, 1)")
+        ok = _finite(self.weight_decay) and self.weight_decay >= 0
+        check("weight_decay", self.weight_decay, ok, "a number ≥ 0")
+        ok = _whole(self.batch_size) and self.batch_size >= 2
+        check("batch_size", self.batch_size, ok, "a whole number ≥ 2")
+        choose("schedule", self.schedule, SCHEDULES)
+        choose("augment", self.augment, AUGMENTATIONS)
+        check("mixup", self.mixup, _finite(self.mixup) and self.mixup >= 0, "a number ≥ 0")
+
+
+# The paper's unlearning stage, the same for every method (arXiv 2411.11907, section 3 and code).
+PAPER_UNLEARN = Recipe(epochs=10, lr=1e-3, optimizer="adam")
+
+# Tuned on the validation part with the same trials for every method by benchmarks/tune_digits.py;
+# a test compares them with its record, results/tuning-digits.json.
+TUNED = {
+    "digits": {
+        "finetune": Recipe(epochs=10, lr=1e-2, schedule="cosine"),
+        "prune_finetune": Recipe(epochs=10, lr=1e-2, schedule="cosine"),
+        "lora": Recipe(epochs=10, lr=1e-2, schedule="cosine"),
+        "prunelora": Recipe(epochs=10, lr=1e-2, schedule="cosine"),
+    },
+}
+
+_DIGITS = Recipe(epochs=20, lr=0.1, optimizer="sgd", weight_decay=5e-4, batch_size=64,
+                 schedule="cosine", augment="crop")  # fmt: skip
+_CIFAR = Recipe(epochs=200, lr=0.1, optimizer="sgd", weight_decay=5e-4, schedule="cosine",
+                augment="crop+flip")  # fmt: skip
+# The paper names neither the learning rate nor the schedule of its ViT; these are common choices.
+_CIFAR_VIT = Recipe(epochs=90, lr=1e-3, optimizer="adamw", weight_decay=0.1, schedule="cosine",
+                    augment="flip", mixup=0.2)  # fmt: skip
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # reduced data, one seed: what the tests run
+    "smoke": {"train": dataclasses.replace(_DIGITS, epochs=12), "train_limit": 60, "seeds": 1},
+    # a laptop: minutes
+    "cpu": {"train": _DIGITS},
+    # Colab or any CUDA card: CIFAR-10 at full size (not tuned: learning rates as in the paper)
+    "gpu": {
+        "data": "cifar10", "model": "resnet18", "tuned": "", "threads": 0,
+        "train": dataclasses.replace(_CIFAR, epochs=30),
+    },
+    # the published experiment: hours on a GPU
+    "paper": {
+        "data": "cifar10", "model": "resnet50", "tuned": "", "threads": 0, "mode": "paper",
+        "train": _CIFAR,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that determines one run.
+
+    Attributes:
+        preset: The preset that filled in the rest: ``smoke``, ``cpu``, ``gpu`` or ``paper``.
+        data: ``digits`` (embedded), ``cifar10`` (downloaded by torchvision) or ``folder:PATH``.
+        image_size: Side in pixels to which the images of a folder are resized; 8 to 512.
+        model: Name of the architecture, one of ``helpers.models.MODELS``.
+        method: Name of the method, one of ``helpers.unlearning.METHODS``.
+        mode: ``default`` (the corrected method) or ``paper`` (the published settings and code).
+        forget: Index of the class to forget; 0 and up.
+        seed: Of the initial weights, the order of batches and the adapters.
+        sparsity: Share of the filters to prune in each layer; in [0, 1).
+        rank: Rank r of the adapters; from 1 to what the smallest adapted layer admits.
+        alpha: LoRA's scale is alpha / rank; None means 2 * rank.
+        dropout: In the adapters' input, in [0, 1); None means 0, and 0.1 in paper mode.
+        epochs: Overrides the epochs of the unlearning stage; None keeps the recipe's.
+        lr: Overrides the learning rate of the unlearning stage; None keeps the recipe's.
+        device: ``auto``, ``cpu`` or ``cuda``; stored resolved, never as ``auto``.
+        precision: ``auto`` (mixed on CUDA), ``fp32`` or ``amp``.
+        threads: CPU threads of torch; 0 leaves the library's choice.
+        train_limit: Keep at most this many training images of each class; None keeps all.
+        split_seed: Of the division into train, validation and test.
+        on_corrupt: ``stop`` at images of a folder that cannot be read, or ``skip`` them.
+        train: The recipe of ``original`` and ``retrain``.
+        tuned: Which set of tuned unlearning recipes applies; empty for the paper's settings.
+        seeds: How many seeds the notebooks run, from 0; not part of a run's identity.
+
+    Source: arXiv 2411.11907 for the experiment's parts.
+    Lesson: 00_start_here, "One configuration".
+    """
+
+    preset: str = "cpu"
+    data: str = "digits"
+    image_size: int = 32
+    model: str = "digits_resnet"
+    method: str = "prunelora"
+    mode: str = "default"
+    forget: int = 3
+    seed: int = 0
+    sparsity: float = 0.5
+    rank: int = 8
+    alpha: float | None = None
+    dropout: float | None = None
+    epochs: int | None = None
+    lr: float | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int = 1
+    train_limit: int | None = None
+    split_seed: int = 0
+    on_corrupt: str = "stop"
+    train: Recipe = _DIGITS
+    tuned: str = "digits"
+    seeds: int = 3
+
+    def __post_init__(self) -> None:
+        """Validate and resolve the device; raises InputError."""
+        choose("preset", self.preset, PRESETS)
+        known = self.data in ("digits", "cifar10") or self.data.startswith("folder:")
+        check("data", self.data, known, "known are digits, cifar10, folder:PATH")
+        for field, low, high in _WHOLE_NUMBERS:
+            value = getattr(self, field)
+            ok = value is None or (_whole(value) and low <= value <= high)
+            limit = f"from {low} to {high}" if high < math.inf else f"≥ {low}"
+            check(field, value, ok, f"a whole number {limit}")
+        ok = _finite(self.sparsity) and 0 <= self.sparsity < 1
+        check("sparsity", self.sparsity, ok, "a share in [0, 1)")
+        for field in ("alpha", "lr"):
+            value = getattr(self, field)
+            check(field, value, value is None or (_finite(value) and value > 0), "above 0")
+        ok = self.dropout is None or (_finite(self.dropout) and 0 <= self.dropout < 1)
+        check("dropout", self.dropout, ok, "a share in [0, 1)")
+        choose("mode", self.mode, MODES)
+        choose("precision", self.precision, PRECISIONS)
+        choose("on_corrupt", self.on_corrupt, ("stop", "skip"))
+        choose("tuned", self.tuned, ("", *TUNED))
+        object.__setattr__(self, "device", resolve_device(self.device))
+
+    def but(self, **changes: Any) -> RunConfig:
+        """Return a copy with some fields changed.
+
+        Args:
+            **changes: Field names and new values.
+
+        Returns:
+            The changed, validated copy; this one stays as it is.
+
+        Raises:
+            InputError: If a field is unknown or a value not allowed.
+
+        Source: :func:`dataclasses.replace`.
+        Lesson: 00_start_here, "One configuration".
+        """
+        known = tuple(f.name for f in dataclasses.fields(self))
+        for name in changes:
+            choose("field", name, known)
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def unlearn(self) -> Recipe:
+        """The recipe of the unlearning stage: tuned or the paper's, with the overrides applied."""
+        recipe = PAPER_UNLEARN
+        if self.mode == "default" and self.tuned:
+            recipe = TUNED[self.tuned].get(self.method, PAPER_UNLEARN)
+        changes = {"epochs": self.epochs, "lr": self.lr}
+        return dataclasses.replace(recipe, **{k: v for k, v in changes.items() if v is not None})
+
+    @property
+    def lora_alpha(self) -> float:
+        """LoRA's alpha, with the default of twice the rank resolved."""
+        return 2 * self.rank if self.alpha is None else self.alpha
+
+    @property
+    def lora_dropout(self) -> float:
+        """LoRA's dropout, with the mode's default resolved."""
+        return self.dropout if self.dropout is not None else 0.1 * (self.mode == "paper")
+
+
+_WHOLE_NUMBERS = (
+    ("image_size", 8, 512), ("forget", 0, math.inf), ("seed", 0, 2**31 - 1), ("rank", 1, math.inf),
+    ("epochs", 1, math.inf), ("threads", 0, 1024), ("train_limit", 2, math.inf),
+    ("split_seed", 0, 2**31 - 1), ("seeds", 1, 1000),
+)  # fmt: skip
+
+
+def resolve_device(device: str) -> str:
+    """Turn a wish for a device into a device that exists.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Returns:
+        ``cpu`` or ``cuda``; ``auto`` takes CUDA where there is one.
+
+    Raises:
+        InputError: If the name is unknown, or CUDA is asked for where there is none.
+
+    Source: :func:`torch.cuda.is_available`.
+    Lesson: 00_start_here, "One configuration".
+    """
+    choose("device", device, DEVICES)
+    if device == "cpu":
+        return device
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    check("device", device, device == "auto", "no CUDA device was found here; use auto or cpu")
+    return "cpu"
+
+
+def get_config(preset: str | None = None, **changes: Any) -> RunConfig:
+    """Build the configuration of a run from a preset and some changes.
+
+    Args:
+        preset: Name of the preset; None takes the environment variable HELPERS_PRESET, else
+            ``cpu``.
+        **changes: Fields of :class:`RunConfig` to set differently.
+
+    Returns:
+        The validated configuration.
+
+    Raises:
+        InputError: If the preset or a field is unknown, or a value is not allowed.
+
+    Source: this project.
+    Lesson: 00_start_here, "One configuration".
+    """
+    name = preset or os.environ.get("HELPERS_PRESET") or "cpu"
+    choose("preset", name, PRESETS)
+    settings = {"preset": name, **PRESETS[name]}
+    if name == "paper" and str(changes.get("model", "")).startswith("vit"):
+        settings |= {"train": _CIFAR_VIT, "rank": 16}
+    known = tuple(f.name for f in dataclasses.fields(RunConfig))
+    for field in changes:
+        choose("field", field, known)
+    return RunConfig(**{**settings, **changes})

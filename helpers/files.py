@@ -1,0 +1,173 @@
+"""Files that are either whole or absent, and never execute anything.
+
+Every file this package writes goes to a temporary name in the same folder and is then renamed, so
+that a reader sees the old content or the new, never half of it. Tensors are stored as safetensors,
+everything else as JSON: nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class FileProblem(OSError):
+    """A file that cannot be read or written; the message names the file and the remedy."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
+    """Call ``write`` on a temporary name, then move the finished file to ``path``.
+
+    Args:
+        path: Where the file shall be; its folder is created if needed.
+        write: Writes the whole content to the path it is given.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        FileProblem: If the folder cannot be written or the disk is full; nothing is left behind.
+
+    Source: the rename of POSIX, atomic within one file system.
+    Lesson: 00_start_here, "Where results are kept".
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+        temporary = Path(name)
+        write(temporary)
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    except Exception as error:
+        if isinstance(error, OSError) or "No space left" in str(error):
+            raise FileProblem(_cannot_write(path, error)) from error
+        raise
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+    return path
+
+
+def _cannot_write(path: Path, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or str(error)
+    return (
+        f"cannot write {path}: {reason}; nothing was left half-written. Free some space, or choose "
+        "another folder with the environment variable HELPERS_HOME (or --home on the command line)"
+    )
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    """Write ``content`` as indented JSON, atomically.
+
+    Args:
+        path: The file to write.
+        content: Plain data: dicts with string keys, lists, strings, finite numbers, booleans, None.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        FileProblem: If it cannot be written.
+        ValueError: If a number is not finite or a value is not plain data.
+
+    Source: RFC 8259.
+    Lesson: 00_start_here, "Where results are kept".
+    """
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    return write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path, requires: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Read a JSON object and check that it has the keys it must have.
+
+    Args:
+        path: The file to read.
+        requires: Keys without which the file is not what it should be.
+
+    Returns:
+        The object.
+
+    Raises:
+        FileProblem: If the file is missing, damaged or a file of another kind.
+
+    Source: RFC 8259.
+    Lesson: 00_start_here, "Where results are kept".
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileProblem(f"{path} does not exist") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileProblem(_cannot_read(path, error)) from error
+    missing = [k for k in requires if k not in content] if isinstance(content, dict) else ["{}"]
+    if missing:
+        raise FileProblem(_cannot_read(path, f"it has no {', '.join(map(repr, missing))}"))
+    return content
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any = None) -> Path:
+    """Write tensors, and optionally one piece of plain data, as one safetensors file, atomically.
+
+    Args:
+        path: The file to write.
+        tensors: Name -> tensor, any dtype and device; views are copied.
+        metadata: Plain data that JSON can hold; kept in the header of the file.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        FileProblem: If it cannot be written.
+
+    Source: https://huggingface.co/docs/safetensors.
+    Lesson: 00_start_here, "Where results are kept".
+    """
+    from safetensors.torch import save_file
+
+    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    header = {"helpers": json.dumps(metadata, allow_nan=False)}
+    return write_atomically(path, lambda part: save_file(plain, part, metadata=header))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """Read what :func:`save_tensors` wrote.
+
+    Args:
+        path: The file to read.
+
+    Returns:
+        The tensors, on the CPU, and the metadata (None where the file has none).
+
+    Raises:
+        FileProblem: If the file is missing, damaged or not a safetensors file. Pickled files are
+            refused by their format; nothing in the file is executed.
+
+    Source: https://huggingface.co/docs/safetensors.
+    Lesson: 00_start_here, "Where results are kept".
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {}).get("helpers", "null"))
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise FileProblem(f"{path} does not exist") from error
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise FileProblem(_cannot_read(path, error)) from error
+
+
+def _cannot_read(path: Path, reason: object) -> str:
+    return (
+        f"cannot read {path}: {reason}. The file is damaged or was not written by this package: "
+        "delete it (for a run, delete its whole folder) and run the same command again"
+    )

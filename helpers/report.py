@@ -1,0 +1,121 @@
+"""Records as text: the comparison table, for a terminal, a notebook or a README."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Format = Callable[[float], str]
+
+# column -> (heading, how one number is printed)
+COLUMNS: dict[str, tuple[str, Format]] = {
+    "UA": ("UA %", lambda v: f"{100 * v:.1f}"),
+    "UA_test": ("UA test %", lambda v: f"{100 * v:.1f}"),
+    "RA": ("RA %", lambda v: f"{100 * v:.1f}"),
+    "TA": ("TA %", lambda v: f"{100 * v:.1f}"),
+    "MIA": ("MIA-Eff. %", lambda v: f"{100 * v:.1f}"),
+    "Avg Gap": ("Avg Gap pp", lambda v: f"{100 * v:.2f}"),
+    "ToW": ("ToW", lambda v: f"{v:.3f}"),
+    "seconds": ("seconds", lambda v: f"{v:.2f}"),
+    "trainable": ("trainable", lambda v: f"{v:,.0f}"),
+    "memory_mb": ("memory MB", lambda v: f"{v:.1f}"),
+    "sparsity": ("sparsity %", lambda v: f"{100 * v:.1f}"),
+}
+
+NOTE = (
+    "UA, UA test: 1 - accuracy on training and test images of the forgotten class; RA, TA: accuracy "
+    "on the other classes, training and test images; MIA-Eff.: share of the forget set that a "
+    "membership attack calls unseen. Closer to retrain is better, not higher. Avg Gap (percentage "
+    "points) and ToW compare with the mean of the retrained networks; retrain itself with the others "
+    "of its kind. Memory: peak of the training stage. Sparsity: zeros among the convolutions' "
+    "weights."
+)
+
+
+def cells(summary: pd.DataFrame) -> list[list[str]]:
+    """Format a summary of runs, mean ± standard deviation over seeds.
+
+    Args:
+        summary: From :func:`helpers.audit.summary`.
+
+    Returns:
+        Rows of text; the first one is the heading.
+
+    Source: this project.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    shown = {name: how for name, how in COLUMNS.items() if (name, "mean") in summary.columns}
+    rows = [["method", *(heading for heading, _ in shown.values()), "seeds"]]
+    for method, values in summary.iterrows():
+        row = [str(method)]
+        for name, (_, how) in shown.items():
+            mean, sd = values[(name, "mean")], values[(name, "sd")]
+            text = "–" if math.isnan(mean) else how(mean)
+            if not math.isnan(sd) and name not in ("trainable", "memory_mb"):
+                text += f" ± {how(sd)}"
+            row.append(text)
+        rows.append([*row, str(int(values[("n", "")]))])
+    return rows
+
+
+def text_table(rows: Iterable[Iterable[str]]) -> str:
+    """Lay rows out in columns of equal width.
+
+    Args:
+        rows: From :func:`cells`.
+
+    Returns:
+        Lines of text; numbers are aligned to the right.
+
+    Source: this project.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    rows = [list(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w)
+                  for i, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in rows
+    ]  # fmt: skip
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def markdown_table(rows: Iterable[Iterable[str]]) -> str:
+    """Write rows as a Markdown table.
+
+    Args:
+        rows: From :func:`cells`.
+
+    Returns:
+        The table, ending in a line break.
+
+    Source: GitHub-flavoured Markdown.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    head, *body = [list(row) for row in rows]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def provenance(record: Mapping[str, Any]) -> str:
+    """Say in one line where and when a record was measured.
+
+    Args:
+        record: With the keys of :func:`helpers.runs.environment`.
+
+    Returns:
+        Hardware, versions and date.
+
+    Source: every number stands beside its hardware, as in cifar10-airbench.
+    Lesson: 00_start_here, "What it costs".
+    """
+    hardware, versions = record["hardware"], record["versions"]
+    device = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['threads']} thread(s)"
+    return (
+        f"Measured {record['date'][:10]} on {device}; Python {versions['python']}, "
+        f"torch {versions['torch']}, peft {versions['peft']}."
+    )

@@ -1,0 +1,338 @@
+"""One run from configuration to record: done once, kept whole, read back.
+
+A run lives in ``artifacts/<preset>/<hash>/``, where the hash covers everything that determines the
+network: the version of this package, the pixels and labels, and those fields of the configuration
+that its method uses. ``model.safetensors`` is written first and ``run.json`` last, so a folder with
+a ``run.json`` is whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import helpers
+from helpers import audit, data, files, models, pruning, unlearning
+from helpers.config import RunConfig, check, home
+
+# The published code trains with the standard deviations of the second row and unlearns and
+# evaluates with those of the first (paper mode does the same; grey images take the mean).
+PAPER_STD = torch.tensor([0.2471, 0.2435, 0.2616]) / torch.tensor([0.2023, 0.1994, 0.2010])
+_VERSIONS = ("torch", "torchvision", "peft", "numpy", "scikit-learn", "safetensors")
+_REQUIRED = ("identity", "config", "metrics", "seconds", "history", "weights_sha256")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        config: What was asked for.
+        folder: Where it is kept.
+        record: The content of ``run.json``.
+        from_disk: Whether it was read back and not trained now.
+
+    Source: this project.
+    Lesson: 00_start_here, "Where results are kept".
+    """
+
+    config: RunConfig
+    folder: Path
+    record: dict[str, Any]
+    from_disk: bool
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The numbers of :func:`helpers.audit.evaluate` for the configuration's class."""
+        return self.record["metrics"][_view(self.config)]
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The run as one row of a table: method, seed, metrics in [0, 1], costs."""
+        return {
+            "method": self.config.method, "seed": self.config.seed,
+            **{m: self.metrics[m] for m in audit.METRICS},
+            "seconds": self.record["seconds"], "trainable": self.record["trainable"],
+            "memory_mb": self.record["peak_memory"] / 1e6, "sparsity": self.record["sparsity"],
+        }  # fmt: skip
+
+    def model(self, dataset: data.Dataset) -> nn.Module:
+        """Load the network of the run.
+
+        Args:
+            dataset: The data of the run.
+
+        Returns:
+            The plain network in evaluation mode on the configuration's device.
+
+        Raises:
+            FileProblem: If the file is missing, damaged, or not the one that was written.
+
+        Source: this project.
+        Lesson: 00_start_here, "Where results are kept".
+        """
+        path = self.folder / "model.safetensors"
+        if path.is_file() and _sha256(path) != self.record["weights_sha256"]:
+            raise files.FileProblem(
+                f"{path} is not the file that this run wrote (its SHA-256 differs from the one in "
+                f"run.json): delete the folder {self.folder} and run the same command again"
+            )
+        tensors, _ = files.load_tensors(path)
+        model = unlearning.new_model(self.config, dataset)
+        model.load_state_dict(tensors)
+        return model
+
+
+def _view(cfg: RunConfig) -> str:
+    """Name what metrics depend on beside the network: original serves every class and mode."""
+    return f"{cfg.mode}, class {cfg.forget}"
+
+
+def identity(cfg: RunConfig, fingerprint: str) -> dict[str, Any]:
+    """Collect everything that determines the network of a run, and nothing else.
+
+    Args:
+        cfg: The configuration.
+        fingerprint: Of the dataset.
+
+    Returns:
+        Plain data; two configurations with the same identity give the same network.
+
+    Raises:
+        InputError: If the method is unknown.
+
+    Source: this project.
+    Lesson: 00_start_here, "Where results are kept".
+    """
+    method = unlearning.method(cfg.method)
+    fields = ["model", "method", "seed", "device", "precision", "threads"]
+    recipes = {"train": dataclasses.asdict(cfg.train)}
+    if method.data == "retain":
+        fields += ["forget"]
+    if method.start == "original":
+        fields += ["mode"]
+        recipes["unlearn"] = dataclasses.asdict(cfg.unlearn)
+    if method.prune != "none":
+        fields += ["sparsity"]
+    if method.adapt == "lora":
+        fields += ["rank", "lora_alpha", "lora_dropout"]
+    chosen = {name: getattr(cfg, name) for name in fields}
+    return {"version": helpers.__version__, "data": fingerprint, **chosen, **recipes}
+
+
+def folder_of(cfg: RunConfig, dataset: data.Dataset) -> Path:
+    """Return the folder in which a run is or will be kept.
+
+    Args:
+        cfg: The configuration.
+        dataset: Its data.
+
+    Returns:
+        ``artifacts/<preset>/<hash>`` below :func:`helpers.config.home`.
+
+    Raises:
+        InputError: If the method is unknown.
+
+    Source: this project.
+    Lesson: 00_start_here, "Where results are kept".
+    """
+    text = json.dumps(identity(cfg, dataset.fingerprint), sort_keys=True)
+    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return home() / "artifacts" / cfg.preset / key
+
+
+def run(cfg: RunConfig, dataset: data.Dataset | None = None, progress: bool = True) -> Run:
+    """Do a run, or read it back if it was done before.
+
+    A method that starts from the original network runs ``original`` first, with the same seed.
+
+    Args:
+        cfg: The configuration.
+        dataset: Its data, if already loaded.
+        progress: Whether to show bars.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        InputError: If the configuration cannot be run.
+        FileProblem: If a file of the run is damaged or cannot be written.
+        Interrupted: After Ctrl-C or the kernel's stop button; the same call goes on from there.
+
+    Source: this project.
+    Lesson: 00_start_here, "Where results are kept".
+    """
+    unlearning.set_threads(cfg)
+    dataset = dataset or data.load_dataset(cfg, progress)
+    unlearning.validate(cfg, dataset)
+    folder = folder_of(cfg, dataset)
+    if (folder / "run.json").exists() and (folder / "model.safetensors").exists():
+        return _read(cfg, dataset, folder)
+    files.write_json(folder / "config.json", dataclasses.asdict(cfg))  # fails early, not at the end
+    method = unlearning.method(cfg.method)
+    original = None
+    if method.start == "original":
+        original = run(cfg.but(method="original"), dataset, progress).model(dataset)
+    split = dataset.split(cfg.forget)
+    seen = dataset if method.start == "scratch" else _as_evaluated(dataset, cfg)
+    outcome = unlearning.unlearn(
+        original, seen, cfg,
+        monitor={"forget": split.validation_forget, "retain": split.validation_retain},
+        checkpoint=folder / "checkpoint.safetensors",
+        progress=f"{cfg.method}, seed {cfg.seed}" if progress else None,
+    )  # fmt: skip
+    return _write(cfg, dataset, folder, outcome)
+
+
+def _as_evaluated(dataset: data.Dataset, cfg: RunConfig) -> data.Dataset:
+    if cfg.mode == "default":
+        return dataset
+    return dataset.with_std(PAPER_STD if len(dataset.std) == 3 else PAPER_STD.mean())
+
+
+def _write(
+    cfg: RunConfig, dataset: data.Dataset, folder: Path, outcome: unlearning.Outcome
+) -> Run:
+    model, fit = outcome.model, outcome.fit
+    path = files.save_tensors(folder / "model.safetensors", model.state_dict())
+    metrics = audit.evaluate(model, _as_evaluated(dataset, cfg), cfg.forget, cfg.seed)
+    record = {
+        "identity": identity(cfg, dataset.fingerprint),
+        "config": dataclasses.asdict(cfg),
+        "metrics": {_view(cfg): metrics},
+        "seconds": fit.seconds, "steps": fit.steps, "history": fit.history,
+        "trainable": outcome.trainable, "parameters": models.count_parameters(model),
+        "peak_memory": fit.peak_memory,
+        "sparsity": pruning.sparsity(model, models.layers(model).prunable),
+        "weights_sha256": _sha256(path),
+        "skipped": list(dataset.skipped),
+        **environment(cfg.device),
+    }  # fmt: skip
+    files.write_json(folder / "run.json", record)
+    (folder / "config.json").unlink(missing_ok=True)
+    return Run(cfg, folder, record, from_disk=False)
+
+
+def _read(cfg: RunConfig, dataset: data.Dataset, folder: Path) -> Run:
+    path = folder / "run.json"
+    record = files.read_json(path, _REQUIRED)
+    if record["identity"] != json.loads(json.dumps(identity(cfg, dataset.fingerprint))):
+        raise files.FileProblem(
+            f"{path} belongs to another run than its folder says: delete the folder {folder} and "
+            "run the same command again"
+        )
+    found = Run(cfg, folder, record, from_disk=True)
+    if _view(cfg) not in record["metrics"]:  # another class or mode of an original network
+        seen = _as_evaluated(dataset, cfg)
+        metrics = audit.evaluate(found.model(dataset), seen, cfg.forget, cfg.seed)
+        record["metrics"][_view(cfg)] = metrics
+        files.write_json(path, record)
+    return found
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Describe where a measurement was made.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+
+    Returns:
+        Plain data: date (UTC), versions, hardware.
+
+    Source: every number stands beside its hardware, as in cifar10-airbench.
+    Lesson: 00_start_here, "Where results are kept".
+    """
+    hardware = {"cpu": _cpu_name(), "cores": os.cpu_count(), "system": platform.system()}
+    hardware |= {"threads": torch.get_num_threads(), "device": device}
+    if device == "cuda":
+        hardware["gpu"] = torch.cuda.get_device_name()
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {
+            "python": platform.python_version(),
+            "helpers": helpers.__version__,
+            **{name: importlib.metadata.version(name) for name in _VERSIONS},
+        },
+        "hardware": hardware,
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def run_all(
+    cfg: RunConfig,
+    methods: Iterable[str] | None = None,
+    seeds: Iterable[int] | None = None,
+    dataset: data.Dataset | None = None,
+    progress: bool = True,
+) -> list[Run]:
+    """Do the runs of several methods and seeds, one after another; finished ones are read back.
+
+    Args:
+        cfg: Everything else.
+        methods: Names of methods; None takes all, in the order of the table.
+        seeds: The seeds; None takes 0 to ``cfg.seeds`` - 1.
+        dataset: The data, if already loaded.
+        progress: Whether to show bars.
+
+    Returns:
+        The runs, method by method.
+
+    Raises:
+        InputError: If a configuration cannot be run; nothing is trained before all are checked.
+        FileProblem: If a file of a run is damaged or cannot be written.
+
+    Source: this project.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    methods = list(unlearning.METHODS) if methods is None else list(methods)
+    seeds = range(cfg.seeds) if seeds is None else seeds
+    wanted = [cfg.but(method=m, seed=s) for m in methods for s in seeds]
+    check("methods x seeds", len(wanted), bool(wanted), "at least one run")
+    dataset = dataset or data.load_dataset(cfg, progress)
+    for one in wanted:
+        unlearning.validate(one, dataset)
+    return [run(one, dataset, progress) for one in wanted]
+
+
+def results_folder() -> Path:
+    """Return the folder of committed measurements.
+
+    Returns:
+        ``results/`` of a clone, or the copy inside an installed package.
+
+    Raises:
+        FileProblem: If the installation has neither.
+
+    Source: this project.
+    Lesson: 00_start_here, "What it costs".
+    """
+    package = Path(helpers.__file__).parent
+    for folder in (package / "results", package.parent / "results"):
+        if folder.is_dir():
+            return folder
+    raise files.FileProblem(f"no folder of results beside or in {package}: install the package again")
