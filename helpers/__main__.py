@@ -11,7 +11,12 @@ from typing import Any
 
 from helpers import __version__
 from helpers.config import (
-    DEVICES, MODES, PRECISIONS, PRESETS, InputError, get_config,
+    DEVICES,
+    MODES,
+    PRECISIONS,
+    PRESETS,
+    InputError,
+    get_config,
 )  # fmt: skip
 from helpers.files import FileProblem
 
@@ -26,13 +31,14 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 2 for input that cannot be used and files that cannot be read or
-        written; 130 after Ctrl-C; 1 if a notebook of the tutorial fails.
+        written, or if a notebook of the tutorial fails; 130 after Ctrl-C.
 
     Source: this project.
     Lesson: 00_start_here, "The same from a shell".
     """
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("helpers").setLevel(logging.INFO)
     if options.home:
         os.environ["HELPERS_HOME"] = options.home
     try:
@@ -131,7 +137,8 @@ def _tutorial(options: argparse.Namespace) -> int:
     cfg = get_config(options.preset)
     from helpers import tutorial
 
-    return tutorial.play(cfg, Path(options.notebooks), Path(options.html), options.write)
+    tutorial.play(cfg, Path(options.notebooks), Path(options.html), options.write, say=print)
+    return 0
 
 
 if __name__ == "__main__":

@@ -274,3 +274,38 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     result = groups.agg(["mean", "std"]).rename(columns={"std": "sd"}, level=1)
     result[("n", "")] = groups.size()
     return result
+
+
+def paired_difference(
+    table: pd.DataFrame, method: str, other: str, metric: str = "Avg Gap", level: float = 0.95
+) -> tuple[float, float, float]:
+    """Compare two methods that started from the same networks, seed by seed.
+
+    Args:
+        table: From :func:`compare`.
+        method: Name of the first method.
+        other: Name of the second.
+        metric: A column of the table.
+        level: Of confidence, in (0, 1).
+
+    Returns:
+        The mean of first - second over their common seeds, and the ends of its confidence
+        interval by Student's t; infinite for a single seed.
+
+    Raises:
+        InputError: If they have no seed in common.
+
+    Source: the paired t interval; ``scipy.stats.t``.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    from scipy import stats
+
+    values = table.pivot(index="seed", columns="method", values=metric)
+    known = {method, other} <= set(values.columns)
+    difference = (values[method] - values[other]).dropna() if known else []
+    check("methods", (method, other), len(difference) > 0, "two methods with a common seed")
+    n, mean = len(difference), float(difference.mean())
+    if n == 1:
+        return mean, float("-inf"), float("inf")
+    half = float(stats.t.ppf((1 + level) / 2, n - 1) * difference.std() / n**0.5)
+    return mean, mean - half, mean + half

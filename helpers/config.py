@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "cosine")
 AUGMENTATIONS = ("none", "flip", "crop", "crop+flip")
@@ -138,10 +137,10 @@ PAPER_UNLEARN = Recipe(epochs=10, lr=1e-3, optimizer="adam")
 # a test compares them with its record, results/tuning-digits.json.
 TUNED = {
     "digits": {
-        "finetune": Recipe(epochs=10, lr=1e-2, schedule="cosine"),
-        "prune_finetune": Recipe(epochs=10, lr=1e-2, schedule="cosine"),
-        "lora": Recipe(epochs=10, lr=1e-2, schedule="cosine"),
-        "prunelora": Recipe(epochs=10, lr=1e-2, schedule="cosine"),
+        "finetune": Recipe(epochs=10, lr=0.01),
+        "prune_finetune": Recipe(epochs=10, lr=0.003),
+        "lora": Recipe(epochs=10, lr=0.04, schedule="cosine"),
+        "prunelora": Recipe(epochs=10, lr=0.01),
     },
 }
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset(
-    ".bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split()
+    [".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
 )  # the formats that Pillow reads everywhere
 SHARES = {"validation": 0.15, "test": 0.25}  # of each class, where the source has no such part
 
@@ -309,9 +309,7 @@ def _cifar10() -> Source:
     return tuple(source.classes), parts, ()
 
 
-def _divide(
-    parts: dict[str, ImageSet], classes: tuple[str, ...], seed: int
-) -> dict[str, ImageSet]:
+def _divide(parts: dict[str, ImageSet], classes: tuple[str, ...], seed: int) -> dict[str, ImageSet]:
     """Take the parts that a source lacks from its training images, class by class."""
     missing = [name for name in SHARES if name not in parts]
     labels = parts["train"].labels

@@ -47,10 +47,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
         write(temporary)
         temporary.chmod(0o644)
         os.replace(temporary, path)
-    except Exception as error:
-        if isinstance(error, OSError) or "No space left" in str(error):
-            raise FileProblem(_cannot_write(path, error)) from error
-        raise
+    except OSError as error:
+        raise FileProblem(_cannot_write(path, error)) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -131,11 +129,18 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any = None
     Source: https://huggingface.co/docs/safetensors.
     Lesson: 00_start_here, "Where results are kept".
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
+
+    def write(part: Path) -> None:
+        try:
+            save_file(plain, part, metadata=header)
+        except SafetensorError as error:  # its name for a full disk, among others
+            raise OSError(str(error)) from error
 
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     header = {"helpers": json.dumps(metadata, allow_nan=False)}
-    return write_atomically(path, lambda part: save_file(plain, part, metadata=header))
+    return write_atomically(path, write)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from helpers import audit, files, runs
+from helpers.config import check
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,12 +31,12 @@ COLUMNS: dict[str, tuple[str, Format]] = {
 }
 
 NOTE = (
-    "UA, UA test: 1 - accuracy on training and test images of the forgotten class; RA, TA: accuracy "
-    "on the other classes, training and test images; MIA-Eff.: share of the forget set that a "
-    "membership attack calls unseen. Closer to retrain is better, not higher. Avg Gap (percentage "
-    "points) and ToW compare with the mean of the retrained networks; retrain itself with the others "
-    "of its kind. Memory: peak of the training stage. Sparsity: zeros among the convolutions' "
-    "weights."
+    "UA, UA test: 1 - accuracy on training and test images of the forgotten class; RA, TA: "
+    "accuracy on the other classes, training and test images; MIA-Eff.: share of the forget set "
+    "that a membership attack calls unseen. Closer to retrain is better, not higher. Avg Gap "
+    "(percentage points) and ToW compare with the mean of the retrained networks; retrain itself "
+    "with the others of its kind. Memory: peak of the training stage. Sparsity: zeros among the "
+    "convolutions' weights."
 )
 
 
@@ -119,3 +123,61 @@ def provenance(record: Mapping[str, Any]) -> str:
         f"Measured {record['date'][:10]} on {device}; Python {versions['python']}, "
         f"torch {versions['torch']}, peft {versions['peft']}."
     )
+
+
+def budget(notebook: str) -> str:
+    """Tell what a notebook, or the whole series, takes: a table of what was measured.
+
+    Args:
+        notebook: Name of the notebook, without its suffix; ``all`` for the series.
+
+    Returns:
+        Markdown: one row for each preset and machine that was measured.
+
+    Raises:
+        FileProblem: If a record is damaged.
+
+    Source: ``results/tutorial-*.json``, written by ``make results``.
+    Lesson: 00_start_here, "What it costs".
+    """
+    rows = [["preset", "hardware", "minutes", "peak memory (MB)", "measured"]]
+    for path in sorted(runs.results_folder().glob("tutorial-*.json")):
+        record = files.read_json(path, ("costs", "hardware", "date"))
+        costs = record["costs"]
+        chosen = list(costs.values()) if notebook == "all" else [costs[notebook]]
+        rows.append([
+            path.stem.removeprefix("tutorial-"),
+            record["hardware"].get("gpu") or record["hardware"]["cpu"],
+            f"{sum(c['seconds'] for c in chosen) / 60:.1f}",
+            f"{max(c['peak_mb'] for c in chosen):.0f}",
+            record["date"][:10],
+        ])  # fmt: skip
+    return markdown_table(rows)
+
+
+def render_readme(path: Path) -> None:
+    """Write the measured tables between their markers in the README. In place.
+
+    Args:
+        path: The README; has ``<!-- NAME -->`` and ``<!-- end NAME -->`` for ``comparison`` and
+            ``budget``.
+
+    Raises:
+        InputError: If a marker is missing.
+        FileProblem: If a record is damaged or the file cannot be written.
+
+    Source: ``results/comparison-cpu.json`` and ``results/tutorial-*.json``.
+    Lesson: 00_start_here, "What it costs".
+    """
+    record = files.read_json(runs.results_folder() / "comparison-cpu.json", ("rows", "hardware"))
+    table = markdown_table(cells(audit.summary(audit.compare(record["rows"]))))
+    text = path.read_text(encoding="utf-8")
+    blocks = {"comparison": f"{table}\n{provenance(record)} {NOTE}\n", "budget": budget("all")}
+    for name, block in blocks.items():
+        start, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
+        check(
+            "README", path.name, start in text and end in text, f"needs {start.strip()} and {end}"
+        )
+        before, rest = text.split(start, 1)
+        text = f"{before}{start}{block}{end}{rest.split(end, 1)[1]}"
+    files.write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))

@@ -202,9 +202,7 @@ def _as_evaluated(dataset: data.Dataset, cfg: RunConfig) -> data.Dataset:
     return dataset.with_std(PAPER_STD if len(dataset.std) == 3 else PAPER_STD.mean())
 
 
-def _write(
-    cfg: RunConfig, dataset: data.Dataset, folder: Path, outcome: unlearning.Outcome
-) -> Run:
+def _write(cfg: RunConfig, dataset: data.Dataset, folder: Path, outcome: unlearning.Outcome) -> Run:
     model, fit = outcome.model, outcome.fit
     path = files.save_tensors(folder / "model.safetensors", model.state_dict())
     metrics = audit.evaluate(model, _as_evaluated(dataset, cfg), cfg.forget, cfg.seed)
@@ -335,4 +333,4 @@ def results_folder() -> Path:
     for folder in (package / "results", package.parent / "results"):
         if folder.is_dir():
             return folder
-    raise files.FileProblem(f"no folder of results beside or in {package}: install the package again")
+    raise files.FileProblem(f"no results in {package} or beside it: install the package again")

@@ -198,9 +198,10 @@ class _Loop:
             group["lr"] = self.lr = self.recipe.lr * factor
         self.optimizer.zero_grad(set_to_none=True)
         measured = self.fit.peak_memory == 0 and self.device.type == "cpu"
-        with _saved_bytes(self.model) if measured else contextlib.nullcontext([0]) as saved:
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-                loss = objective(self.model, images, labels)
+        amp = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+        counting = _saved_bytes(self.model) if measured else contextlib.nullcontext([0])
+        with counting as saved, amp:
+            loss = objective(self.model, images, labels)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -352,9 +353,7 @@ def _saved_bytes(model: nn.Module) -> Iterator[list[int]]:
 
 
 @torch.no_grad()
-def predict(
-    model: nn.Module, part: ImageSet, dataset: Dataset, batch_size: int = 1000
-) -> Tensor:
+def predict(model: nn.Module, part: ImageSet, dataset: Dataset, batch_size: int = 1000) -> Tensor:
     """Compute the logits of some images, in order, without augmentation, in evaluation mode.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from helpers import lora, models, pruning, training
 from helpers.config import Recipe, RunConfig, check, choose
-from helpers.data import ClassSplit, Dataset, ImageSet
+from helpers.data import Dataset, ImageSet
 
 
 @dataclass(frozen=True)
@@ -173,49 +174,57 @@ def unlearn(
     Lesson: 04_class_unlearning, "A table of methods".
     """
     chosen, split = method(cfg.method), dataset.split(cfg.forget)
-    part = dataset.train if chosen.data == "all" else split.retain
-    paper = cfg.mode == "paper"
     if chosen.start == "scratch":
-        model, planned = new_model(cfg, dataset), cfg.train
+        model, recipe = new_model(cfg, dataset), recipe or cfg.train
     else:
-        planned = cfg.unlearn
         check("original", original, original is not None, f"{cfg.method} starts from a network")
-        model = copy.deepcopy(original)
-    layers, masks = models.layers(model), {}
-    if chosen.prune == "mask":
-        names = layers.paper_prunable if paper else layers.prunable
-        masks = pruning.mask_structured(model, cfg.sparsity, names)
-        if paper:
-            masks = {}  # prune.remove: the zeros are there, nothing holds them
-        else:
-            training.recalibrate_batchnorm(model, split.retain, dataset, seed=cfg.seed)
+        model, recipe = copy.deepcopy(original), recipe or cfg.unlearn
+    masks = _prune(model, split.retain, dataset, cfg) if chosen.prune == "mask" else {}
+    hold = pruning.apply_masks
     if chosen.adapt == "lora":
-        model = _adapt(model, layers, cfg)
-        hold = lambda: lora.hold_masks(model, masks)  # noqa: E731
-    else:
-        hold = lambda: pruning.apply_masks(model, masks)  # noqa: E731
-    model.requires_grad_(True) if chosen.adapt == "full" else None
+        model, hold = _adapt(model, cfg), lora.hold_masks
     trainable = models.count_parameters(model, trainable=True)
     fit = training.fit(
-        model, part, dataset, recipe or planned, seed=cfg.seed, objective=OBJECTIVES[chosen.objective],
-        after_step=hold if masks else None, monitor=monitor, checkpoint=checkpoint,
-        precision=cfg.precision, progress=progress,
-    )  # fmt: skip
+        model,
+        dataset.train if chosen.data == "all" else split.retain,
+        dataset,
+        recipe,
+        seed=cfg.seed,
+        objective=OBJECTIVES[chosen.objective],
+        after_step=partial(hold, model, masks) if masks else None,
+        monitor=monitor,
+        checkpoint=checkpoint,
+        precision=cfg.precision,
+        progress=progress,
+    )
     if chosen.adapt == "lora":
         model = lora.merge(model, masks)
-    return Outcome(model.eval(), fit, trainable, masks)
+    return Outcome(model, fit, trainable, masks)
 
 
-def _adapt(model: nn.Module, layers: models.Layers, cfg: RunConfig) -> nn.Module:
+def _prune(model: nn.Module, retain: ImageSet, dataset: Dataset, cfg: RunConfig) -> pruning.Masks:
+    layers = models.layers(model)
+    if cfg.mode == "paper":  # prune.remove: the zeros are there, and nothing will hold them
+        pruning.mask_structured(model, cfg.sparsity, layers.paper_prunable)
+        return {}
+    masks = pruning.mask_structured(model, cfg.sparsity, layers.prunable)
+    training.recalibrate_batchnorm(model, retain, dataset, seed=cfg.seed)
+    return masks
+
+
+def _adapt(model: nn.Module, cfg: RunConfig) -> nn.Module:
+    layers = models.layers(model)
     targets = _targets(layers, cfg.mode)
     in_full = () if layers.head in targets else (layers.head,)
-    if cfg.mode == "default":
-        in_full += layers.norms
-    adapted = lora.attach(
-        model, cfg.rank, targets, alpha=cfg.lora_alpha, dropout=cfg.lora_dropout,
-        train_in_full=in_full, seed=cfg.seed,
-    )  # fmt: skip
-    return adapted.to(next(model.parameters()).device)
+    return lora.attach(
+        model,
+        cfg.rank,
+        targets,
+        alpha=cfg.lora_alpha,
+        dropout=cfg.lora_dropout,
+        train_in_full=in_full + (layers.norms if cfg.mode == "default" else ()),
+        seed=cfg.seed,
+    )
 
 
 def set_threads(cfg: RunConfig) -> None:

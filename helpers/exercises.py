@@ -1,0 +1,32 @@
+"""Checking an answer to an exercise, with a message that helps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+OPEN = "Not answered yet."
+RIGHT = "Right."
+
+
+def verdict(answer: Any, right: Callable[[Any], bool], otherwise: str) -> str:
+    """Say whether an answer is right.
+
+    Args:
+        answer: The reader's; None or ``...`` means that it is still open.
+        right: Says whether an answer is right.
+        otherwise: What to look at if it is not.
+
+    Returns:
+        One line: ``Right.``, ``Not answered yet.``, or why not and what to look at.
+
+    Source: the habit of ARENA: checks that explain what went wrong.
+    Lesson: 00_start_here, "Exercises".
+    """
+    if answer is None or answer is ...:
+        return OPEN
+    try:
+        ok = bool(right(answer))
+    except Exception as error:  # an answer of any type may come in; its error is part of the reply
+        return f"Not yet: {otherwise} (the check stopped with {type(error).__name__}: {error})"
+    return RIGHT if ok else f"Not yet: {otherwise}"

@@ -1,0 +1,263 @@
+"""Executing the series: notebooks in order, as HTML, with what they cost."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helpers import audit, files, report, runs
+from helpers.config import InputError, RunConfig
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+SERIES = (
+    "00_start_here",
+    "01_baseline_training",
+    "02_pruning",
+    "03_lora_adaptation",
+    "04_class_unlearning",
+    "05_evaluation",
+)
+CELL_SECONDS = 600  # a cell that takes longer has hung
+_SOLUTION = re.compile(r"<summary>Solution</summary>\s*```python\n(.*?)```", re.DOTALL)
+
+
+def play(
+    cfg: RunConfig, notebooks: Path, html: Path, write: bool, say: Callable[[str], object]
+) -> None:
+    """Execute the series in order, write the pages, and say what came out.
+
+    Args:
+        cfg: Gives the preset, the same for all notebooks.
+        notebooks: Folder of the notebooks.
+        html: Folder for the pages.
+        write: Also write the outputs into the notebooks, and the measured costs and the comparison
+            into ``results/`` and the README. Everything is then trained anew, in an empty folder,
+            so that the costs are those of a first run.
+        say: Called with each line to show.
+
+    Raises:
+        InputError: If a notebook is missing or one of its cells fails.
+
+    Source: nbclient and nbconvert.
+    Lesson: 00_start_here, "What it costs".
+    """
+    costs = {}
+    with tempfile.TemporaryDirectory() as fresh:
+        if write:
+            os.environ["HELPERS_HOME"] = fresh
+        for name in SERIES:
+            path = notebooks / f"{name}.ipynb"
+            notebook, costs[name] = execute(path, cfg.preset)
+            files.write_atomically(
+                html / f"{name}.html", lambda part, nb=notebook: part.write_text(_page(nb))
+            )
+            say(f"{name}: {costs[name]['seconds']:.0f} s, {costs[name]['peak_mb']:.0f} MB")
+            if write:
+                save(normalise(notebook), path)
+                save(solutions(notebook), solutions_path(path))
+        say("")
+        done = runs.run_all(cfg, progress=False)
+    rows = [run.row for run in done]
+    table = report.cells(audit.summary(audit.compare(rows)))
+    say(report.text_table(table) + f"\n\n{report.NOTE}\n")
+    if write:
+        here = runs.environment(cfg.device)
+        files.write_json(
+            _results(notebooks) / f"tutorial-{cfg.preset}.json", here | {"costs": costs}
+        )
+        files.write_json(
+            _results(notebooks) / f"comparison-{cfg.preset}.json", here | {"rows": rows}
+        )
+        report.render_readme(notebooks.resolve().parent / "README.md")
+    say(f"Pages: {html}/*.html    Records: {done[0].folder.parent}/*/run.json")
+
+
+def _results(notebooks: Path) -> Path:
+    return notebooks.resolve().parent / "results"
+
+
+def execute(path: Path, preset: str) -> tuple[NotebookNode, dict[str, float]]:
+    """Execute one notebook in its own kernel and folder.
+
+    Args:
+        path: The notebook; stays as it is.
+        preset: Passed to the kernel as HELPERS_PRESET.
+
+    Returns:
+        The executed notebook, and its costs: seconds, and peak_mb, the largest resident memory of
+        this process and the kernel together in megabytes (1e6 bytes).
+
+    Raises:
+        InputError: If it does not exist or a cell fails; the message shows the cell and the error.
+
+    Source: https://nbclient.readthedocs.io.
+    Lesson: 00_start_here, "What it costs".
+    """
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+    from tqdm import tqdm
+
+    if not path.is_file():
+        raise InputError(
+            f"notebook {path} does not exist: run this in the clone, or name --notebooks"
+        )
+    notebook = nbformat.read(path, as_version=4)
+    cells = sum(cell.cell_type == "code" for cell in notebook.cells)
+    environment = {k: v for k, v in os.environ.items()
+                   if k not in ("MPLBACKEND", "PYTHONDONTWRITEBYTECODE")}  # fmt: skip
+    environment["HELPERS_PRESET"] = preset
+    started = time.perf_counter()
+    with tqdm(total=cells, desc=path.stem, unit="cell", leave=False) as bar, _memory() as peak:
+        client = NotebookClient(
+            notebook, timeout=CELL_SECONDS, kernel_name="python3",
+            extra_arguments=["--log-level=ERROR"],  # not that loopback TCP is unencrypted
+            resources={"metadata": {"path": str(path.parent)}},
+            on_cell_executed=lambda **_: bar.update(),
+        )  # fmt: skip
+        try:
+            client.execute(env=environment)
+        except CellExecutionError as error:
+            raise InputError(f"{path.name} failed: {error}") from error
+    return notebook, {"seconds": time.perf_counter() - started, "peak_mb": peak[0] / 1e6}
+
+
+@contextmanager
+def _memory() -> Iterator[list[int]]:
+    """Watch the resident memory of this process and its children."""
+    import psutil
+
+    peak, done, me = [0], threading.Event(), psutil.Process()
+
+    def watch() -> None:
+        while not done.wait(0.1):
+            total = 0
+            for process in (me, *me.children(recursive=True)):
+                try:
+                    total += process.memory_info().rss
+                except psutil.NoSuchProcess:  # ended since it was listed
+                    continue
+            peak[0] = max(peak[0], total)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _page(notebook: NotebookNode) -> str:
+    """Convert to HTML; a figure's description below it also becomes its alternative text."""
+    from nbconvert import HTMLExporter
+
+    notebook = copy.deepcopy(notebook)
+    for cell, below in itertools.pairwise(notebook.cells):
+        if below.source.startswith("*Figure: "):
+            cell.metadata["alt"] = " ".join(below.source.split("*")[1].split())
+    return HTMLExporter(template_name="lab").from_notebook_node(notebook)[0]
+
+
+def normalise(notebook: NotebookNode) -> NotebookNode:
+    """Drop from a notebook what differs from one execution or machine to the next. In place.
+
+    Args:
+        notebook: Any notebook of format 4.
+
+    Returns:
+        The same notebook: kernel ``python3``, counts 1 to n, tags as the only cell metadata, cell
+        names by position, no widget state, no progress bars, no timestamps.
+
+    Source: this project.
+    Lesson: 00_start_here, "What it costs".
+    """
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    count = 0
+    for index, cell in enumerate(notebook.cells):
+        tags = cell.metadata.get("tags")
+        cell.metadata = {"tags": tags} if tags else {}
+        cell.id = f"cell-{index:02d}"
+        if cell.cell_type == "code":
+            count += 1
+            cell.execution_count = count
+            cell.outputs = [o for o in cell.outputs if _stays(o)]
+            for output in cell.outputs:
+                if "execution_count" in output:
+                    output.execution_count = count
+    notebook.nbformat_minor = 5
+    return notebook
+
+
+def _stays(output: Any) -> bool:
+    widget = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    return not widget and output.get("name") != "stderr"  # bars and log lines
+
+
+def solutions(notebook: NotebookNode) -> NotebookNode:
+    """Build the notebook of solutions from the folded solutions of a lesson.
+
+    Args:
+        notebook: A lesson. Its cells tagged ``setup`` are taken over; after each folded solution
+            in the text, the next cell tagged ``check`` follows.
+
+    Returns:
+        A notebook without outputs, in which every check must answer "Right.".
+
+    Source: this project.
+    Lesson: 00_start_here, "Exercises".
+    """
+    import nbformat.v4 as v4
+
+    title = notebook.cells[0].source.splitlines()[0].removeprefix("# ")
+    cells = [v4.new_markdown_cell(f"# Solutions: {title}\n\nMade from the lesson's folded text.")]
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        if cell.cell_type == "code" and "setup" in tags:
+            cells.append(v4.new_code_cell(cell.source))
+        elif cell.cell_type == "code" and "check" in tags:
+            judged = cell.source.replace("exercises.verdict(", "reply = exercises.verdict(", 1)
+            cells.append(v4.new_code_cell(f"{judged}\nassert reply == exercises.RIGHT, reply"))
+        elif cell.cell_type == "markdown" and (found := _SOLUTION.search(cell.source)):
+            heading = next(line for line in cell.source.splitlines() if line.startswith("###"))
+            cells += [v4.new_markdown_cell(heading), v4.new_code_cell(found[1].rstrip())]
+    made = v4.new_notebook(cells=copy.deepcopy(cells))
+    return normalise(made)
+
+
+def solutions_path(path: Path) -> Path:
+    """Return where the solutions of a lesson are kept."""
+    return path.parent / "solutions" / f"{path.stem}_solutions.ipynb"
+
+
+def save(notebook: NotebookNode, path: Path) -> None:
+    """Write a notebook, atomically, with a line break at the end.
+
+    Args:
+        notebook: Any notebook of format 4.
+        path: The file.
+
+    Raises:
+        FileProblem: If it cannot be written.
+
+    Source: nbformat.
+    Lesson: 00_start_here, "What it costs".
+    """
+    import nbformat
+
+    text = nbformat.writes(notebook) + "\n"
+    files.write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))

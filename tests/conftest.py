@@ -1,0 +1,62 @@
+"""Shared fixtures: one reduced dataset, one set of trained networks, and a home of their own."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+import matplotlib as mpl
+import pytest
+
+# Before anything reads them: results of tests go to an empty folder, never into the clone.
+_HOME = tempfile.TemporaryDirectory(prefix="helpers-tests-")
+os.environ["HELPERS_HOME"] = _HOME.name
+os.environ["HELPERS_PRESET"] = "smoke"
+os.environ.pop("MPLBACKEND", None)
+mpl.use("agg")
+
+from helpers import data, runs, unlearning  # noqa: E402
+from helpers.config import get_config  # noqa: E402
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty home for one test."""
+    monkeypatch.setenv("HELPERS_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def cfg():
+    chosen = get_config("smoke")
+    unlearning.set_threads(chosen)
+    return chosen
+
+
+@pytest.fixture(scope="session")
+def dataset(cfg):
+    return data.load_dataset(cfg)
+
+
+@pytest.fixture(scope="session")
+def split(cfg, dataset):
+    return dataset.split(cfg.forget)
+
+
+@pytest.fixture(scope="session")
+def original_run(cfg, dataset):
+    return runs.run(cfg.but(method="original"), dataset, progress=False)
+
+
+@pytest.fixture
+def original(original_run, dataset):
+    """A fresh copy of the trained network."""
+    return original_run.model(dataset)
+
+
+@pytest.fixture(autouse=True)
+def _no_figure_left_open():
+    yield
+    import matplotlib.pyplot as plt
+
+    plt.close("all")

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers import config
+from helpers.config import InputError, Recipe, RunConfig, get_config
+
+RESULTS = Path(__file__).parents[2] / "results"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("rank", 0, "≥ 1"),
+        ("rank", -3, "≥ 1"),
+        ("rank", 2.5, "whole number"),
+        ("rank", True, "whole number"),
+        ("sparsity", 1.0, "[0, 1)"),
+        ("sparsity", -0.1, "[0, 1)"),
+        ("sparsity", float("nan"), "[0, 1)"),
+        ("sparsity", "half", "[0, 1)"),
+        ("forget", -1, "≥ 0"),
+        ("seed", -1, "from 0 to"),
+        ("seed", 2**31, "from 0 to"),
+        ("epochs", 0, "≥ 1"),
+        ("lr", 0.0, "above 0"),
+        ("lr", float("inf"), "above 0"),
+        ("alpha", -1.0, "above 0"),
+        ("dropout", 1.0, "[0, 1)"),
+        ("image_size", 4, "from 8 to 512"),
+        ("train_limit", 1, "≥ 2"),
+        ("mode", "fast", "default, paper"),
+        ("precision", "fp8", "auto, fp32, amp"),
+        ("device", "tpu", "auto, cpu, cuda"),
+        ("on_corrupt", "ignore", "stop, skip"),
+        ("data", "mnist", "digits, cifar10, folder:PATH"),
+        ("tuned", "imagenet", "digits"),
+    ],
+)
+def test_a_value_outside_its_range_is_refused_with_field_value_and_range(field, value, allowed):
+    with pytest.raises(InputError) as caught:
+        get_config("cpu", **{field: value})
+    message = str(caught.value)
+    assert field in message
+    assert repr(value) in message
+    assert allowed in message
+    assert "\n" not in message
+
+
+@given(st.floats(allow_nan=True))
+def test_sparsity_is_accepted_exactly_on_its_interval(value):
+    if 0 <= value < 1:
+        assert RunConfig(sparsity=value, device="cpu").sparsity == value
+    else:
+        with pytest.raises(InputError, match="sparsity"):
+            RunConfig(sparsity=value, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"lr": -1.0}, "lr"),
+        ({"optimizer": "lion"}, "sgd, adam, adamw"),
+        ({"momentum": 1.0}, "momentum"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+        ({"batch_size": 1}, "batch_size"),
+        ({"schedule": "step"}, "constant, cosine"),
+        ({"augment": "mirror"}, "crop[+]flip"),
+        ({"mixup": float("nan")}, "mixup"),
+    ],
+)
+def test_a_recipe_is_validated(change, word):
+    with pytest.raises(InputError, match=word):
+        Recipe(**{"epochs": 1, "lr": 0.1, **change})
+
+
+def test_unknown_preset_and_field_list_the_known_ones():
+    with pytest.raises(InputError, match="smoke, cpu, gpu, paper"):
+        get_config("laptop")
+    with pytest.raises(InputError, match="sparsity, rank"):
+        get_config("cpu", sparcity=0.5)
+    with pytest.raises(InputError, match="sparsity, rank"):
+        get_config("cpu").but(sparcity=0.5)
+
+
+def test_the_environment_chooses_the_preset(monkeypatch):
+    monkeypatch.delenv("HELPERS_PRESET")
+    assert get_config().preset == "cpu"
+    monkeypatch.setenv("HELPERS_PRESET", "smoke")
+    assert get_config().preset == "smoke"
+    assert get_config("cpu").preset == "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_is_refused_where_there_is_none():
+    with pytest.raises(InputError, match="no CUDA device was found"):
+        get_config("cpu", device="cuda")
+    assert get_config("cpu", device="auto").device == "cpu"
+
+
+def test_every_preset_is_valid():
+    for name in config.PRESETS:
+        assert get_config(name).preset == name
+
+
+def test_the_copy_changes_and_the_original_does_not():
+    cfg = get_config("cpu")
+    assert cfg.but(rank=2).rank == 2
+    assert cfg.rank == 8
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        cfg.rank = 3
+
+
+def test_paper_mode_has_the_published_settings():
+    cfg = get_config("cpu", mode="paper")
+    wanted = Recipe(epochs=10, lr=1e-3, optimizer="adam", batch_size=128, schedule="constant")
+    assert cfg.unlearn == wanted
+    assert (cfg.rank, cfg.lora_alpha, cfg.lora_dropout, cfg.sparsity) == (8, 16, 0.1, 0.5)
+    paper = get_config("paper")
+    assert (paper.train.epochs, paper.train.lr, paper.train.schedule) == (200, 0.1, "cosine")
+    vit = get_config("paper", model="vit")
+    assert (vit.train.optimizer, vit.train.weight_decay, vit.train.mixup) == ("adamw", 0.1, 0.2)
+    assert (vit.rank, vit.lora_alpha) == (16, 32)
+
+
+def test_overrides_reach_the_unlearning_recipe_only():
+    cfg = get_config("cpu", epochs=3, lr=0.5)
+    assert (cfg.unlearn.epochs, cfg.unlearn.lr) == (3, 0.5)
+    assert cfg.train == get_config("cpu").train
+
+
+def test_the_tuned_recipes_are_those_of_the_search():
+    record = json.loads((RESULTS / "tuning-digits.json").read_text())
+    best = {name: Recipe(**recipe) for name, recipe in record["best"].items()}
+    assert best.pop("train") == get_config("cpu").train
+    assert best == config.TUNED["digits"]
+    counts = {name: len(trials) for name, trials in record["trials"].items()}
+    assert len(set(counts.values())) == 1, f"unequal numbers of trials: {counts}"
+    assert not set(record["seeds"]) & set(range(get_config("cpu").seeds))
+    assert get_config("cpu").forget not in record["classes"]
+
+
+def test_home_is_found_from_a_subfolder(tmp_path, monkeypatch):
+    monkeypatch.delenv("HELPERS_HOME")
+    (tmp_path / "pyproject.toml").write_text("")
+    (tmp_path / "notebooks" / "solutions").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "notebooks" / "solutions")
+    assert config.home() == tmp_path
+    monkeypatch.setenv("HELPERS_HOME", str(tmp_path / "else"))
+    assert config.home() == tmp_path / "else"
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = (
+        "import sys, helpers, helpers.config, helpers.files, helpers.__main__;"
+        "print(sorted({'torch','numpy','pandas','peft','sklearn','matplotlib'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from helpers import files
+from helpers.files import FileProblem
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"old": 1})
+
+    def fails(part):
+        part.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(FileProblem, match=r"a\.json.*No space left.*HELPERS_HOME"):
+        files.write_atomically(path, fails)
+    assert files.read_json(path) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_full_disk_while_writing_tensors_is_named(tmp_path, monkeypatch):
+    import resource
+    import signal
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # files larger than 4 kB fail
+    try:
+        with pytest.raises(FileProblem, match=r"model\.safetensors"):
+            files.save_tensors(tmp_path / "model.safetensors", {"w": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_read_only_folder_is_named(tmp_path):
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    folder.chmod(0o555)
+    tmp_path.chmod(0o755)
+    root = os.geteuid() == 0
+    if root:  # root may write everywhere: become nobody for a moment
+        os.seteuid(65534)
+    try:
+        with pytest.raises(FileProblem, match="locked"):
+            files.write_json(folder / "run.json", {"a": 1})
+    finally:
+        if root:
+            os.seteuid(0)
+    assert list(folder.iterdir()) == []
+
+
+def test_an_error_of_the_writer_itself_is_not_disguised(tmp_path):
+    with pytest.raises(ValueError, match=r"JSON compliant|Out of range"):
+        files.write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    array=hnp.arrays(
+        st.sampled_from([np.float32, np.float64, np.int64, np.uint8, np.bool_]),
+        hnp.array_shapes(max_dims=4, max_side=5, min_dims=0),
+        elements=st.integers(0, 1),
+    ),
+    metadata=st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+        max_leaves=6,
+    ),
+)
+def test_tensors_and_metadata_come_back_as_they_were(tmp_path, array, metadata):
+    tensor = torch.from_numpy(array.copy())
+    path = files.save_tensors(tmp_path / "t.safetensors", {"x": tensor}, metadata)
+    back, found = files.load_tensors(path)
+    assert torch.equal(back["x"], tensor)
+    assert back["x"].dtype == tensor.dtype
+    assert found == metadata
+
+
+def test_views_of_one_storage_are_saved_apart(tmp_path):
+    whole = torch.arange(6.0)
+    path = files.save_tensors(tmp_path / "t.safetensors", {"a": whole[:3], "b": whole[3:]})
+    back, _ = files.load_tensors(path)
+    assert back["a"].tolist() == [0, 1, 2]
+    assert back["b"].tolist() == [3, 4, 5]
+
+
+@pytest.mark.parametrize("keep", [0, 1, 7, 8, 9, 40, 0.5, 0.99])
+def test_a_truncated_file_is_refused_with_its_name_and_the_remedy(tmp_path, keep):
+    path = files.save_tensors(tmp_path / "t.safetensors", {"x": torch.ones(50)}, {"a": 1})
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    with pytest.raises(FileProblem, match=r"t\.safetensors.*delete it"):
+        files.load_tensors(path)
+
+
+class Bomb:
+    """Unpickling this writes a file."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (self.target,)
+
+
+@pytest.mark.parametrize("write", [pickle.dump, torch.save])
+def test_a_pickle_is_refused_and_not_executed(tmp_path, write):
+    path, mark = tmp_path / "model.safetensors", tmp_path / "executed"
+    with path.open("wb") as file:
+        write(Bomb(str(mark)), file)
+    with pytest.raises(FileProblem, match=r"model\.safetensors"):
+        files.load_tensors(path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", "null", '{"a": 1}', "\x00\xff", '{"identity"' * 3, "[" * 100_000]
+)
+def test_damaged_or_foreign_json_is_refused(tmp_path, text):
+    path = tmp_path / "run.json"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(FileProblem, match=r"run\.json"):
+        files.read_json(path, ("identity",))
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(FileProblem, match="does not exist"):
+        files.read_json(tmp_path / "no.json")
+    with pytest.raises(FileProblem, match="does not exist"):
+        files.load_tensors(tmp_path / "no.safetensors")
