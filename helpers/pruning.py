@@ -35,21 +35,20 @@ def mask_structured(
     Raises:
         InputError: If the sparsity is outside [0, 1).
 
-    Source: arXiv 2411.11907, section 3; ``torch.nn.utils.prune.ln_structured``.
+    Source: arXiv 2411.11907, section 3; ``torch.nn.utils.prune.LnStructured``.
     Lesson: 02_pruning, "The idea".
     """
     check("sparsity", sparsity, 0 <= sparsity < 1, "a share in [0, 1)")
     masks = {}
     for name in names:
-        layer = model.get_submodule(name)
-        filters = layer.weight.shape[0]
-        amount = min(round(sparsity * filters), filters - 1)
-        if amount == 0:
-            masks[name] = torch.ones_like(layer.weight, dtype=torch.bool)
-            continue
-        prune.ln_structured(layer, "weight", amount=amount, n=norm, dim=0)
-        masks[name] = layer.weight_mask.bool()
-        prune.remove(layer, "weight")  # leaves zeros behind; nothing holds them there yet
+        weight = model.get_submodule(name).weight.detach()
+        mask = torch.ones_like(weight)
+        amount = min(round(sparsity * len(weight)), len(weight) - 1)
+        if amount:
+            # only the choice is PyTorch's: prune.remove would reorder the layer's parameters
+            mask = prune.LnStructured(amount, n=norm, dim=0).compute_mask(weight, mask)
+        masks[name] = mask.bool()
+    apply_masks(model, masks)
     return masks
 
 

@@ -140,14 +140,14 @@ def fit(
     """
     if objective is cross_entropy and recipe.mixup:
         objective = mixup(recipe.mixup)
-    loop = _Loop(model, recipe, str(part.images.device), precision)
-    if checkpoint is not None and checkpoint.exists():
-        loop.restore(checkpoint)
     size, n = recipe.batch_size, len(part)
     per_epoch = -(-n // size) - (n % size == 1 and n > 1)
-    bar = _bar(progress, recipe.epochs * per_epoch, loop.fit.steps)
     # the random state that dropout and MixUp use is set anew for every step, then given back
-    with _stop_requested() as stop, torch.random.fork_rng(_cuda_devices(model)), bar:
+    with _stop_requested() as stop, torch.random.fork_rng(_cuda_devices(model)):
+        loop = _Loop(model, recipe, str(part.images.device), precision)
+        if checkpoint is not None and checkpoint.exists():
+            loop.restore(checkpoint)
+        bar = _bar(progress, recipe.epochs * per_epoch, loop.fit.steps)
         for epoch in range(len(loop.fit.history), recipe.epochs):
             loop.start_epoch()
             source = batches(part, size, augment=recipe.augment, seed=(seed, epoch))
@@ -157,10 +157,12 @@ def fit(
                 loop.step(objective, dataset.normalise(images), labels, share, after_step)
                 bar.update()
                 if stop.is_set():
-                    raise Interrupted(loop.leave(checkpoint, bar))
+                    bar.close()
+                    raise Interrupted(loop.leave(checkpoint, bar.total))
             loop.end_epoch(model, dataset, monitor or {})
             if checkpoint is not None and loop.seconds_since_saved() > CHECKPOINT_SECONDS:
                 loop.save(checkpoint)
+        bar.close()
     model.eval()
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
@@ -179,7 +181,8 @@ class _Loop:
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.dtype == torch.float16, init_scale=2.0**16
         )
-        self.fit, self.steps_in_epoch, self.loss_sum = Fit(), 0, 0.0
+        self.fit, self.lr = Fit(), recipe.lr
+        self.steps_in_epoch, self.images, self.loss_sum = 0, 0, 0.0
         self.saved_at = time.monotonic()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -210,7 +213,7 @@ class _Loop:
         if measured:
             self.fit.peak_memory = saved[0] + self._resident_bytes()
         self.loss_sum += loss.detach() * len(labels)  # stays on the device: no wait for the GPU
-        self.images = len(labels) + (self.images if self.steps_in_epoch else 0)
+        self.images += len(labels)
         self.fit.steps += 1
         self.steps_in_epoch += 1
 
@@ -228,7 +231,7 @@ class _Loop:
                 row[name] = float((predict(model, part, dataset).argmax(1) == part.labels.cpu())
                                   .double().mean())  # fmt: skip
         self.fit.history.append(row)
-        self.steps_in_epoch, self.loss_sum = 0, 0.0
+        self.steps_in_epoch, self.images, self.loss_sum = 0, 0, 0.0
 
     def _stop_clock(self) -> None:
         self.fit.seconds += time.perf_counter() - self.started
@@ -242,9 +245,9 @@ class _Loop:
     def seconds_since_saved(self) -> float:
         return time.monotonic() - self.saved_at
 
-    def leave(self, checkpoint: Path | None, bar: Any) -> str:
+    def leave(self, checkpoint: Path | None, total: int) -> str:
         self._stop_clock()
-        where = f"stopped after {self.fit.steps} of {bar.total} steps"
+        where = f"stopped after {self.fit.steps} of {total} steps"
         if checkpoint is None:
             return f"{where}; nothing was kept, because no checkpoint was asked for"
         self.save(checkpoint)
@@ -256,8 +259,8 @@ class _Loop:
             values = {k: v for k, v in state.items() if torch.is_tensor(v)}
             tensors |= {f"optimizer.{index}.{k}": v for k, v in values.items()}
         plain = {
-            "steps_in_epoch": self.steps_in_epoch, "scale": self.scaler.get_scale(),
-            "loss_sum": float(self.loss_sum), "images": self.images if self.steps_in_epoch else 0,
+            "steps_in_epoch": self.steps_in_epoch, "images": self.images, "lr": self.lr,
+            "loss_sum": float(self.loss_sum), "scale": self.scaler.get_scale(),
             "fit": vars(self.fit), "recipe": vars(self.recipe),
         }  # fmt: skip
         files.save_tensors(path, tensors, plain)
@@ -279,7 +282,7 @@ class _Loop:
             self.optimizer.load_state_dict({"state": states, "param_groups": groups})
             self.fit = Fit(**plain["fit"])
             self.steps_in_epoch, self.images = plain["steps_in_epoch"], plain["images"]
-            self.loss_sum = plain["loss_sum"]
+            self.loss_sum, self.lr = plain["loss_sum"], plain["lr"]
             self.scaler = torch.amp.GradScaler(
                 self.device.type, enabled=self.scaler.is_enabled(), init_scale=plain["scale"]
             )

@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers import audit, files, report, runs
+from helpers import audit, files, plots, report, runs
 from helpers.config import InputError, RunConfig
 
 if TYPE_CHECKING:
+    import pandas as pd
     from nbformat import NotebookNode
 
 SERIES = (
@@ -69,22 +70,24 @@ def play(
         say("")
         done = runs.run_all(cfg, progress=False)
     rows = [run.row for run in done]
-    table = report.cells(audit.summary(audit.compare(rows)))
-    say(report.text_table(table) + f"\n\n{report.NOTE}\n")
+    table = audit.compare(rows)
+    say(report.text_table(report.cells(audit.summary(table))) + f"\n\n{report.NOTE}\n")
     if write:
-        here = runs.environment(cfg.device)
-        files.write_json(
-            _results(notebooks) / f"tutorial-{cfg.preset}.json", here | {"costs": costs}
-        )
-        files.write_json(
-            _results(notebooks) / f"comparison-{cfg.preset}.json", here | {"rows": rows}
-        )
-        report.render_readme(notebooks.resolve().parent / "README.md")
+        _keep(cfg, notebooks.resolve().parent, costs, table)
     say(f"Pages: {html}/*.html    Records: {done[0].folder.parent}/*/run.json")
 
 
-def _results(notebooks: Path) -> Path:
-    return notebooks.resolve().parent / "results"
+def _keep(cfg: RunConfig, root: Path, costs: dict[str, Any], table: pd.DataFrame) -> None:
+    """Write the records of a measured series, and what is rendered from them."""
+    here, folder = runs.environment(cfg.device), root / "results"
+    rows = table.drop(columns=["Avg Gap", "ToW"]).to_dict("records")
+    files.write_json(folder / f"tutorial-{cfg.preset}.json", here | {"costs": costs})
+    files.write_json(folder / f"comparison-{cfg.preset}.json", here | {"rows": rows})
+    plots.style()
+    figure = plots.comparison(table)[0].figure
+    picture = folder / f"comparison-{cfg.preset}.png"
+    files.write_atomically(picture, lambda part: figure.savefig(part, format="png", dpi=110))
+    report.render_readme(root / "README.md")
 
 
 def execute(path: Path, preset: str) -> tuple[NotebookNode, dict[str, float]]:

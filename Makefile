@@ -1,0 +1,30 @@
+# Each command sets up what it needs: an environment in .venv, made once and again when the list of
+# versions changes. Without make, the README has the same as plain commands.
+PYTHON ?= python3
+RUN = env -u PYTHONDONTWRITEBYTECODE -u MPLBACKEND .venv/bin/python
+READY = .venv/.ready
+
+.PHONY: tutorial test lab results lint
+.DELETE_ON_ERROR:
+
+tutorial: $(READY)  ## execute notebooks 00 to 05, write HTML and records, print the comparison
+	$(RUN) -m helpers tutorial
+
+test: $(READY)  ## unit, structure and notebook tests
+	$(RUN) -m pytest
+
+lab: $(READY)  ## open JupyterLab on the notebooks
+	env -u PYTHONDONTWRITEBYTECODE -u MPLBACKEND .venv/bin/jupyter lab notebooks/00_start_here.ipynb
+
+results: $(READY)  ## the committed outputs, costs and tables, measured anew
+	$(RUN) -m helpers tutorial --write
+
+lint: $(READY)
+	.venv/bin/ruff check . && .venv/bin/ruff format --check .
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	env -u PYTHONDONTWRITEBYTECODE UV_COMPILE_BYTECODE=1 .venv/bin/python -m uv pip install --python .venv/bin/python -r constraints.txt
+	env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m uv pip install --python .venv/bin/python --no-deps -e .
+	touch $@

@@ -1,0 +1,145 @@
+"""The project as a whole: style, documentation, what belongs together in several files."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+import helpers
+from helpers import report, tutorial
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+MODULES = sorted(m.name for m in pkgutil.iter_modules(helpers.__path__))
+ROOMS = ["files", "config", "data", "models", "training", "pruning", "lora", "unlearning", "audit",
+         "runs", "report", "plots", "exercises", "tutorial", "__main__"]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
+def test_the_linter_finds_nothing(command):
+    done = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_room_imports_a_later_one():
+    assert sorted(ROOMS) == MODULES
+    for place, name in enumerate(ROOMS):
+        tree = ast.parse((ROOT / "helpers" / f"{name}.py").read_text())
+        used = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "helpers":
+                parts = node.module.split(".")
+                used |= {parts[1]} if len(parts) > 1 else {a.name for a in node.names}
+        later = used & set(ROOMS[place:])
+        assert not later, f"{name} imports {later}"
+
+
+def public():
+    for name in MODULES:
+        module = importlib.import_module(f"helpers.{name}")
+        for key, value in vars(module).items():
+            if key.startswith("_") or getattr(value, "__module__", "") != module.__name__:
+                continue
+            if inspect.isfunction(value):
+                yield f"{name}.{key}", value
+            elif inspect.isclass(value):
+                yield f"{name}.{key}", value
+                for method, function in vars(value).items():
+                    if inspect.isfunction(function) and not method.startswith("_"):
+                        yield f"{name}.{key}.{method}", function
+
+
+PUBLIC = dict(public())
+# methods whose one line says all, and exceptions
+SHORT = {"data.ImageSet.where", "data.ImageSet.to", "config.InputError", "files.FileProblem",
+         "training.Interrupted", "tutorial.solutions_path"}  # fmt: skip
+HEADINGS = {
+    name: {line.lstrip("# ").split(" · ")[-1].strip() for cell in nbformat.read(path, 4).cells
+           if cell.cell_type == "markdown" for line in cell.source.splitlines()
+           if line.startswith("#")}
+    for name in tutorial.SERIES for path in [ROOT / "notebooks" / f"{name}.ipynb"]
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_everything_public_is_documented(name):
+    thing = PUBLIC[name]
+    text = inspect.getdoc(thing)
+    assert text, "no docstring"
+    assert text.splitlines()[0].endswith((".", "``"))
+    if name in SHORT or name.endswith(".forward"):
+        return
+    assert "Source:" in text
+    lesson = re.search(r'Lesson: (\w+), "([^"]+)"', text)
+    assert lesson, "no lesson"
+    notebook, section = lesson.groups()
+    assert section in HEADINGS[notebook], f"{notebook} has no section {section!r}"
+    if inspect.isfunction(thing):
+        signature = inspect.signature(thing)
+        named = [p for p in signature.parameters if p not in ("self",)]
+        missing = [p for p in named if not re.search(rf"^ +\*{{0,2}}{p}: ", text, re.MULTILINE)]
+        assert not missing, f"undocumented arguments {missing}"
+        assert signature.return_annotation is not inspect.Signature.empty
+        untyped = [p for p in named
+                   if signature.parameters[p].annotation is inspect.Parameter.empty]  # fmt: skip
+        assert not untyped
+
+
+def test_the_conda_environment_agrees_with_the_package():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, pip, extra = environment["dependencies"]
+    assert python == f"python{PROJECT['project']['requires-python']}"
+    assert pip == "pip"
+    assert extra == {"pip": ["-e .[dev]"]}
+    assert "pytorch" not in environment["channels"], "that channel ended with torch 2.5"
+
+
+def test_the_tested_versions_cover_every_dependency_and_name_no_address():
+    text = (ROOT / "constraints.txt").read_text()
+    assert "://" not in text
+    pinned = {re.split(r"[=;\[ ]", line)[0] for line in text.splitlines() if line[:1].isalnum()}
+    wanted = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["dev"]
+    assert {re.split(r"[>=\[]", d)[0] for d in wanted} <= pinned
+
+
+def test_the_commands_of_the_readme_exist():
+    readme, makefile = ((ROOT / name).read_text() for name in ("README.md", "Makefile"))
+    for target in ("tutorial", "test", "lab"):
+        assert f"make {target}" in readme
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert ".ci/run" in (ROOT / ".github" / "workflows" / "test.yml").read_text()
+    for link in re.findall(r"\]\(([^)#:]+)\)", readme):
+        assert (ROOT / link).exists(), link
+
+
+def test_the_tables_of_the_readme_are_those_of_the_records(tmp_path):
+    copy = tmp_path / "README.md"
+    copy.write_text((ROOT / "README.md").read_text())
+    report.render_readme(copy)
+    assert copy.read_text() == (ROOT / "README.md").read_text()
+
+
+def test_the_committed_comparison_keeps_the_promises():
+    """On digits with the cpu preset, over three seeds."""
+    record = json.loads((ROOT / "results" / "comparison-cpu.json").read_text())
+    rows = {m: [r for r in record["rows"] if r["method"] == m] for m in ("retrain", "prunelora")}
+    mean = {m: {k: sum(r[k] for r in v) / len(v) for k in ("UA", "TA")} for m, v in rows.items()}
+    assert [len(v) for v in rows.values()] == [3, 3]
+    assert mean["retrain"]["TA"] >= 0.98
+    assert mean["prunelora"]["UA"] >= 0.99
+    assert abs(mean["prunelora"]["TA"] - mean["retrain"]["TA"]) <= 0.02
+    assert {"date", "versions", "hardware"} <= set(record)

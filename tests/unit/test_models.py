@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from helpers import models
+from helpers.config import InputError
+
+SHAPES = {
+    "digits_resnet": (10, 1, 8), "resnet20": (10, 3, 32), "resnet18": (10, 3, 32),
+    "resnet50": (10, 3, 32), "vit": (10, 3, 32), "vit_tiny": (10, 1, 8),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=list(models.MODELS))
+def named(request):
+    name = request.param
+    return name, models.build_model(name, *SHAPES[name])
+
+
+def test_every_network_returns_logits_in_evaluation_mode(named):
+    name, model = named
+    _, channels, side = SHAPES[name]
+    assert not model.training
+    with torch.no_grad():
+        assert model(torch.randn(2, channels, side, side)).shape == (2, 10)
+
+
+def test_the_lists_name_layers_and_spare_the_classifier(named):
+    name, model = named
+    layers = models.layers(model)
+    known = dict(model.named_modules())
+    assert isinstance(known[layers.head], nn.Linear)
+    assert known[layers.head].out_features == 10
+    for listed in (layers.prunable, layers.adaptable):
+        assert listed
+        assert len(set(listed)) == len(listed)
+        assert layers.head not in listed
+        assert all(isinstance(known[n], nn.Conv2d | nn.Linear) for n in listed)
+    assert set(layers.adaptable) <= set(layers.prunable)
+    assert not any("shortcut" in n or "downsample" in n for n in layers.adaptable)
+    if not name.startswith("vit"):
+        assert "conv1" in layers.prunable
+        assert "conv1" not in layers.adaptable
+        assert set(layers.norms) == {n for n, m in known.items() if isinstance(m, nn.BatchNorm2d)}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        # conv 3x3 of all blocks + stem, BatchNorm (2 per channel), 1x1 shortcuts, classifier
+        ("resnet20", 267_696 + 1_376 + 2_560 + 192 + 650),
+        # torchvision's 11,689,512 with 10 instead of 1000 classes and a 3x3 instead of a 7x7 stem
+        ("resnet18", 11_689_512 - 990 * 513 - 64 * 3 * (49 - 9)),
+        ("resnet50", 25_557_032 - 990 * 2049 - 64 * 3 * (49 - 9)),
+        # 12 blocks of 4 w^2 + 8 w^2 weights, 9 w biases and 4 w norms; patches, last norm, head
+        ("vit", 12 * (12 * 384**2 + 13 * 384) + 49 * 384 + 2 * 384 + 3850),
+    ],
+)
+def test_parameter_counts_worked_out_by_hand(name, parameters):
+    assert models.count_parameters(models.build_model(name, *SHAPES[name])) == parameters
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet20"])
+def test_networks_for_small_images_keep_their_resolution(name):
+    model = models.build_model(name, *SHAPES[name])
+    seen = {}
+    model.layer1.register_forward_hook(lambda m, x, y: seen.update(first=y.shape[-1]))
+    model.layer3.register_forward_hook(lambda m, x, y: seen.update(third=y.shape[-1]))
+    with torch.no_grad():
+        model(torch.randn(1, 3, 32, 32))
+    assert seen == {"first": 32, "third": 8}
+
+
+def test_attention_equals_that_of_pytorch():
+    torch.manual_seed(0)
+    ours, theirs = models.Attention(24, 3), nn.MultiheadAttention(24, 3, batch_first=True)
+    parts = (ours.query, ours.key, ours.value)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([p.weight for p in parts]))
+        theirs.in_proj_bias.copy_(torch.cat([p.bias for p in parts]))
+        theirs.out_proj.weight.copy_(ours.out.weight)
+        theirs.out_proj.bias.copy_(ours.out.bias)
+    x = torch.randn(2, 5, 24)
+    assert torch.allclose(ours(x), theirs(x, x, x)[0], atol=1e-6)
+
+
+def test_positions_are_sines_and_cosines_of_row_and_column():
+    found = models.sincos_positions(3, 16)
+    assert found.shape == (9, 16)
+    scale = [10_000 ** (-k / 3) for k in range(4)]
+    row, column = 2, 1
+    wanted = [f(v * s) for v in (column, row) for f in (math.sin, math.cos) for s in scale]
+    assert torch.allclose(found[3 * row + column], torch.tensor(wanted), atol=1e-6)
+
+
+def test_the_seed_decides_the_weights_and_nothing_else():
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    one, same, other = (models.build_model("digits_resnet", 10, 1, 8, seed=s) for s in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(one.fc.weight, same.fc.weight)
+    assert not torch.equal(one.fc.weight, other.fc.weight)
+
+
+def test_unknown_names_and_sizes_are_refused():
+    with pytest.raises(InputError, match=r"resnet99.*digits_resnet, resnet20, resnet18"):
+        models.build_model("resnet99", 10, 3, 32)
+    with pytest.raises(InputError, match="a multiple of 4"):
+        models.build_model("vit", 10, 3, 30)
+    with pytest.raises(InputError, match="linear layer"):
+        models.layers(nn.Sequential(nn.Conv2d(1, 1, 1)))
+
+
+def test_max_rank_of_a_layer():
+    assert models.max_rank(nn.Conv2d(2, 64, 3)) == 18
+    assert models.max_rank(nn.Conv2d(64, 16, 3)) == 16
+    assert models.max_rank(nn.Linear(5, 7)) == 5

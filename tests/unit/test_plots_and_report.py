@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+
+from helpers import audit, plots, report, unlearning
+
+
+@pytest.fixture(scope="module")
+def table():
+    rng = np.random.default_rng(0)
+    rows = [
+        {"method": m, "seed": s, **{k: rng.uniform() for k in audit.METRICS}, "seconds": 1.5,
+         "trainable": 1234, "memory_mb": 3.25, "sparsity": 0.5}
+        for m in unlearning.METHODS for s in range(3)
+    ]  # fmt: skip
+    return audit.compare(rows)
+
+
+def test_every_method_has_a_colour_and_a_marker_of_its_own():
+    assert set(plots.COLORS) == set(plots.MARKERS) == set(unlearning.METHODS)
+    assert len(set(plots.COLORS.values())) == len(plots.COLORS)
+    assert len(set(plots.MARKERS.values())) == len(plots.MARKERS)
+
+
+# Viénot, Brettel & Mollon 1999: linear RGB as seen without L cones (protan) and M cones (deutan)
+SEEN = {
+    "protan": [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
+    "deutan": [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]],
+}
+
+
+@pytest.mark.parametrize("kind", SEEN)
+def test_colour_blind_readers_can_tell_the_methods_apart(kind):
+    linear = {m: np.array(to_rgb(c)) ** 2.2 for m, c in plots.COLORS.items()}
+    seen = {m: (np.array(SEEN[kind]) @ c).clip(0, 1) ** (1 / 2.2) for m, c in linear.items()}
+    names = list(seen)
+    distance = {
+        (a, b): np.linalg.norm(seen[a] - seen[b]) for i, a in enumerate(names) for b in names[:i]
+    }
+    assert min(distance.values()) > 0.1, min(distance, key=distance.get)
+
+
+def test_the_comparison_draws_the_numbers_of_the_table(table):
+    axes = plots.comparison(table)
+    assert [ax.get_title() for ax in axes] == ["UA", "UA test", "RA", "TA", "MIA-Eff.", "Avg Gap"]
+    means = table.groupby("method", sort=False)["UA"].mean()
+    drawn = [line.get_xdata() for line in axes[0].get_lines()]
+    assert [float(x[0]) for x in drawn[1::2]] == pytest.approx(means.tolist())
+    assert [len(x) for x in drawn[0::2]] == [3] * 6, "every seed is a dot"
+    band = axes[0].patches[0]
+    oracle = table.loc[table.method == "retrain", "UA"]
+    assert band.get_x() == pytest.approx(oracle.min())
+    assert band.get_x() + band.get_width() == pytest.approx(oracle.max())
+
+
+def test_curves_and_bars_draw_what_they_are_given():
+    frame = pd.DataFrame({"x": [1, 2, 4], "y": [0.1, 0.5, 0.9], "of": ["a"] * 3})
+    ax = plots.curves(frame, "x", "y", "of", labels=("rank", "share"), chance=0.1, log2=True)
+    assert ax.get_lines()[0].get_ydata().tolist() == [0.1, 0.5, 0.9]
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_xscale()) == ("rank", "share", "log")
+    assert any(list(line.get_ydata()) == [0.1, 0.1] for line in ax.get_lines()), "chance"
+    ax = plots.destinations({"retrain": [0.2, 0.8], "lora": [1.0, 0.0]}, ["cat", "dog"])
+    assert sorted(round(p.get_height(), 6) for p in ax.patches if p.get_height()) == [0.2, 0.8, 1.0]
+    rows = [{"layer": n, "sparsity": s} for n, s in (("a", 0.25), ("b", 0.75))]
+    ax = plots.layer_sparsity(rows)
+    assert [p.get_width() for p in ax.patches] == [0.25, 0.75]
+    history = [{"epoch": e, "forget": 0.1 * e, "retain": 0.9} for e in (1, 2)]
+    ax = plots.learning_curves(history, {"forget": "f", "retain": "r"})
+    assert ax.get_lines()[0].get_ydata().tolist() == [0.1, 0.2]
+
+
+def test_every_function_draws_where_it_is_told(dataset):
+    history = [{"epoch": 1, "forget": 0.5}]
+    frame = pd.DataFrame({"x": [1, 2], "y": [0.1, 0.5], "of": ["a"] * 2})
+    calls = {
+        "sample_images": lambda ax: plots.sample_images(dataset, 3, ax),
+        "learning_curves": lambda ax: plots.learning_curves(history, {"forget": "f"}, ax),
+        "layer_sparsity": lambda ax: plots.layer_sparsity([{"layer": "a", "sparsity": 1}], ax),
+        "curves": lambda ax: plots.curves(frame, "x", "y", "of", labels=("x", "y"), ax=ax),
+        "destinations": lambda ax: plots.destinations({"lora": [1.0]}, ["a"], ax),
+        "loss_histogram": lambda ax: plots.loss_histogram({"members": [0.1, 0.2],
+                                                           "forget set": [3.0, 2.0]}, ax),
+    }  # fmt: skip
+    for name, draw in calls.items():
+        ax = plt.subplots()[1]
+        assert draw(ax) is ax, name
+        assert plt.get_fignums() == [ax.figure.number], f"{name} opened another figure"
+        plt.close("all")
+        assert isinstance(draw(None), Axes)
+        plt.close("all")
+
+
+def test_sample_images_shows_one_class_a_row(dataset):
+    picture = plots.sample_images(dataset, per_class=4).get_images()[0].get_array()
+    assert picture.shape == (80, 32)
+    first = (dataset.train.labels == 7).nonzero()[0].item()
+    assert np.array_equal(picture[56:64, :8], dataset.train.images[first, 0].cpu().numpy())
+
+
+def test_cells_show_mean_and_spread_in_per_cent():
+    rows = [{"method": "retrain", "seed": s, "UA": 1.0, "RA": 1.0, "TA": t, "MIA": 1.0,
+             "seconds": 2.0} for s, t in ((0, 0.97), (1, 0.99))]  # fmt: skip
+    heading, row = report.cells(audit.summary(audit.compare(rows)))
+    found = dict(zip(heading, row, strict=True))
+    assert found["method"] == "retrain"
+    assert found["TA %"] == "98.0 ± 1.4"
+    assert found["Avg Gap pp"] == "0.50 ± 0.00"
+    assert found["seeds"] == "2"
+    single = report.cells(audit.summary(audit.compare(rows[:1])))[1]
+    assert "–" in single, "a single oracle has no gap"
+    assert not any("±" in cell or "nan" in cell for cell in single)
+
+
+def test_tables_as_text_and_markdown():
+    rows = [["method", "UA %"], ["original", "1.0"], ["retrain", "100.0"]]
+    assert report.text_table(rows).splitlines() == [
+        "method     UA %", "---------------", "original    1.0", "retrain   100.0",
+    ]  # fmt: skip
+    assert report.markdown_table(rows).splitlines() == [
+        "| method | UA % |", "| --- | ---: |", "| original | 1.0 |", "| retrain | 100.0 |",
+    ]  # fmt: skip

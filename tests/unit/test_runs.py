@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from helpers import files, runs, training, unlearning
+from helpers.files import FileProblem
+from helpers.training import Interrupted
+
+
+@pytest.fixture
+def quick(cfg):
+    return cfg.but(train=dataclasses.replace(cfg.train, epochs=1), epochs=1)
+
+
+def test_a_run_is_done_once_and_read_back_the_same(quick, dataset, home, monkeypatch):
+    first = runs.run(quick, dataset, progress=False)
+    assert not first.from_disk
+    assert sorted(p.name for p in first.folder.iterdir()) == ["model.safetensors", "run.json"]
+    assert first.folder.parent == home / "artifacts" / "smoke"
+    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained again"))
+    again = runs.run(quick, dataset, progress=False)
+    assert again.from_disk
+    assert again.row == first.row
+    assert again.metrics == first.metrics
+
+
+def test_the_record_says_what_was_done(quick, dataset, home):
+    run = runs.run(quick, dataset, progress=False)
+    record = json.loads((run.folder / "run.json").read_text())
+    assert record["config"] == json.loads(json.dumps(dataclasses.asdict(quick)))
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]
+    assert record["hardware"]["threads"] == torch.get_num_threads()
+    assert record["seconds"] > 0
+    assert record["sparsity"] == 0.5
+    assert record["trainable"] < record["parameters"]
+    assert [row["epoch"] for row in record["history"]] == [1]
+    for name in ("UA", "UA_test", "RA", "TA", "MIA"):
+        assert 0 <= run.metrics[name] <= 1
+
+
+def test_the_reloaded_network_gives_the_same_logits(quick, dataset, home, original):
+    outcome = unlearning.unlearn(original, dataset, quick)
+    run = runs._write(quick, dataset, home / "x", outcome)
+    wanted = training.predict(outcome.model, dataset.test, dataset)
+    assert torch.equal(training.predict(run.model(dataset), dataset.test, dataset), wanted)
+
+
+def test_the_same_seed_gives_the_same_numbers(quick, dataset, tmp_path, monkeypatch):
+    found = []
+    for name in "ab":
+        monkeypatch.setenv("HELPERS_HOME", str(tmp_path / name))
+        found.append(runs.run(quick, dataset, progress=False).metrics)
+    for name in ("UA", "UA_test", "RA", "TA", "MIA"):
+        assert found[0][name] == pytest.approx(found[1][name], abs=1e-6)
+
+
+FIELDS = {
+    "forget": 5, "seed": 3, "sparsity": 0.25, "rank": 2, "alpha": 3.0, "dropout": 0.2, "epochs": 7,
+    "lr": 0.7, "mode": "paper", "precision": "fp32", "threads": 2, "model": "vit_tiny",
+}  # fmt: skip
+MATTERS = {
+    "original": {"seed", "precision", "threads", "model"},
+    "retrain": {"seed", "precision", "threads", "model", "forget"},
+    "finetune": set(FIELDS) - {"sparsity", "rank", "alpha", "dropout"},
+    "prune_finetune": set(FIELDS) - {"rank", "alpha", "dropout"},
+    "lora": set(FIELDS) - {"sparsity"},
+    "prunelora": set(FIELDS),
+}
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.sampled_from(list(MATTERS)), st.sets(st.sampled_from(list(FIELDS)), min_size=1))
+def test_the_identity_changes_with_what_matters_and_with_nothing_else(cfg, method, changed):
+    one = cfg.but(method=method)
+    two = one.but(**{name: FIELDS[name] for name in changed})
+    same = runs.identity(one, "x") == runs.identity(two, "x")
+    assert same == (not changed & MATTERS[method])
+    assert runs.identity(one, "x") != runs.identity(one, "y"), "the data matter"
+
+
+def test_one_original_serves_every_class(quick, dataset, home, monkeypatch):
+    three = runs.run(quick.but(method="original"), dataset, progress=False)
+    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained again"))
+    five = runs.run(quick.but(method="original", forget=5), dataset, progress=False)
+    assert five.folder == three.folder
+    assert five.metrics["predicted"] != three.metrics["predicted"]
+    again = runs.run(quick.but(method="original", forget=3), dataset, progress=False)
+    assert again.metrics == three.metrics
+
+
+def test_paper_mode_evaluates_with_the_other_normalisation(quick, dataset, home):
+    default = runs.run(quick.but(method="retrain"), dataset, progress=False)
+    paper = runs.run(quick.but(method="retrain", mode="paper"), dataset, progress=False)
+    assert paper.folder == default.folder, "the same network"
+    assert paper.metrics["RA"] != default.metrics["RA"]
+    assert pytest.approx([1.2215, 1.2212, 1.3015], abs=1e-4) == runs.PAPER_STD.tolist()
+
+
+# ------------------------------------------------------------------------------------------------
+# interruption and damage
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(cfg, dataset, home, monkeypatch, tmp_path):
+    two = cfg.but(epochs=2)
+    runs.run(two.but(method="original"), dataset, progress=False)
+    fit, count = training.fit, []
+
+    def stopped_midway(*args, after_step=None, **kwargs):
+        def step():
+            after_step()
+            count.append(1)
+            if len(count) == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        return fit(*args, after_step=step, **kwargs)
+
+    monkeypatch.setattr(training, "fit", stopped_midway)
+    with pytest.raises(Interrupted, match=r"kept in .*checkpoint"):
+        runs.run(two, dataset, progress=False)
+    folder = runs.folder_of(two, dataset)
+    assert not (folder / "run.json").exists()
+    assert (folder / "checkpoint.safetensors").exists()
+    found = runs.run(two, dataset, progress=False)
+    assert len(count) == found.record["steps"], "no step was done twice"
+    assert sorted(p.name for p in folder.iterdir()) == ["model.safetensors", "run.json"]
+    monkeypatch.setattr(training, "fit", fit)
+    monkeypatch.setenv("HELPERS_HOME", str(tmp_path / "other"))
+    undisturbed = runs.run(two, dataset, progress=False)
+    assert undisturbed.record["weights_sha256"] == found.record["weights_sha256"]
+
+
+def test_a_run_without_its_last_file_is_not_read_as_whole(quick, dataset, home):
+    first = runs.run(quick.but(method="original"), dataset, progress=False)
+    for name in ("run.json", "model.safetensors"):
+        (first.folder / name).unlink()
+        again = runs.run(quick.but(method="original"), dataset, progress=False)
+        assert not again.from_disk
+        assert again.metrics == first.metrics
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: p.write_text(p.read_text()[:50]), r"run\.json.*damaged.*delete"),
+        (lambda p: p.write_text("{}"), r"run\.json.*has no 'identity'"),
+        (lambda p: p.write_text(p.read_text().replace('"seed": 0', '"seed": 4')), "another run"),
+    ],
+)
+def test_a_damaged_record_is_named(quick, dataset, home, damage, message):
+    run = runs.run(quick.but(method="original"), dataset, progress=False)
+    damage(run.folder / "run.json")
+    with pytest.raises(FileProblem, match=message):
+        runs.run(quick.but(method="original"), dataset, progress=False)
+
+
+def test_damaged_or_exchanged_weights_are_named(quick, dataset, home):
+    one = runs.run(quick.but(method="original"), dataset, progress=False)
+    two = runs.run(quick.but(method="retrain"), dataset, progress=False)
+    shutil.copy(two.folder / "model.safetensors", one.folder / "model.safetensors")
+    with pytest.raises(FileProblem, match=r"not the file that this run wrote.*delete the folder"):
+        one.model(dataset)
+    with pytest.raises(FileProblem, match="not the file"):  # a method that would start from it
+        runs.run(quick, dataset, progress=False)
+    path = two.folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(FileProblem, match="not the file"):
+        two.model(dataset)
+
+
+def test_a_folder_that_cannot_be_written_stops_the_run_before_training(
+    quick, dataset, tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HELPERS_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained for nothing"))
+    with pytest.raises(FileProblem, match="HELPERS_HOME"):
+        runs.run(quick.but(method="original"), dataset, progress=False)
+
+
+def test_a_disk_that_fills_up_leaves_no_half_run(quick, dataset, home, monkeypatch):
+    write = files.write_json
+
+    def full(path, content):
+        if path.name == "run.json":
+            raise FileProblem(f"cannot write {path}: No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(files, "write_json", full)
+    with pytest.raises(FileProblem, match="No space"):
+        runs.run(quick.but(method="original"), dataset, progress=False)
+    monkeypatch.setattr(files, "write_json", write)
+    assert not runs.run(quick.but(method="original"), dataset, progress=False).from_disk
+
+
+def test_many_runs_are_checked_before_the_first_is_trained(quick, dataset, home):
+    from helpers.config import InputError
+
+    with pytest.raises(InputError, match="rank"):
+        runs.run_all(quick.but(rank=99), ["original", "prunelora"], [0], dataset, progress=False)
+    assert not home.exists()
+    with pytest.raises(InputError, match="at least one run"):
+        runs.run_all(quick, [], [0], dataset, progress=False)
+    found = runs.run_all(quick, ["original", "retrain"], [0, 1], dataset, progress=False)
+    assert [(r.config.method, r.config.seed) for r in found] == [
+        ("original", 0), ("original", 1), ("retrain", 0), ("retrain", 1)
+    ]  # fmt: skip

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import copy
+import math
+import os
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+from helpers import data, training
+from helpers.config import Recipe
+from helpers.files import FileProblem
+from helpers.training import Interrupted, fit
+
+SHORT = Recipe(epochs=3, lr=0.01, optimizer="adam", batch_size=64, schedule="cosine")
+
+
+def small(seed=0, dropout=0.0):
+    torch.manual_seed(seed)
+    # no bias before BatchNorm: its gradient is rounding noise, which Adam would blow up
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, 2, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Flatten(),
+        nn.Linear(4 * 9, 10),
+    )
+
+
+def on(device, model):
+    return model.to(device)
+
+
+def same(a, b, exact=True):
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) if exact else torch.allclose(x, y, atol=1e-5) for x, y in pairs)
+
+
+def plain_loop(model, part, dataset, recipe, seed):
+    """A second implementation, with PyTorch's own schedules and unfused optimisers."""
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    extra = {"momentum": recipe.momentum} if recipe.optimizer == "sgd" else {}
+    optimizer = kinds[recipe.optimizer](
+        model.parameters(), recipe.lr, weight_decay=recipe.weight_decay, **extra
+    )
+    total = recipe.epochs * -(-len(part) // recipe.batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda k: (1 + math.cos(math.pi * k / total)) / 2 if recipe.schedule == "cosine" else 1,
+    )
+    model.train()
+    for epoch in range(recipe.epochs):
+        for x, y in data.batches(
+            part, recipe.batch_size, augment=recipe.augment, seed=(seed, epoch)
+        ):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(dataset.normalise(x)), y).backward()
+            optimizer.step()
+            schedule.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(
+            epochs=2, lr=0.05, optimizer="sgd", weight_decay=5e-3, batch_size=50, augment="crop"
+        ),
+        Recipe(epochs=2, lr=0.01, optimizer="adam", weight_decay=1e-2, schedule="cosine"),
+        Recipe(epochs=2, lr=0.01, optimizer="adamw", weight_decay=1e-1, schedule="cosine"),
+    ],
+    ids=lambda r: r.optimizer,
+)
+def test_fit_equals_a_plain_loop(cfg, dataset, split, recipe):
+    mine, theirs = (on(cfg.device, small()) for _ in range(2))
+    fit(mine, split.retain, dataset, recipe, seed=3, precision="fp32")
+    plain_loop(theirs, split.retain, dataset, recipe, seed=3)
+    assert same(mine, theirs, exact=False)
+
+
+def test_the_seed_decides_everything(cfg, dataset, split):
+    runs = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(99 + len(runs))  # the global state must not matter
+        model = on(cfg.device, small(dropout=0.3))
+        fit(model, split.retain, dataset, SHORT, seed=seed)
+        runs.append(model)
+    assert same(runs[0], runs[1])
+    assert not same(runs[0], runs[2], exact=False)
+
+
+def test_the_global_random_state_is_given_back(dataset, split, cfg):
+    model = on(cfg.device, small(dropout=0.3))
+    before = torch.get_rng_state()
+    fit(model, split.retain, dataset, SHORT, seed=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class PressStop:
+    """Sends this process an interrupt after some steps."""
+
+    def __init__(self, step):
+        self.left = step
+
+    def __call__(self):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("step", [1, 9, 13, 20], ids=lambda s: f"step{s}")  # 9 steps an epoch
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_stopped_and_resumed_equals_never_stopped(cfg, dataset, split, tmp_path, step, optimizer):
+    recipe = Recipe(epochs=3, lr=0.01, optimizer=optimizer, batch_size=64, schedule="cosine",
+                    augment="crop")  # fmt: skip
+    path, monitor = tmp_path / "checkpoint.safetensors", {"retain": split.validation_retain}
+    whole = on(cfg.device, small(dropout=0.3))
+    wanted = fit(whole, split.retain, dataset, recipe, seed=0, monitor=monitor)
+    model = on(cfg.device, small(dropout=0.3))
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match=rf"stopped after {step} of 27 steps; kept in .*safetens"):
+        fit(model, split.retain, dataset, recipe, seed=0, monitor=monitor, checkpoint=path,
+            after_step=PressStop(step))  # fmt: skip
+    assert signal.getsignal(signal.SIGINT) is handler, "the kernel's own handler is back"
+    again = on(cfg.device, small(seed=5, dropout=0.3))  # other weights: all come from the file
+    found = fit(again, split.retain, dataset, recipe, seed=0, monitor=monitor, checkpoint=path)
+    assert same(again, whole)
+    assert found.steps == wanted.steps == 27
+    for a, b in zip(found.history, wanted.history, strict=True):
+        assert a == pytest.approx(b, rel=1e-6)
+    assert not path.exists(), "a finished run leaves no checkpoint"
+
+
+def test_without_a_checkpoint_it_says_that_nothing_was_kept(cfg, dataset, split):
+    with pytest.raises(Interrupted, match="nothing was kept"):
+        fit(on(cfg.device, small()), split.retain, dataset, SHORT, seed=0, after_step=PressStop(2))
+
+
+def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(cfg, dataset, split, tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(Interrupted):
+        fit(on(cfg.device, small()), split.retain, dataset, SHORT, seed=0, checkpoint=path,
+            after_step=PressStop(2))  # fmt: skip
+    other = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).to(cfg.device)
+    for model, recipe in ((other, SHORT), (small(), Recipe(epochs=9, lr=0.01))):
+        with pytest.raises(FileProblem, match="not a checkpoint of this run"):
+            fit(on(cfg.device, model), split.retain, dataset, recipe, seed=0, checkpoint=path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(FileProblem, match="damaged"):
+        fit(on(cfg.device, small()), split.retain, dataset, SHORT, seed=0, checkpoint=path)
+
+
+def test_a_killed_process_loses_at_most_the_time_between_checkpoints(
+    cfg, dataset, split, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)  # after every epoch
+    path, steps = tmp_path / "checkpoint.safetensors", []
+
+    def dies():
+        steps.append(path.exists())
+        if len(steps) == 20:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        fit(on(cfg.device, small()), split.retain, dataset, SHORT, seed=0, checkpoint=path,
+            after_step=dies)  # fmt: skip
+    assert (steps[8], steps[9]) == (False, True)
+    model, whole = (on(cfg.device, small()) for _ in range(2))
+    left = []
+    fit(model, split.retain, dataset, SHORT, seed=0, checkpoint=path,
+        after_step=lambda: left.append(1))  # fmt: skip
+    fit(whole, split.retain, dataset, SHORT, seed=0)
+    assert len(left) == 9, "two of three epochs were done"
+    assert same(model, whole)
+
+
+def test_history_and_steps(cfg, dataset, split):
+    found = fit(on(cfg.device, small()), split.retain, dataset, SHORT, seed=0,
+                monitor={"forget": split.validation_forget})  # fmt: skip
+    assert [row["epoch"] for row in found.history] == [1, 2, 3]
+    assert found.steps == 3 * math.ceil(len(split.retain) / 64)
+    assert found.history[-1]["loss"] < found.history[0]["loss"]
+    assert found.history[-1]["lr"] < found.history[0]["lr"] < SHORT.lr
+    assert all(0 <= row["forget"] <= 1 for row in found.history)
+    assert found.seconds > 0
+
+
+def test_only_parameters_that_require_a_gradient_move(cfg, dataset, split):
+    model = on(cfg.device, small())
+    model[0].requires_grad_(False)
+    before = copy.deepcopy(model)
+    fit(model, split.retain, dataset, SHORT, seed=0)
+    assert torch.equal(model[0].weight, before[0].weight)
+    assert not torch.equal(model[5].weight, before[5].weight)
+    assert not model.training
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counts the tensors of the CPU")
+def test_peak_memory_of_a_linear_layer_worked_out_by_hand(dataset, split):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    found = fit(model, split.retain, dataset, Recipe(epochs=1, lr=0.1, batch_size=32), seed=0)
+    weights = 4 * 650  # bytes
+    adam = 2 * weights + 2 * 4  # two moments, and a step counter for weight and bias
+    batch = 4 * 32 * 64  # the input is saved for the weight's gradient
+    loss = 4 * 32 * 10 + 8 * 32 + 4  # log-probabilities, labels, the sum of the class weights
+    assert found.peak_memory == weights + weights + adam + batch + loss
+
+
+def test_mixed_precision_trains_too(cfg, dataset, split):
+    full, mixed = (on(cfg.device, small()) for _ in range(2))
+    fit(full, split.retain, dataset, SHORT, seed=0, precision="fp32")
+    found = fit(mixed, split.retain, dataset, SHORT, seed=0, precision="amp")
+    assert mixed[0].weight.dtype == torch.float32
+    assert not same(full, mixed)
+    assert found.history[-1]["loss"] < found.history[0]["loss"]
+
+
+def test_mixup_of_images_with_one_label_is_cross_entropy(cfg, dataset, split):
+    model = on(cfg.device, nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    x = dataset.normalise(split.retain.images[:1]).repeat(8, 1, 1, 1)
+    y = torch.full((8,), 4, device=x.device)
+    assert torch.allclose(
+        training.mixup(0.2)(model, x, y), training.cross_entropy(model, x, y), atol=1e-6
+    )
+    before = copy.deepcopy(model)
+    recipe = Recipe(epochs=1, lr=0.01, mixup=0.2)
+    plain = copy.deepcopy(model)
+    fit(model, split.retain, dataset, recipe, seed=0)
+    fit(plain, split.retain, dataset, Recipe(epochs=1, lr=0.01), seed=0)
+    assert not same(model, before)
+    assert not same(model, plain)
+
+
+def test_prediction_changes_nothing(original, dataset):
+    before = copy.deepcopy(original.state_dict())
+    original.train()
+    logits = training.predict(original, dataset.test, dataset, batch_size=7)
+    assert original.training
+    assert all(torch.equal(a, b) for a, b in zip(original.state_dict().values(), before.values(),
+                                                 strict=True))  # fmt: skip
+    original.eval()
+    with torch.no_grad():
+        wanted = original(dataset.normalise(dataset.test.images)).cpu()
+    assert torch.allclose(logits, wanted, atol=1e-4)
+    assert logits.dtype == torch.float32
+
+
+def test_recalibration_measures_mean_and_variance_of_what_flows(cfg, dataset, split):
+    model = on(cfg.device, small())
+    model[1].running_mean += 5
+    weights = copy.deepcopy(model[0].weight)
+    part = split.retain.where(torch.arange(200, device=cfg.device))
+    training.recalibrate_batchnorm(model, part, dataset)
+    with torch.no_grad():
+        flows = model[0](dataset.normalise(part.images))
+    assert torch.allclose(model[1].running_mean, flows.mean((0, 2, 3)), atol=1e-4)
+    assert torch.allclose(model[1].running_var, flows.var((0, 2, 3)), atol=1e-3)
+    assert model[1].momentum == 0.1
+    assert torch.equal(model[0].weight, weights)

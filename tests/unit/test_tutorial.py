@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import nbformat.v4 as v4
+import pytest
+
+from helpers import exercises, tutorial
+from helpers.config import InputError
+
+
+def lesson(*cells):
+    return v4.new_notebook(cells=list(cells))
+
+
+def test_a_notebook_is_executed_in_its_folder_with_the_preset_and_measured(tmp_path):
+    notebook = lesson(
+        v4.new_code_cell(
+            "import os; print(os.environ['HELPERS_PRESET'], os.path.basename(os.getcwd()))"
+        ),
+        v4.new_code_cell("ballast = bytearray(300_000_000)"),
+    )
+    path = tmp_path / "place" / "x.ipynb"
+    tutorial.save(notebook, path)
+    done, costs = tutorial.execute(path, "smoke")
+    assert done.cells[0].outputs[0].text == "smoke place\n"
+    assert costs["peak_mb"] > 300
+    assert 0 < costs["seconds"] < 120
+
+
+def test_a_failing_cell_and_a_missing_notebook_are_named(tmp_path):
+    path = tmp_path / "x.ipynb"
+    tutorial.save(lesson(v4.new_code_cell("assert 1 == 2, 'sums'")), path)
+    with pytest.raises(InputError, match=r"(?s)x\.ipynb failed.*assert 1 == 2.*sums"):
+        tutorial.execute(path, "smoke")
+    with pytest.raises(InputError, match="does not exist"):
+        tutorial.execute(tmp_path / "y.ipynb", "smoke")
+
+
+def test_normalised_executions_are_the_same_byte_for_byte(tmp_path):
+    source = lesson(
+        v4.new_markdown_cell("# Title"),
+        v4.new_code_cell("from tqdm.auto import tqdm\nfor _ in tqdm(range(3)): pass\n7",
+                         metadata={"tags": ["setup"], "editable": True}),
+        v4.new_code_cell("import sys; print('bar', file=sys.stderr); print('kept')"),
+    )  # fmt: skip
+    path, texts = tmp_path / "x.ipynb", []
+    tutorial.save(source, path)
+    for run in range(2):
+        done, _ = tutorial.execute(path, "smoke")
+        out = tmp_path / f"{run}.ipynb"
+        tutorial.save(tutorial.normalise(done), out)
+        texts.append(out.read_bytes())
+    assert texts[0] == texts[1]
+    first, second = (c for c in done.cells if c.cell_type == "code")
+    assert [o.data["text/plain"] for o in first.outputs if "data" in o] == ["7"]
+    assert first.metadata == {"tags": ["setup"]}
+    assert [o.text for o in second.outputs] == ["kept\n"]
+    assert (first.execution_count, second.execution_count) == (1, 2)
+    assert set(done.metadata) == {"kernelspec", "language_info"}
+
+
+TASK = """### Exercise 1 · Add (easy, 1 minute)
+
+<details><summary>Hint</summary>
+
+Use +.
+
+</details>
+
+<details><summary>Solution</summary>
+
+```python
+answer = base + 2
+```
+
+</details>"""
+
+
+def test_solutions_are_made_from_the_folded_text():
+    notebook = lesson(
+        v4.new_markdown_cell("# 09 · Sums"),
+        v4.new_code_cell("base = 40", metadata={"tags": ["setup"]}),
+        v4.new_code_cell("left = 'out'"),
+        v4.new_markdown_cell(TASK),
+        v4.new_code_cell("answer = ..."),
+        v4.new_code_cell(
+            "exercises.verdict(answer, lambda a: a == 42, 'add')", metadata={"tags": ["check"]}
+        ),
+    )
+    made = tutorial.solutions(notebook)
+    assert [c.source.splitlines()[0] for c in made.cells] == [
+        "# Solutions: 09 · Sums", "base = 40", "### Exercise 1 · Add (easy, 1 minute)",
+        "answer = base + 2", "reply = exercises.verdict(answer, lambda a: a == 42, 'add')",
+    ]  # fmt: skip
+    namespace = {"exercises": exercises}
+    for cell in made.cells:
+        if cell.cell_type == "code":
+            exec(cell.source, namespace)
+    assert namespace["reply"] == exercises.RIGHT
+
+
+def test_pages_take_the_description_of_a_figure_as_its_alternative_text():
+    picture = v4.new_output("display_data", {"image/png": "iVBORw0KGgo="})
+    page = tutorial._page(lesson(
+        v4.new_code_cell("draw()", outputs=[picture]),
+        v4.new_markdown_cell("*Figure: a rising\nline.* It rises."),
+    ))  # fmt: skip
+    assert 'alt="a rising line."' in page
+
+
+def test_verdicts_are_open_right_or_helpful():
+    def is_even(n):
+        return n % 2 == 0
+
+    assert exercises.verdict(..., is_even, "hint") == exercises.verdict(None, is_even, "hint")
+    assert exercises.verdict(..., is_even, "hint") == exercises.OPEN
+    assert exercises.verdict(4, is_even, "hint") == exercises.RIGHT
+    assert (
+        exercises.verdict(3, is_even, "look at the last digit") == "Not yet: look at the last digit"
+    )
+    assert "TypeError" in exercises.verdict("x" * 2 + "y", lambda a: a % 2 == 0, "hint")

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from helpers import models, pruning, runs, training, unlearning
+from helpers.config import InputError
+from helpers.unlearning import METHODS, unlearn
+
+FROM_ORIGINAL = [name for name, m in METHODS.items() if m.start == "original"]
+
+
+@pytest.mark.parametrize("mode", ["default", "paper"])
+@pytest.mark.parametrize("name", FROM_ORIGINAL)
+def test_every_method_leaves_the_original_and_returns_a_plain_network(
+    name, mode, cfg, dataset, original
+):
+    before = copy.deepcopy(original.state_dict())
+    outcome = unlearn(original, dataset, cfg.but(method=name, mode=mode, epochs=1))
+    after = original.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+    assert list(outcome.model.state_dict()) == list(before)
+    assert not outcome.model.training
+    assert outcome.fit.steps == -(-len(dataset.split(3).retain) // 128)
+
+
+@pytest.mark.parametrize("name", FROM_ORIGINAL)
+def test_what_moves_is_what_the_composition_says(name, cfg, dataset, original):
+    layers = models.layers(original)
+    outcome = unlearn(original, dataset, cfg.but(method=name, epochs=1))
+    moved = {
+        n for n, p in outcome.model.named_parameters()
+        if not torch.equal(p, dict(original.named_parameters())[n])
+    }  # fmt: skip
+    frozen = {"conv1", "layer2.0.shortcut.0", "layer3.0.shortcut.0"}
+    pruned = METHODS[name].prune == "mask"
+    if METHODS[name].adapt == "full":
+        assert moved == set(dict(original.named_parameters()))
+        assert outcome.trainable == models.count_parameters(original)
+    else:
+        wanted = {f"{n}.weight" for n in (*layers.adaptable, layers.head, *layers.norms)}
+        wanted |= {f"{n}.bias" for n in (layers.head, *layers.norms)}
+        wanted |= {f"{n}.weight" for n in frozen} if pruned else set()  # set to zero, not trained
+        assert moved == wanted
+        assert outcome.trainable < models.count_parameters(original)
+    assert pruning.sparsity(outcome.model, layers.prunable) == (0.5 if pruned else 0.0)
+
+
+@pytest.mark.parametrize("name", [m for m in METHODS if METHODS[m].data == "retain"])
+def test_no_method_ever_trains_on_the_forgotten_class(name, cfg, dataset, original, monkeypatch):
+    seen = set()
+
+    def spy(model, images, labels):
+        seen.update(labels.tolist())
+        return training.cross_entropy(model, images, labels)
+
+    monkeypatch.setitem(unlearning.OBJECTIVES, "cross_entropy", spy)
+    short = cfg.but(method=name, epochs=1)
+    unlearn(original, dataset, short)
+    assert seen == set(range(10)) - {cfg.forget}
+
+
+def test_the_mask_is_chosen_without_the_forget_set(cfg, dataset, original):
+    """Other images of the forgotten class, the same network: they are never looked at."""
+    import dataclasses
+
+    split = dataset.split(cfg.forget)
+    noise = dataset.train.images.clone()
+    mine = dataset.train.labels == cfg.forget
+    noise[mine] = torch.randint_like(noise[mine], 0, 256)
+    other = dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, images=noise))
+    one, two = (unlearn(original, d, cfg.but(epochs=1)).model for d in (dataset, other))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert len(split.forget) == int(mine.sum())
+
+
+def test_paper_mode_lets_the_zeros_grow_back(cfg, dataset, original):
+    names = models.layers(original).prunable
+    held = unlearn(original, dataset, cfg.but(mode="default"))
+    published = unlearn(original, dataset, cfg.but(mode="paper", lr=0.01))
+    assert pruning.sparsity(held.model, names) == 0.5
+    assert held.masks
+    assert pruning.sparsity(published.model, names) < 0.45
+    assert not published.masks
+
+
+def test_paper_mode_prunes_and_adapts_what_the_published_code_does(cfg, dataset):
+    model = unlearning.new_model(cfg.but(model="vit_tiny"), dataset)
+    layers = models.layers(model)
+    assert layers.paper_prunable == layers.paper_adaptable == ("blocks.1.attention.out", "head")
+    vit = cfg.but(model="vit_tiny", mode="paper", epochs=1, rank=4)
+    moved = unlearn(model, dataset, vit.but(sparsity=0.0)).model
+    changed = {
+        n for n, p in moved.named_parameters()
+        if not torch.equal(p, dict(model.named_parameters())[n])
+    }  # fmt: skip
+    assert changed == {"blocks.1.attention.out.weight", "head.weight"}
+    pruned = unlearn(model, dataset, vit.but(method="prune_finetune", lr=1e-9)).model
+    assert int((pruned.head.weight.abs() < 1e-6).all(1).sum()) == 5, "half of the class rows"
+
+
+def test_mixed_up_input_is_refused_before_training(cfg, dataset):
+    with pytest.raises(InputError, match=r"method = 'erase'.*original, retrain, finetune"):
+        unlearning.validate(cfg.but(method="erase"), dataset)
+    with pytest.raises(InputError, match=r"model = 'alexnet'.*digits_resnet"):
+        unlearning.validate(cfg.but(model="alexnet"), dataset)
+    with pytest.raises(InputError, match=r"forget = 11"):
+        unlearning.validate(cfg.but(forget=11), dataset)
+    with pytest.raises(InputError, match=r"rank = 17 .*from 1 to 16"):
+        unlearning.validate(cfg.but(rank=17), dataset)
+    unlearning.validate(cfg.but(rank=17, method="finetune"), dataset)  # no adapters, no rank
+    with pytest.raises(InputError, match="finetune starts from a network"):
+        unlearn(None, dataset, cfg.but(method="finetune"))
+
+
+def test_forgetting_works(cfg, dataset, original_run):
+    """The point of it all, on reduced data: the class is gone, the others stay."""
+    assert original_run.metrics["UA"] < 0.1
+    for name in FROM_ORIGINAL:
+        found = runs.run(cfg.but(method=name), dataset, progress=False)
+        assert found.metrics["UA"] > 0.9, name
+        assert found.metrics["TA"] > 0.9, name
