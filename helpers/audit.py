@@ -6,7 +6,7 @@ without the class) is better, not higher.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -148,6 +148,28 @@ def label_histogram(logits: Tensor) -> Tensor:
     """
     check("logits", tuple(logits.shape), logits.ndim == 2 and len(logits) > 0, "(N, C), N ≥ 1")
     return torch.bincount(logits.argmax(1), minlength=logits.shape[1]).double() / len(logits)
+
+
+def total_variation(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return the total variation distance of two distributions over the same classes.
+
+    Args:
+        one: (C,) shares that sum to 1.
+        other: (C,) shares that sum to 1.
+
+    Returns:
+        Half the sum of the absolute differences: 0 for the same, 1 for disjoint ones.
+
+    Raises:
+        InputError: If the sizes differ or one is no distribution.
+
+    Source: the usual definition; used for label histograms by the Unlearning Comparator.
+    Lesson: 04_class_unlearning, "Where the forgotten class goes".
+    """
+    sums = sum(one), sum(other)
+    ok = len(one) == len(other) and max(abs(total - 1) for total in sums) < 1e-6
+    check("distributions", [len(one), len(other), *sums], ok, "equal sizes, each summing to 1")
+    return sum(abs(a - b) for a, b in zip(one, other, strict=True)) / 2
 
 
 def evaluate(model: nn.Module, dataset: Dataset, forgotten: int, seed: int = 0) -> dict[str, Any]:

@@ -225,7 +225,7 @@ class RunConfig:
     on_corrupt: str = "stop"
     train: Recipe = _DIGITS
     tuned: str = "digits"
-    seeds: int = 3
+    seeds: int = 5
 
     def __post_init__(self) -> None:
         """Validate and resolve the device; raises InputError."""

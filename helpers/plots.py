@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from helpers.report import COLUMNS
 
@@ -63,16 +63,17 @@ def sample_images(dataset: Dataset, per_class: int = 10, ax: Axes | None = None)
     Lesson: 00_start_here, "The data".
     """
     ax = _axes(ax, (6, 0.42 * len(dataset.classes) + 0.4))
-    rows = []
-    for label in range(len(dataset.classes)):
-        chosen = (dataset.train.labels == label).nonzero().flatten()[:per_class]
+    shape = dataset.train.images.shape[1:]
+    side = shape[-1] + 1  # a line between the images
+    picture = np.full((len(dataset.classes) * side, per_class * side, shape[0]), 255, np.uint8)
+    for row in range(len(dataset.classes)):
+        chosen = (dataset.train.labels == row).nonzero().flatten()[:per_class]
         images = dataset.train.images[chosen].cpu().permute(0, 2, 3, 1).numpy()
-        blank = np.full((per_class - len(images), *images.shape[1:]), 255, np.uint8)
-        rows.append(np.concatenate([*images, *blank], axis=1))
-    side = dataset.train.images.shape[-1]
-    picture = np.concatenate(rows)
-    ax.imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray")
-    ax.set_yticks([side * (i + 0.5) for i in range(len(rows))], dataset.classes)
+        for column, image in enumerate(images):
+            top, left = row * side, column * side
+            picture[top : top + side - 1, left : left + side - 1] = image
+    ax.imshow(picture.squeeze(-1) if shape[0] == 1 else picture, cmap="gray", vmin=0, vmax=255)
+    ax.set_yticks([side * (i + 0.5) for i in range(len(dataset.classes))], dataset.classes)
     ax.set(xticks=[], ylabel="class", title=f"{dataset.name}: {per_class} images of each class")
     ax.grid(False)
     return ax
@@ -101,6 +102,7 @@ def learning_curves(
         color = FORGET if "forget" in column else ORACLE
         ax.plot(frame["epoch"], frame[column], dashes[i % 4], color=color, label=label)
     ax.set(xlabel="epoch", ylabel="accuracy", ylim=(-0.02, 1.02))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.legend()
     return ax
@@ -232,7 +234,8 @@ def comparison(
 ) -> np.ndarray:
     """Draw the comparison table as a picture: one panel a metric, one line a method.
 
-    Every seed is a small dot, the mean a marker; the band spans the retrained networks.
+    Every seed is a small dot, the mean a marker; the band spans the retrained networks. Where the
+    original is far from all others it would hide their differences: it is then written at the edge.
 
     Args:
         table: From :func:`helpers.audit.compare`.
@@ -250,19 +253,37 @@ def comparison(
     size = (3.1 * across, 0.36 * len(methods) * down + 0.9 * down)
     _, grid = plt.subplots(down, across, figsize=size, sharey=True, squeeze=False)
     for ax, metric in zip(grid.flat, metrics, strict=False):
-        oracle = table.loc[table["method"] == "retrain", metric]
-        if metric != "Avg Gap":
-            width = max(oracle.max() - oracle.min(), 1e-3)
-            middle = (oracle.max() + oracle.min()) / 2
-            ax.axvspan(middle - width / 2, middle + width / 2, color=ORACLE, alpha=0.25, lw=0)
-        for place, name in enumerate(methods):
-            values = table.loc[table["method"] == name, metric]
-            ax.plot(values, [place] * len(values), ".", color=COLORS[name], alpha=0.5)
-            ax.plot(values.mean(), place, MARKERS[name], color=COLORS[name])
+        values = {name: table.loc[table["method"] == name, metric].dropna() for name in methods}
+        _panel(ax, values, band=metric != "Avg Gap")
         ax.set_yticks(range(len(methods)), methods)
         ax.set(title=COLUMNS[metric][0].removesuffix(" %").removesuffix(" pp"))
         ax.xaxis.set_major_formatter(PercentFormatter(1))
+        ax.xaxis.set_major_locator(MaxNLocator(4))
     grid[0, 0].invert_yaxis()
     for ax in grid.flat[len(metrics) :]:
         ax.remove()
     return grid.flatten()[: len(metrics)]
+
+
+def _panel(ax: Axes, values: Mapping[str, pd.Series], band: bool) -> None:
+    others = pd.concat([v for name, v in values.items() if name != "original"])
+    low, high = others.min(), others.max()
+    margin = max(0.12 * (high - low), 0.002)
+    if band and len(values.get("retrain", ())):
+        oracle = values["retrain"]
+        ends = oracle.min(), oracle.max()
+        ends = ends if ends[1] > ends[0] else (ends[0] - margin / 8, ends[1] + margin / 8)
+        ax.axvspan(*ends, color=ORACLE, alpha=0.25, lw=0)
+    for place, (name, seeds) in enumerate(values.items()):
+        mean = seeds.mean()
+        away = mean < low - 4 * (high - low + margin) or mean > high + 4 * (high - low + margin)
+        if name == "original" and away:
+            left = mean < low
+            text = f"◂ {mean:.1%}" if left else f"{mean:.1%} ▸"
+            edge, side = (0.02, "left") if left else (0.98, "right")
+            ax.text(edge, place, text, transform=ax.get_yaxis_transform(), ha=side, va="center")
+            continue
+        ax.plot(seeds, [place] * len(seeds), ".", color=COLORS[name], alpha=0.5)
+        ax.plot(mean, place, MARKERS[name], color=COLORS[name])
+        low, high = min(low, seeds.min()), max(high, seeds.max())
+    ax.set_xlim(low - margin, high + margin)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
 import signal
 import threading
 import time
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from helpers import files
-from helpers.config import Recipe
+from helpers.config import InputError, Recipe
 from helpers.data import Dataset, ImageSet, batches
 
 log = logging.getLogger(__name__)
@@ -134,6 +135,7 @@ def fit(
     Raises:
         Interrupted: After Ctrl-C or the kernel's stop button.
         FileProblem: If a checkpoint cannot be read or written.
+        InputError: If training diverges to a loss that is not finite.
 
     Source: this project; mixed precision as in the PyTorch AMP recipe.
     Lesson: 01_baseline_training, "Train".
@@ -152,7 +154,7 @@ def fit(
             loop.start_epoch()
             source = batches(part, size, augment=recipe.augment, seed=(seed, epoch))
             for images, labels in itertools.islice(source, loop.steps_in_epoch, None):
-                torch.manual_seed(seed * 1_000_003 + loop.fit.steps)
+                loop.seed(seed * 1_000_003 + loop.fit.steps)
                 share = loop.fit.steps / (recipe.epochs * per_epoch)
                 loop.step(objective, dataset.normalise(images), labels, share, after_step)
                 bar.update()
@@ -186,6 +188,12 @@ class _Loop:
         self.saved_at = time.monotonic()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
+
+    def seed(self, value: int) -> None:
+        # not torch.manual_seed: where CUDA is not in use it formats the call stack every time
+        torch.default_generator.manual_seed(value)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(value)
 
     def start_epoch(self) -> None:
         self.model.train()
@@ -221,6 +229,11 @@ class _Loop:
         self, model: nn.Module, dataset: Dataset, monitor: Mapping[str, ImageSet]
     ) -> None:
         loss = float(self.loss_sum) / self.images  # waits for the GPU
+        if not math.isfinite(loss):
+            raise InputError(
+                f"training diverged: the loss of epoch {len(self.fit.history) + 1} is {loss}; use "
+                f"a smaller learning rate than lr = {self.recipe.lr}"
+            )
         self._stop_clock()
         if self.device.type == "cuda":
             self.fit.peak_memory = torch.cuda.max_memory_allocated(self.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import itertools
 import os
 import re
@@ -34,14 +35,14 @@ _SOLUTION = re.compile(r"<summary>Solution</summary>\s*```python\n(.*?)```", re.
 
 
 def play(
-    cfg: RunConfig, notebooks: Path, html: Path, write: bool, say: Callable[[str], object]
+    cfg: RunConfig, notebooks: Path, pages: Path, write: bool, say: Callable[[str], object]
 ) -> None:
     """Execute the series in order, write the pages, and say what came out.
 
     Args:
         cfg: Gives the preset, the same for all notebooks.
         notebooks: Folder of the notebooks.
-        html: Folder for the pages.
+        pages: Folder for the HTML pages.
         write: Also write the outputs into the notebooks, and the measured costs and the comparison
             into ``results/`` and the README. Everything is then trained anew, in an empty folder,
             so that the costs are those of a first run.
@@ -61,7 +62,7 @@ def play(
             path = notebooks / f"{name}.ipynb"
             notebook, costs[name] = execute(path, cfg.preset)
             files.write_atomically(
-                html / f"{name}.html", lambda part, nb=notebook: part.write_text(_page(nb))
+                pages / f"{name}.html", lambda part, nb=notebook: part.write_text(_page(nb))
             )
             say(f"{name}: {costs[name]['seconds']:.0f} s, {costs[name]['peak_mb']:.0f} MB")
             if write:
@@ -74,7 +75,7 @@ def play(
     say(report.text_table(report.cells(audit.summary(table))) + f"\n\n{report.NOTE}\n")
     if write:
         _keep(cfg, notebooks.resolve().parent, costs, table)
-    say(f"Pages: {html}/*.html    Records: {done[0].folder.parent}/*/run.json")
+    say(f"Pages: {pages}/*.html    Records: {done[0].folder.parent}/*/run.json")
 
 
 def _keep(cfg: RunConfig, root: Path, costs: dict[str, Any], table: pd.DataFrame) -> None:
@@ -169,7 +170,12 @@ def _page(notebook: NotebookNode) -> str:
     notebook = copy.deepcopy(notebook)
     for cell, below in itertools.pairwise(notebook.cells):
         if below.source.startswith("*Figure: "):
-            cell.metadata["alt"] = " ".join(below.source.split("*")[1].split())
+            description = below.source.removeprefix("*Figure: ").split("*")[0]
+            words = html.escape(" ".join(description.split()))
+            for output in cell.outputs:
+                if png := output.get("data", {}).get("image/png"):
+                    image = f'<img alt="{words}" src="data:image/png;base64,{png.strip()}">'
+                    output.data = {"text/html": image}
     return HTMLExporter(template_name="lab").from_notebook_node(notebook)[0]
 
 

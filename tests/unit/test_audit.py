@@ -145,6 +145,15 @@ def test_the_gaps_of_the_paper_are_found_again():
     assert 100 * audit.average_gap(finetune, retrain) == pytest.approx(3.48, abs=0.01)
 
 
+def test_total_variation_worked_out_by_hand():
+    assert audit.total_variation([0.5, 0.5, 0], [0, 0.5, 0.5]) == 0.5
+    assert audit.total_variation([1, 0], [0, 1]) == 1
+    assert audit.total_variation([0.3, 0.7], [0.3, 0.7]) == 0
+    for one, other in (([1.0], [0.5, 0.5]), ([0.5, 0.4], [0.5, 0.5])):
+        with pytest.raises(InputError, match="equal sizes"):
+            audit.total_variation(one, other)
+
+
 def row(method, seed, ua, ta=0.9):
     return {"method": method, "seed": seed, "UA": ua, "RA": 1.0, "TA": ta, "MIA": 1.0}
 

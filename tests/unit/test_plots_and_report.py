@@ -58,6 +58,16 @@ def test_the_comparison_draws_the_numbers_of_the_table(table):
     assert band.get_x() + band.get_width() == pytest.approx(oracle.max())
 
 
+def test_an_original_far_away_is_written_at_the_edge(table):
+    far = table.copy()
+    far.loc[far.method != "original", "TA"] = 0.98 + 0.01 * far["seed"]
+    far.loc[far.method == "original", "TA"] = 0.1
+    (ax,) = plots.comparison(far, ["TA"])
+    assert [t.get_text() for t in ax.texts] == ["◂ 10.0%"]
+    low, high = ax.get_xlim()
+    assert 0.97 < low < 0.98 < 1.0 < high < 1.01
+
+
 def test_curves_and_bars_draw_what_they_are_given():
     frame = pd.DataFrame({"x": [1, 2, 4], "y": [0.1, 0.5, 0.9], "of": ["a"] * 3})
     ax = plots.curves(frame, "x", "y", "of", labels=("rank", "share"), chance=0.1, log2=True)
@@ -97,9 +107,9 @@ def test_every_function_draws_where_it_is_told(dataset):
 
 def test_sample_images_shows_one_class_a_row(dataset):
     picture = plots.sample_images(dataset, per_class=4).get_images()[0].get_array()
-    assert picture.shape == (80, 32)
+    assert picture.shape == (90, 36), "8 pixels and a line each"
     first = (dataset.train.labels == 7).nonzero()[0].item()
-    assert np.array_equal(picture[56:64, :8], dataset.train.images[first, 0].cpu().numpy())
+    assert np.array_equal(picture[63:71, :8], dataset.train.images[first, 0].cpu().numpy())
 
 
 def test_cells_show_mean_and_spread_in_per_cent():

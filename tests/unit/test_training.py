@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from helpers import data, training
-from helpers.config import Recipe
+from helpers.config import InputError, Recipe
 from helpers.files import FileProblem
 from helpers.training import Interrupted, fit
 
@@ -175,6 +175,13 @@ def test_a_killed_process_loses_at_most_the_time_between_checkpoints(
     fit(whole, split.retain, dataset, SHORT, seed=0)
     assert len(left) == 9, "two of three epochs were done"
     assert same(model, whole)
+
+
+def test_a_diverging_training_is_stopped_with_the_remedy(cfg, dataset, split):
+    recipe = Recipe(epochs=50, lr=1e38, optimizer="sgd")
+    model = on(cfg.device, nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    with pytest.raises(InputError, match=r"diverged.*smaller learning rate than lr = 1e\+38"):
+        fit(model, split.retain, dataset, recipe, seed=0)
 
 
 def test_history_and_steps(cfg, dataset, split):
