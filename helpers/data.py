@@ -55,6 +55,11 @@ class ImageSet:
         """Return the images that a (N,) bool mask or an int64 index chooses."""
         return ImageSet(self.images[chosen], self.labels[chosen])
 
+    def sample(self, most: int, seed: int = 0) -> ImageSet:
+        """Return at most so many of the images, chosen at random by a seed."""
+        chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:most]
+        return self.where(chosen.to(self.labels.device))
+
     def to(self, device: str) -> ImageSet:
         """Return the same images on a device."""
         return ImageSet(self.images.to(device), self.labels.to(device))

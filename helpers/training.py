@@ -416,8 +416,7 @@ def recalibrate_batchnorm(
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
         norm.train()
-    order = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))[:limit]
-    for images, _ in batches(part.where(order.to(part.labels.device)), 256):
+    for images, _ in batches(part.sample(limit, seed), 256):
         if len(images) > 1:
             model(dataset.normalise(images))
     for norm, momentum in zip(norms, momenta, strict=True):

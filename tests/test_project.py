@@ -64,8 +64,15 @@ def public():
 
 PUBLIC = dict(public())
 # methods whose one line says all, and exceptions
-SHORT = {"data.ImageSet.where", "data.ImageSet.to", "config.InputError", "files.FileProblem",
-         "training.Interrupted", "tutorial.solutions_path"}  # fmt: skip
+SHORT = {
+    "data.ImageSet.where",
+    "data.ImageSet.sample",
+    "data.ImageSet.to",
+    "config.InputError",
+    "files.FileProblem",
+    "training.Interrupted",
+    "tutorial.solutions_path",
+}
 HEADINGS = {
     name: {line.lstrip("# ").split(" · ")[-1].strip() for cell in nbformat.read(path, 4).cells
            if cell.cell_type == "markdown" for line in cell.source.splitlines()

@@ -110,6 +110,16 @@ def numbered(n, side=4):
     return ImageSet(images.contiguous(), torch.arange(n))
 
 
+def test_a_sample_is_random_seeded_and_never_larger_than_the_set():
+    part = numbered(20)
+    one, same, other = (part.sample(5, seed) for seed in (0, 0, 1))
+    assert len(set(one.labels.tolist())) == 5
+    assert torch.equal(one.labels, same.labels)
+    assert not torch.equal(one.labels, other.labels)
+    assert torch.equal(one.images[:, 0, 0, 0].long(), one.labels)
+    assert sorted(part.sample(99).labels.tolist()) == list(range(20))
+
+
 def test_an_epoch_has_every_image_once_in_an_order_of_its_own():
     part = numbered(50)
     epochs = [torch.cat([y for _, y in data.batches(part, 8, seed=(0, e))]) for e in (0, 0, 1)]
