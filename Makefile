@@ -3,6 +3,7 @@
 PYTHON ?= python3
 RUN = env -u PYTHONDONTWRITEBYTECODE -u MPLBACKEND .venv/bin/python
 READY = .venv/.ready
+AS_ROOT = $(shell test "$$(id -u)" != 0 || echo --allow-root)  # as in a container
 
 .PHONY: tutorial test lab results lint
 .DELETE_ON_ERROR:
@@ -14,7 +15,7 @@ test: $(READY)  ## unit, structure and notebook tests
 	$(RUN) -m pytest
 
 lab: $(READY)  ## open JupyterLab on the notebooks
-	env -u PYTHONDONTWRITEBYTECODE -u MPLBACKEND .venv/bin/jupyter lab notebooks/00_start_here.ipynb
+	env -u PYTHONDONTWRITEBYTECODE -u MPLBACKEND .venv/bin/jupyter lab $(AS_ROOT) notebooks/00_start_here.ipynb
 
 results: $(READY)  ## the committed outputs, costs and tables, measured anew
 	$(RUN) -m helpers tutorial --write

@@ -246,9 +246,9 @@ def tow(metrics: Mapping[str, float], oracle: Mapping[str, float]) -> float:
 def compare(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Set every run beside the retrained networks.
 
-    The oracle of a run is the mean over all retrained networks among the rows; for a retrained
-    network, over the others, so that its gap shows how far two oracles are apart (NaN if it is the
-    only one).
+    The oracle of a run is the mean over the networks retrained with other seeds, so that the gap of
+    a retrained network, measured by the same yardstick, shows how far two oracles are apart. With
+    one retrained network alone that one is the oracle, and has itself no gap (NaN).
 
     Args:
         rows: One mapping a run, with ``method``, ``seed`` and the metrics.
@@ -259,7 +259,7 @@ def compare(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     Raises:
         InputError: If no run is a retrained one.
 
-    Source: Unlearn-Sparse (arXiv 2304.04934); the leave-one-out band is this project's.
+    Source: Unlearn-Sparse (arXiv 2304.04934); leaving the own seed out is this project's.
     Lesson: 05_evaluation, "The comparison".
     """
     import pandas as pd
@@ -268,7 +268,8 @@ def compare(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     retrained = [row for row in rows if row["method"] == "retrain"]
     check("methods", sorted({r["method"] for r in rows}), bool(retrained), "one must be retrain")
     for row in rows:
-        others = [r for r in retrained if r is not row]
+        others = [r for r in retrained if r["seed"] != row["seed"]]
+        others = others or [r for r in retrained if r is not row]
         if others:
             oracle = {m: sum(r[m] for r in others) / len(others) for m in GAP_METRICS}
             row["Avg Gap"], row["ToW"] = average_gap(row, oracle), tow(row, oracle)

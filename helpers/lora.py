@@ -84,8 +84,8 @@ def attach(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets,
         modules_to_save=train_in_full or None,
     )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(seed)
         adapted = get_peft_model(copy.deepcopy(model), config)
     made = {name.removeprefix("base_model.model.") for name, _ in adapters(adapted)}
     if made != set(targets):  # peft matches names by their end; make sure that it meant ours

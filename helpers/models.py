@@ -222,8 +222,8 @@ def build_model(
     Lesson: 01_baseline_training, "The network".
     """
     choose("model", name, MODELS)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(seed)
         model = MODELS[name](
             num_classes=num_classes, in_channels=in_channels, image_size=image_size
         )
@@ -240,7 +240,9 @@ class Layers:
         adaptable: Layers that get a LoRA adapter.
         norms: BatchNorm layers, whose state belongs to an adapter.
         paper_prunable: What the published code prunes.
-        paper_adaptable: What the published code adapts.
+        paper_adaptable: What the published code adapts. The transformer's attention output is among
+            them; there the published adapter had no effect, because ``nn.MultiheadAttention`` never
+            called it, and here it has one.
 
     Source: arXiv 2411.11907 and its code for the last two.
     Lesson: 03_lora_adaptation, "Which layers".

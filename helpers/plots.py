@@ -256,8 +256,8 @@ def comparison(
         values = {name: table.loc[table["method"] == name, metric].dropna() for name in methods}
         _panel(ax, values, band=metric != "Avg Gap")
         ax.set_yticks(range(len(methods)), methods)
-        ax.set(title=COLUMNS[metric][0].removesuffix(" %").removesuffix(" pp"))
-        ax.xaxis.set_major_formatter(PercentFormatter(1))
+        ax.set(title=COLUMNS[metric][0])
+        ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")
         ax.xaxis.set_major_locator(MaxNLocator(4))
     grid[0, 0].invert_yaxis()
     for ax in grid.flat[len(metrics) :]:
@@ -271,15 +271,13 @@ def _panel(ax: Axes, values: Mapping[str, pd.Series], band: bool) -> None:
     margin = max(0.12 * (high - low), 0.002)
     if band and len(values.get("retrain", ())):
         oracle = values["retrain"]
-        ends = oracle.min(), oracle.max()
-        ends = ends if ends[1] > ends[0] else (ends[0] - margin / 8, ends[1] + margin / 8)
-        ax.axvspan(*ends, color=ORACLE, alpha=0.25, lw=0)
+        ax.axvspan(oracle.min(), oracle.max(), color=ORACLE, alpha=0.25, lw=2)  # a line if equal
     for place, (name, seeds) in enumerate(values.items()):
         mean = seeds.mean()
         away = mean < low - 4 * (high - low + margin) or mean > high + 4 * (high - low + margin)
         if name == "original" and away:
             left = mean < low
-            text = f"◂ {mean:.1%}" if left else f"{mean:.1%} ▸"
+            text = f"◂ {100 * mean:.1f}" if left else f"{100 * mean:.1f} ▸"
             edge, side = (0.02, "left") if left else (0.98, "right")
             ax.text(edge, place, text, transform=ax.get_yaxis_transform(), ha=side, va="center")
             continue

@@ -34,8 +34,9 @@ NOTE = (
     "UA, UA test: 1 - accuracy on training and test images of the forgotten class; RA, TA: "
     "accuracy on the other classes, training and test images; MIA-Eff.: share of the forget set "
     "that a membership attack calls unseen. Closer to retrain is better, not higher. Avg Gap "
-    "(percentage points) and ToW compare with the mean of the retrained networks; retrain itself "
-    "with the others of its kind. Memory: peak of the training stage. Sparsity: zeros among the "
+    "(percentage points) and ToW compare with the mean of the networks retrained with other seeds. "
+    "Seconds and memory are those of the training stage alone; original and retrain have a recipe "
+    "of their own, so compare these two columns among the four methods. Sparsity: zeros among the "
     "convolutions' weights."
 )
 

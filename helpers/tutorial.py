@@ -54,7 +54,7 @@ def play(
     Source: nbclient and nbconvert.
     Lesson: 00_start_here, "What it costs".
     """
-    costs = {}
+    costs, done = {}, {}
     with tempfile.TemporaryDirectory() as fresh:
         if write:
             os.environ["HELPERS_HOME"] = fresh
@@ -65,17 +65,17 @@ def play(
                 pages / f"{name}.html", lambda part, nb=notebook: part.write_text(_page(nb))
             )
             say(f"{name}: {costs[name]['seconds']:.0f} s, {costs[name]['peak_mb']:.0f} MB")
-            if write:
-                save(normalise(notebook), path)
-                save(solutions(notebook), solutions_path(path))
+            done[path] = notebook
         say("")
-        done = runs.run_all(cfg, progress=False)
-    rows = [run.row for run in done]
-    table = audit.compare(rows)
+        every = runs.run_all(cfg, progress=False)
+    table = audit.compare(run.row for run in every)
     say(report.text_table(report.cells(audit.summary(table))) + f"\n\n{report.NOTE}\n")
     if write:
         _keep(cfg, notebooks.resolve().parent, costs, table)
-    say(f"Pages: {pages}/*.html    Records: {done[0].folder.parent}/*/run.json")
+        for path, notebook in done.items():
+            save(_with_costs(normalise(notebook)), path)
+            save(solutions(notebook), solutions_path(path))
+    say(f"Pages: {pages}/*.html    Records: {every[0].folder.parent}/*/run.json")
 
 
 def _keep(cfg: RunConfig, root: Path, costs: dict[str, Any], table: pd.DataFrame) -> None:
@@ -89,6 +89,15 @@ def _keep(cfg: RunConfig, root: Path, costs: dict[str, Any], table: pd.DataFrame
     picture = folder / f"comparison-{cfg.preset}.png"
     files.write_atomically(picture, lambda part: figure.savefig(part, format="png", dpi=110))
     report.render_readme(root / "README.md")
+
+
+def _with_costs(notebook: NotebookNode) -> NotebookNode:
+    """Show the costs of the run that has just ended, which its cells could not know yet."""
+    for cell in notebook.cells:
+        if shown := re.search(r'report\.budget\("(\w+)"\)', cell.source):
+            for output in cell.outputs:
+                output.data["text/markdown"] = report.budget(shown[1])
+    return notebook
 
 
 def execute(path: Path, preset: str) -> tuple[NotebookNode, dict[str, float]]:
