@@ -10,15 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers import __version__
-from helpers.config import (
-    DEVICES,
-    MODES,
-    PRECISIONS,
-    PRESETS,
-    InputError,
-    get_config,
-)  # fmt: skip
-from helpers.files import FileProblem
+from helpers.config import DEVICES, MODES, PRECISIONS, PRESETS, InputError, get_config, home
 
 INTERRUPTED = 130  # what a shell returns for a command stopped by Ctrl-C
 
@@ -42,8 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.home:
         os.environ["HELPERS_HOME"] = options.home
     try:
+        os.environ["HELPERS_HOME"] = str(home())  # kernels work in another folder
         return options.command(options)
-    except (InputError, FileProblem) as error:
+    except (InputError, OSError) as error:  # FileProblem is an OSError
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
@@ -113,7 +106,7 @@ def _run(options: argparse.Namespace) -> int:
     unlearning.method(cfg.method)
     dataset = data.load_dataset(cfg, progress=not options.quiet)
     methods = dict.fromkeys(["original", "retrain", cfg.method])
-    done = [runs.run(cfg.but(method=m), dataset, not options.quiet) for m in methods]
+    done = runs.run_all(cfg, methods, [cfg.seed], dataset, not options.quiet)
     table = audit.compare(run.row for run in done)
     print(report.text_table(report.cells(audit.summary(table))))
     asked = done[-1] if cfg.method not in ("original", "retrain") else done[

@@ -70,6 +70,34 @@ def _finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _as_floats(configuration: object, *fields: str) -> None:
+    for field in fields:
+        value = getattr(configuration, field)
+        object.__setattr__(configuration, field, None if value is None else float(value))
+
+
+def expand(field: str, path: str) -> Path:
+    """Make a path that a user gave absolute.
+
+    Args:
+        field: What the user called it.
+        path: May begin with ``~`` or be relative to the working folder.
+
+    Returns:
+        The absolute path; it need not exist.
+
+    Raises:
+        InputError: If it begins with the home of a user who does not exist.
+
+    Source: :meth:`pathlib.Path.expanduser`.
+    Lesson: 00_start_here, "Where results are kept".
+    """
+    try:
+        return Path(path).expanduser().resolve()
+    except (RuntimeError, OSError, ValueError) as error:
+        raise InputError(f"{field} = {path!r} is not allowed: {error}") from error
+
+
 def home() -> Path:
     """Return the folder that holds ``artifacts/`` and ``data/``.
 
@@ -81,7 +109,7 @@ def home() -> Path:
     Lesson: 00_start_here, "Where results are kept".
     """
     if os.environ.get("HELPERS_HOME"):
-        return Path(os.environ["HELPERS_HOME"]).expanduser().resolve()
+        return expand("HELPERS_HOME", os.environ["HELPERS_HOME"])
     here = Path.cwd()
     return next((p for p in (here, *here.parents) if (p / "pyproject.toml").is_file()), here)
 
@@ -120,14 +148,16 @@ class Recipe:
         check("epochs", self.epochs, _whole(self.epochs) and self.epochs >= 1, "a whole number ≥ 1")
         check("lr", self.lr, _finite(self.lr) and self.lr > 0, "a number above 0")
         choose("optimizer", self.optimizer, OPTIMIZERS)
-        check("momentum", self.momentum, 0 <= self.momentum < 1, "a number in [0, 1)")
         ok = _finite(self.weight_decay) and self.weight_decay >= 0
         check("weight_decay", self.weight_decay, ok, "a number ≥ 0")
+        ok = _finite(self.momentum) and 0 <= self.momentum < 1
+        check("momentum", self.momentum, ok, "a number in [0, 1)")
         ok = _whole(self.batch_size) and self.batch_size >= 2
         check("batch_size", self.batch_size, ok, "a whole number ≥ 2")
         choose("schedule", self.schedule, SCHEDULES)
         choose("augment", self.augment, AUGMENTATIONS)
         check("mixup", self.mixup, _finite(self.mixup) and self.mixup >= 0, "a number ≥ 0")
+        _as_floats(self, "lr", "momentum", "weight_decay", "mixup")
 
 
 # The paper's unlearning stage, the same for every method (arXiv 2411.11907, section 3 and code).
@@ -190,7 +220,7 @@ class RunConfig:
         epochs: Overrides the epochs of the unlearning stage; None keeps the recipe's.
         lr: Overrides the learning rate of the unlearning stage; None keeps the recipe's.
         device: ``auto``, ``cpu`` or ``cuda``; stored resolved, never as ``auto``.
-        precision: ``auto`` (mixed on CUDA), ``fp32`` or ``amp``.
+        precision: ``auto`` (mixed on CUDA), ``fp32`` or ``amp``; stored resolved.
         threads: CPU threads of torch; 0 leaves the library's choice.
         train_limit: Keep at most this many training images of each class; None keeps all.
         split_seed: Of the division into train, validation and test.
@@ -230,11 +260,14 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Validate and resolve the device; raises InputError."""
         choose("preset", self.preset, PRESETS)
-        known = self.data in ("digits", "cifar10") or self.data.startswith("folder:")
-        check("data", self.data, known, "known are digits, cifar10, folder:PATH")
+        known = self.data in ("digits", "cifar10") or str(self.data).startswith("folder:")
+        ok = isinstance(self.data, str) and known
+        check("data", self.data, ok, "known are digits, cifar10, folder:PATH")
+        check("train", self.train, isinstance(self.train, Recipe), "a Recipe")
         for field, low, high in _WHOLE_NUMBERS:
             value = getattr(self, field)
-            ok = value is None or (_whole(value) and low <= value <= high)
+            ok = _whole(value) and low <= value <= high
+            ok = ok or (value is None and field in ("epochs", "train_limit"))
             limit = f"from {low} to {high}" if high < math.inf else f"≥ {low}"
             check(field, value, ok, f"a whole number {limit}")
         ok = _finite(self.sparsity) and 0 <= self.sparsity < 1
@@ -248,7 +281,10 @@ class RunConfig:
         choose("precision", self.precision, PRECISIONS)
         choose("on_corrupt", self.on_corrupt, ("stop", "skip"))
         choose("tuned", self.tuned, ("", *TUNED))
+        _as_floats(self, "sparsity", "alpha", "dropout", "lr")  # 1 and 1.0 are one configuration
         object.__setattr__(self, "device", resolve_device(self.device))
+        if self.precision == "auto":
+            object.__setattr__(self, "precision", "amp" if self.device == "cuda" else "fp32")
 
     def but(self, **changes: Any) -> RunConfig:
         """Return a copy with some fields changed.
@@ -282,7 +318,7 @@ class RunConfig:
     @property
     def lora_alpha(self) -> float:
         """LoRA's alpha, with the default of twice the rank resolved."""
-        return 2 * self.rank if self.alpha is None else self.alpha
+        return 2.0 * self.rank if self.alpha is None else self.alpha
 
     @property
     def lora_dropout(self) -> float:

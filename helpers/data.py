@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from helpers import files
-from helpers.config import InputError, RunConfig, check, home
+from helpers.config import InputError, RunConfig, check, expand, home
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -264,7 +265,7 @@ def load_dataset(cfg: RunConfig, progress: bool = True) -> Dataset:
     elif cfg.data == "cifar10":
         classes, parts, skipped = _cifar10()
     else:
-        root = Path(cfg.data.removeprefix("folder:")).expanduser()
+        root = expand("data", cfg.data.removeprefix("folder:"))
         classes, parts, skipped = _folder(root, cfg.image_size, cfg.on_corrupt, progress)
     parts = _divide(parts, classes, cfg.split_seed)
     if cfg.train_limit is not None:
@@ -306,9 +307,15 @@ def _digits() -> Source:
 def _cifar10() -> Source:
     from torchvision.datasets import CIFAR10
 
-    parts = {}
+    parts, folder = {}, home() / "data"
     for name, is_train in (("train", True), ("test", False)):
-        source = CIFAR10(home() / "data", train=is_train, download=True)  # checks the md5 itself
+        try:  # torchvision checks the md5 of the archive before it unpacks and of what it reads
+            source = CIFAR10(folder, train=is_train, download=True)
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"data = 'cifar10' cannot be had: {error}. Put cifar-10-python.tar.gz into "
+                f"{folder} by hand, or use data = 'folder:PATH'"
+            ) from error
         images = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
         parts[name] = ImageSet(images, torch.tensor(source.targets))
     return tuple(source.classes), parts, ()
@@ -350,14 +357,18 @@ def _limit(part: ImageSet, most: int) -> ImageSet:
 
 def _folder(root: Path, size: int, on_corrupt: str, progress: bool) -> Source:
     """Read ``root/CLASS/*`` or ``root/train/CLASS/*`` (and ``root/test/CLASS/*``), once."""
+    import PIL
+
     listing, classes = _list_folder(root)
-    key = hashlib.sha256(repr((root.resolve().as_posix(), size)).encode())
+    key = hashlib.sha256(f"1|{PIL.__version__}|{size}\n".encode())  # 1: how _to_rgb decodes
     for part, path, _ in listing:
         stat = path.stat()
-        key.update(f"{part}|{path}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
-    cache = home() / "data" / "cache" / f"{root.name}-{size}px-{key.hexdigest()[:16]}.safetensors"
+        key.update(os.fsencode(path) + f"|{part}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+    name = f"{root.name[:40]}-{size}px-{key.hexdigest()[:16]}.safetensors"
+    cache = home() / "data" / "cache" / name
     if cache.exists():
         tensors, skipped = files.load_tensors(cache)
+        _check_cache(cache, tensors, skipped, size, len(classes))
     else:
         tensors, skipped = _decode(listing, root, size, progress)
         if not (skipped and on_corrupt == "stop"):
@@ -368,9 +379,27 @@ def _folder(root: Path, size: int, on_corrupt: str, progress: bool) -> Source:
         if on_corrupt == "stop":
             raise InputError(f"{found}. Repair or remove them, or use on_corrupt='skip'")
         log.warning("%s. They were left out.", found)
-    names = [name for name in ("train", "test") if f"{name}.images" in tensors]
+    for part, label in dict.fromkeys((part, label) for part, _, label in listing):
+        if label not in tensors.get(f"{part}.labels", ()):
+            raise InputError(f"{root}: no {part} image of class {classes[label]!r} can be read")
+    names = dict.fromkeys(part for part, _, _ in listing)
     parts = {n: ImageSet(tensors[f"{n}.images"], tensors[f"{n}.labels"]) for n in names}
     return classes, parts, tuple(skipped)
+
+
+def _check_cache(
+    path: Path, tensors: dict[str, Tensor], skipped: object, size: int, classes: int
+) -> None:
+    """Refuse a readable file that is not what :func:`_decode` makes."""
+    ok = isinstance(skipped, list) and "train.images" in tensors
+    for part in {name.split(".")[0] for name in tensors}:
+        images, labels = (tensors.get(f"{part}.{kind}") for kind in ("images", "labels"))
+        ok = ok and images is not None and labels is not None and len(images) == len(labels) > 0
+        ok = ok and images.dtype == torch.uint8 and images.shape[1:] == (3, size, size)
+        ok = ok and labels.dtype == torch.int64 and int(labels.min()) >= 0
+        ok = ok and int(labels.max()) < classes
+    if not ok:
+        raise files.FileProblem(f"{path} does not hold decoded images: delete it and run again")
 
 
 def _list_folder(root: Path) -> tuple[list[tuple[str, Path, int]], tuple[str, ...]]:
@@ -441,8 +470,6 @@ def _decode(
         stacked = torch.from_numpy(np.stack(images[part]))
         tensors[f"{part}.images"] = stacked.permute(0, 3, 1, 2).contiguous()
         tensors[f"{part}.labels"] = torch.tensor(labels[part])
-    if "train.images" not in tensors:
-        raise InputError(f"none of the {len(listing)} images in {root} can be read: {skipped[0]}")
     return tensors, skipped
 
 
@@ -454,7 +481,7 @@ def _to_rgb(image: Image, size: int) -> Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey: Pillow would clip it
         values = np.asarray(image, dtype=np.float64)
-        top = 65535 if values.max() > 255 else 255
+        top = 65535 if values.max() > 255 else 1 if image.mode == "F" and values.max() <= 1 else 255
         image = Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")

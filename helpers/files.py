@@ -2,7 +2,7 @@
 
 Every file this package writes goes to a temporary name in the same folder and is then renamed, so
 that a reader sees the old content or the new, never half of it. Tensors are stored as safetensors,
-everything else as JSON: nothing is ever unpickled.
+everything else as JSON: no file of this package is ever unpickled.
 """
 
 from __future__ import annotations

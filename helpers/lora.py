@@ -36,7 +36,7 @@ def check_rank(model: nn.Module, rank: int, names: Iterable[str]) -> None:
     Source: linear algebra: a matrix has at most min(rows, columns) independent rows.
     Lesson: 03_lora_adaptation, "Rank".
     """
-    most, name = min((max_rank(model.get_submodule(n)), n) for n in names)
+    most, name = min(((max_rank(model.get_submodule(n)), n) for n in names), default=(1, ""))
     ok = isinstance(rank, int) and 1 <= rank <= most
     check("rank", rank, ok, f"from 1 to {most}, the most that layer {name} admits")
 
@@ -49,6 +49,7 @@ def attach(
     alpha: float,
     dropout: float = 0.0,
     train_in_full: Iterable[str] = (),
+    any_rank: Iterable[str] = (),
     seed: int = 0,
 ) -> PeftModel:
     """Put a LoRA adapter beside each target layer of a copy of the network.
@@ -61,6 +62,8 @@ def attach(
         dropout: Share of the adapter's inputs dropped while training.
         train_in_full: Full names of layers of which the adapter keeps its own trained copy: the
             classifier, and every BatchNorm with its running statistics.
+        any_rank: Targets whose rank may exceed what they admit, as for the classifier of the
+            published transformer; the surplus adds nothing that they can express.
         seed: Of the adapters' initial weights; the global random state is left as it was.
 
     Returns:
@@ -79,7 +82,7 @@ def attach(
     unknown = [name for name in (*targets, *train_in_full) if name not in known]
     if unknown or not targets:
         raise InputError(f"targets = {unknown or targets} are not layers of {type(model).__name__}")
-    check_rank(model, rank, targets)
+    check_rank(model, rank, [name for name in targets if name not in set(any_rank)])
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets,
         modules_to_save=train_in_full or None,

@@ -13,6 +13,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 from collections.abc import Iterable
@@ -30,9 +31,10 @@ from helpers.config import RunConfig, check, home
 # The published code trains with the standard deviations of the second row and unlearns and
 # evaluates with those of the first (paper mode does the same; grey images take the mean).
 PAPER_STD = torch.tensor([0.2471, 0.2435, 0.2616]) / torch.tensor([0.2023, 0.1994, 0.2010])
-MONITORED = 1000  # validation images of each half that are followed through the training
+MONITORED = 2000  # validation images, of all classes, that are followed through the training
 _VERSIONS = ("torch", "torchvision", "peft", "numpy", "scikit-learn", "safetensors")
-_REQUIRED = ("identity", "config", "metrics", "seconds", "history", "weights_sha256")
+_NUMBERS = ("seconds", "trainable", "peak_memory", "sparsity")
+_REQUIRED = ("identity", "config", "metrics", "history", "weights_sha256", *_NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,21 @@ class Run:
     def metrics(self) -> dict[str, Any]:
         """The numbers of :func:`helpers.audit.evaluate` for the configuration's class."""
         return self.record["metrics"][_view(self.config)]
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """One row an epoch: epoch, loss, and the validation accuracies ``forget`` and ``retain``.
+
+        ``retain`` is the mean over the other classes.
+        """
+        rows = []
+        for row in self.record["history"]:
+            classes = {k: v for k, v in row.items() if k.isdigit()}
+            forget = classes.pop(str(self.config.forget))
+            retain = sum(classes.values()) / len(classes)
+            kept = {k: v for k, v in row.items() if not k.isdigit()}
+            rows.append({**kept, "forget": forget, "retain": retain})
+        return rows
 
     @property
     def row(self) -> dict[str, Any]:
@@ -186,14 +203,11 @@ def run(cfg: RunConfig, dataset: data.Dataset | None = None, progress: bool = Tr
     original = None
     if method.start == "original":
         original = run(cfg.but(method="original"), dataset, progress).model(dataset)
-    split = dataset.split(cfg.forget)
+    sample = dataset.validation.sample(MONITORED)
     seen = dataset if method.start == "scratch" else _as_evaluated(dataset, cfg)
     outcome = unlearning.unlearn(
         original, seen, cfg,
-        monitor={
-            "forget": split.validation_forget.sample(MONITORED),
-            "retain": split.validation_retain.sample(MONITORED),
-        },
+        monitor={str(c): sample.where(sample.labels == c) for c in range(len(dataset.classes))},
         checkpoint=folder / "checkpoint.safetensors",
         progress=f"{cfg.method}, seed {cfg.seed}" if progress else None,
     )  # fmt: skip
@@ -209,6 +223,7 @@ def _as_evaluated(dataset: data.Dataset, cfg: RunConfig) -> data.Dataset:
 def _write(cfg: RunConfig, dataset: data.Dataset, folder: Path, outcome: unlearning.Outcome) -> Run:
     model, fit = outcome.model, outcome.fit
     path = files.save_tensors(folder / "model.safetensors", model.state_dict())
+    weights = _sha256(path)
     metrics = audit.evaluate(model, _as_evaluated(dataset, cfg), cfg.forget, cfg.seed)
     record = {
         "identity": identity(cfg, dataset.fingerprint),
@@ -218,12 +233,13 @@ def _write(cfg: RunConfig, dataset: data.Dataset, folder: Path, outcome: unlearn
         "trainable": outcome.trainable, "parameters": models.count_parameters(model),
         "peak_memory": fit.peak_memory,
         "sparsity": pruning.sparsity(model, models.layers(model).prunable),
-        "weights_sha256": _sha256(path),
+        "weights_sha256": weights,
         "skipped": list(dataset.skipped),
         **environment(cfg.device),
     }  # fmt: skip
     files.write_json(folder / "run.json", record)
-    (folder / "config.json").unlink(missing_ok=True)
+    for name in ("config.json", "checkpoint.safetensors"):  # no longer needed
+        (folder / name).unlink(missing_ok=True)
     return Run(cfg, folder, record, from_disk=False)
 
 
@@ -236,12 +252,32 @@ def _read(cfg: RunConfig, dataset: data.Dataset, folder: Path) -> Run:
             "run the same command again"
         )
     found = Run(cfg, folder, record, from_disk=True)
+    if not _sound(record):
+        raise files.FileProblem(
+            f"{path} holds values that no run has: delete the folder {folder} and run the same "
+            "command again"
+        )
     if _view(cfg) not in record["metrics"]:  # another class or mode of an original network
         seen = _as_evaluated(dataset, cfg)
         metrics = audit.evaluate(found.model(dataset), seen, cfg.forget, cfg.seed)
         record["metrics"][_view(cfg)] = metrics
         files.write_json(path, record)
     return found
+
+
+def _sound(record: dict[str, Any]) -> bool:
+    """Say whether the numbers of a record are numbers, and the shares between 0 and 1."""
+
+    def within(value: object, most: float) -> bool:
+        return isinstance(value, int | float) and 0 <= value <= most
+
+    views = record["metrics"].values() if isinstance(record["metrics"], dict) else [None]
+    shares = [v.get(m) if isinstance(v, dict) else None for v in views for m in audit.METRICS]
+    return (
+        all(within(share, 1) for share in shares)
+        and all(within(record[name], math.inf) for name in _NUMBERS)
+        and isinstance(record["history"], list)
+    )
 
 
 def _sha256(path: Path) -> str:

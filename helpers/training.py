@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from helpers import files
-from helpers.config import InputError, Recipe
+from helpers.config import InputError, Recipe, check
 from helpers.data import Dataset, ImageSet, batches
 
 log = logging.getLogger(__name__)
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, images, labels) -> loss
-CHECKPOINT_SECONDS = 60  # at most this much work is lost when a process is killed
+CHECKPOINT_SECONDS = 60  # at most about this much work is lost when a process is killed
 
 
 class Interrupted(KeyboardInterrupt):
@@ -125,7 +125,7 @@ def fit(
         after_step: Called after each optimiser step, for example to hold a mask.
         monitor: Parts whose accuracy is measured after each epoch, outside the measured time.
         checkpoint: Where to leave the state when interrupted, and once a minute; taken up from
-            there if it exists, removed at the end.
+            there if it exists. It stays: remove it when the result is safe.
         precision: ``fp32``, ``amp`` (mixed), or ``auto``: mixed on CUDA.
         progress: The text of a progress bar; None shows none.
 
@@ -135,7 +135,7 @@ def fit(
     Raises:
         Interrupted: After Ctrl-C or the kernel's stop button.
         FileProblem: If a checkpoint cannot be read or written.
-        InputError: If training diverges to a loss that is not finite.
+        InputError: If there are no images, or training diverges to a loss that is not finite.
 
     Source: this project; mixed precision as in the PyTorch AMP recipe.
     Lesson: 01_baseline_training, "Train".
@@ -143,6 +143,7 @@ def fit(
     if objective is cross_entropy and recipe.mixup:
         objective = mixup(recipe.mixup)
     size, n = recipe.batch_size, len(part)
+    check("images", n, n > 0, "at least one image to train on")
     per_epoch = -(-n // size) - (n % size == 1 and n > 1)
     # the random state that dropout and MixUp use is set anew for every step, then given back
     with _stop_requested() as stop, torch.random.fork_rng(_cuda_devices(model)):
@@ -158,16 +159,11 @@ def fit(
                 share = loop.fit.steps / (recipe.epochs * per_epoch)
                 loop.step(objective, dataset.normalise(images), labels, share, after_step)
                 bar.update()
-                if stop.is_set():
-                    bar.close()
-                    raise Interrupted(loop.leave(checkpoint, bar.total))
+                loop.pause(stop, checkpoint, bar)
             loop.end_epoch(model, dataset, monitor or {})
-            if checkpoint is not None and loop.seconds_since_saved() > CHECKPOINT_SECONDS:
-                loop.save(checkpoint)
+            loop.pause(stop, checkpoint, bar)
         bar.close()
     model.eval()
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
     return loop.fit
 
 
@@ -186,8 +182,11 @@ class _Loop:
         self.fit, self.lr = Fit(), recipe.lr
         self.steps_in_epoch, self.images, self.loss_sum = 0, 0, 0.0
         self.saved_at = time.monotonic()
+        self.others = 0  # bytes on the GPU that do not belong to this training
         if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+            kept = [*model.parameters(), *model.buffers()]
+            own = sum(t.numel() * t.element_size() for t in kept)
+            self.others = torch.cuda.memory_allocated(self.device) - own
 
     def seed(self, value: int) -> None:
         # not torch.manual_seed: where CUDA is not in use it formats the call stack every time
@@ -197,6 +196,8 @@ class _Loop:
 
     def start_epoch(self) -> None:
         self.model.train()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         self.started = time.perf_counter()
 
     def step(
@@ -229,14 +230,11 @@ class _Loop:
         self, model: nn.Module, dataset: Dataset, monitor: Mapping[str, ImageSet]
     ) -> None:
         loss = float(self.loss_sum) / self.images  # waits for the GPU
-        if not math.isfinite(loss):
-            raise InputError(
-                f"training diverged: the loss of epoch {len(self.fit.history) + 1} is {loss}; use "
-                f"a smaller learning rate than lr = {self.recipe.lr}"
-            )
+        self._refuse_divergence()
         self._stop_clock()
         if self.device.type == "cuda":
-            self.fit.peak_memory = torch.cuda.max_memory_allocated(self.device)
+            peak = torch.cuda.max_memory_allocated(self.device) - self.others
+            self.fit.peak_memory = max(self.fit.peak_memory, peak)
         row = {"epoch": len(self.fit.history) + 1, "steps": self.fit.steps, "loss": loss,
                "lr": self.lr}  # fmt: skip
         for name, part in monitor.items():
@@ -255,25 +253,37 @@ class _Loop:
         kept = [*self.model.parameters(), *self.model.buffers(), *self.parameters, *state]
         return sum(t.numel() * t.element_size() for t in kept)  # parameters again: gradients
 
-    def seconds_since_saved(self) -> float:
-        return time.monotonic() - self.saved_at
+    def _refuse_divergence(self) -> None:
+        if not math.isfinite(total := float(self.loss_sum)):
+            raise InputError(
+                f"training diverged: the loss of epoch {len(self.fit.history) + 1} is {total}; use "
+                f"a smaller learning rate than lr = {self.recipe.lr}"
+            )
 
-    def leave(self, checkpoint: Path | None, total: int) -> str:
-        self._stop_clock()
-        where = f"stopped after {self.fit.steps} of {total} steps"
-        if checkpoint is None:
-            return f"{where}; nothing was kept, because no checkpoint was asked for"
-        self.save(checkpoint)
-        return f"{where}; kept in {checkpoint}. Run the same again to go on from there"
+    def pause(self, stop: threading.Event, checkpoint: Path | None, bar: Any) -> None:
+        """Save if it is time, and leave if the user asked for it."""
+        if stop.is_set():
+            self._stop_clock()
+            bar.close()
+            where = f"stopped after {self.fit.steps} of {bar.total} steps"
+            if checkpoint is None:
+                raise Interrupted(f"{where}; nothing was kept: no checkpoint was asked for")
+            self.save(checkpoint)
+            raise Interrupted(f"{where}; kept in {checkpoint}. Run the same again to go on")
+        if checkpoint is not None and time.monotonic() - self.saved_at > CHECKPOINT_SECONDS:
+            self._stop_clock()
+            self.save(checkpoint)
+            self.started = time.perf_counter()
 
     def save(self, path: Path) -> None:
+        self._refuse_divergence()
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             values = {k: v for k, v in state.items() if torch.is_tensor(v)}
             tensors |= {f"optimizer.{index}.{k}": v for k, v in values.items()}
         plain = {
             "steps_in_epoch": self.steps_in_epoch, "images": self.images, "lr": self.lr,
-            "loss_sum": float(self.loss_sum), "scale": self.scaler.get_scale(),
+            "loss_sum": float(self.loss_sum), "scaler": self.scaler.state_dict(),
             "fit": vars(self.fit), "recipe": vars(self.recipe),
         }  # fmt: skip
         files.save_tensors(path, tensors, plain)
@@ -296,9 +306,10 @@ class _Loop:
             self.fit = Fit(**plain["fit"])
             self.steps_in_epoch, self.images = plain["steps_in_epoch"], plain["images"]
             self.loss_sum, self.lr = plain["loss_sum"], plain["lr"]
-            self.scaler = torch.amp.GradScaler(
-                self.device.type, enabled=self.scaler.is_enabled(), init_scale=plain["scale"]
-            )
+            numbers = [self.steps_in_epoch, self.images, self.fit.steps, self.loss_sum, self.lr]
+            if not all(isinstance(v, int | float) and v >= 0 for v in numbers):
+                raise ValueError("a counter is not a number")
+            self.scaler.load_state_dict(plain["scaler"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise files.FileProblem(
                 f"{path} is not a checkpoint of this run ({error}): delete it and run again"
@@ -406,9 +417,13 @@ def recalibrate_batchnorm(
         limit: At most this many images.
         seed: Of the choice of images.
 
+    Raises:
+        InputError: If there are fewer than two images.
+
     Source: Li et al. 2020, EagleEye (arXiv 2007.02491).
     Lesson: 02_pruning, "BatchNorm must be measured again".
     """
+    check("images", len(part), len(part) > 1, "at least two, to have a variance")
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta, training = [m.momentum for m in norms], model.training
     model.eval()
@@ -416,9 +431,9 @@ def recalibrate_batchnorm(
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
         norm.train()
-    for images, _ in batches(part.sample(limit, seed), 256):
-        if len(images) > 1:
-            model(dataset.normalise(images))
+    chosen = part.sample(limit, seed).images
+    for images in chosen.chunk(-(-len(chosen) // 256)):  # even parts: each counts the same
+        model(dataset.normalise(images))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.train(training)

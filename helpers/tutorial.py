@@ -30,7 +30,7 @@ SERIES = (
     "04_class_unlearning",
     "05_evaluation",
 )
-CELL_SECONDS = 600  # a cell that takes longer has hung
+CELL_SECONDS = {"smoke": 120, "cpu": 600}  # a cell that takes longer has hung; others may be long
 _SOLUTION = re.compile(r"<summary>Solution</summary>\s*```python\n(.*?)```", re.DOTALL)
 
 
@@ -62,7 +62,8 @@ def play(
             path = notebooks / f"{name}.ipynb"
             notebook, costs[name] = execute(path, cfg.preset)
             files.write_atomically(
-                pages / f"{name}.html", lambda part, nb=notebook: part.write_text(_page(nb))
+                pages / f"{name}.html",
+                lambda part, nb=notebook: part.write_text(_page(nb), encoding="utf-8"),
             )
             say(f"{name}: {costs[name]['seconds']:.0f} s, {costs[name]['peak_mb']:.0f} MB")
             done[path] = notebook
@@ -119,14 +120,17 @@ def execute(path: Path, preset: str) -> tuple[NotebookNode, dict[str, float]]:
     """
     import nbformat
     from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
     from tqdm import tqdm
 
     if not path.is_file():
         raise InputError(
             f"notebook {path} does not exist: run this in the clone, or name --notebooks"
         )
-    notebook = nbformat.read(path, as_version=4)
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except ValueError as error:  # nbformat's errors are of this kind
+        raise InputError(f"{path} is not a notebook: {error}") from error
     cells = sum(cell.cell_type == "code" for cell in notebook.cells)
     environment = {k: v for k, v in os.environ.items()
                    if k not in ("MPLBACKEND", "PYTHONDONTWRITEBYTECODE")}  # fmt: skip
@@ -134,14 +138,14 @@ def execute(path: Path, preset: str) -> tuple[NotebookNode, dict[str, float]]:
     started = time.perf_counter()
     with tqdm(total=cells, desc=path.stem, unit="cell", leave=False) as bar, _memory() as peak:
         client = NotebookClient(
-            notebook, timeout=CELL_SECONDS, kernel_name="python3",
+            notebook, timeout=CELL_SECONDS.get(preset), kernel_name="python3",
             extra_arguments=["--log-level=ERROR"],  # not that loopback TCP is unencrypted
             resources={"metadata": {"path": str(path.parent)}},
             on_cell_executed=lambda **_: bar.update(),
         )  # fmt: skip
         try:
             client.execute(env=environment)
-        except CellExecutionError as error:
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             raise InputError(f"{path.name} failed: {error}") from error
     return notebook, {"seconds": time.perf_counter() - started, "peak_mb": peak[0] / 1e6}
 

@@ -127,10 +127,13 @@ def validate(cfg: RunConfig, dataset: Dataset) -> None:
     Lesson: 00_start_here, "One configuration".
     """
     chosen = method(cfg.method)
-    dataset.split(cfg.forget)
+    retained = len(dataset.split(cfg.forget).retain)
+    check("retained training images", retained, retained > 1, "at least two, for BatchNorm")
     model = new_model(cfg, dataset)
     if chosen.adapt == "lora":
-        lora.check_rank(model, cfg.rank, _targets(models.layers(model), cfg.mode))
+        layers = models.layers(model)
+        targets = _targets(layers, cfg.mode)
+        lora.check_rank(model, cfg.rank, [name for name in targets if name != layers.head])
 
 
 def _targets(layers: models.Layers, mode: str) -> tuple[str, ...]:
@@ -223,6 +226,7 @@ def _adapt(model: nn.Module, cfg: RunConfig) -> nn.Module:
         alpha=cfg.lora_alpha,
         dropout=cfg.lora_dropout,
         train_in_full=in_full + (layers.norms if cfg.mode == "default" else ()),
+        any_rank=(layers.head,),
         seed=cfg.seed,
     )
 

@@ -48,6 +48,9 @@ def test_a_folder_of_images_runs_end_to_end(home, tmp_path, capsys):
         (("--data", "mnist"), "known are digits, cifar10, folder:PATH"),
         (("--data", "folder:/no/such/place"), "there is no such folder"),
         (("--home", "/proc/no-such-home"), "cannot write /proc/no-such-home"),
+        (("--home", "~no-such-user/x"), "HELPERS_HOME = '~no-such-user/x' is not allowed"),
+        (("--data", "folder:~no-such-user/x"), "data = '~no-such-user/x' is not allowed"),
+        (("--lr", "1e30"), "training diverged"),
         pytest.param(
             ("--device", "cuda"), "no CUDA device was found here",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here"),
@@ -62,6 +65,8 @@ def test_bad_input_is_one_line_and_status_2(home, capfd, options, message, monke
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert "Traceback" not in error
+    if "diverged" not in message:
+        assert not list(home.rglob("run.json")), "nothing was trained before"
 
 
 def test_a_corrupt_image_is_named_and_may_be_skipped(home, tmp_path, capfd):
@@ -109,7 +114,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(tmp_path):
     assert process.returncode == 130
     error = error.decode()
     assert "Traceback" not in error
-    assert "Run the same again to go on from there" in error
+    assert "Run the same again to go on" in error
     checkpoint = list(tmp_path.glob("artifacts/cpu/*/checkpoint.safetensors"))
     assert len(checkpoint) == 1
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -29,6 +29,10 @@ RESULTS = Path(__file__).parents[2] / "results"
         ("sparsity", float("nan"), "[0, 1)"),
         ("sparsity", "half", "[0, 1)"),
         ("forget", -1, "≥ 0"),
+        ("seed", None, "from 0 to"),
+        ("forget", None, "≥ 0"),
+        ("data", None, "folder:PATH"),
+        ("train", {"epochs": 1}, "a Recipe"),
         ("seed", -1, "from 0 to"),
         ("seed", 2**31, "from 0 to"),
         ("epochs", 0, "≥ 1"),
@@ -72,6 +76,7 @@ def test_sparsity_is_accepted_exactly_on_its_interval(value):
         ({"lr": -1.0}, "lr"),
         ({"optimizer": "lion"}, "sgd, adam, adamw"),
         ({"momentum": 1.0}, "momentum"),
+        ({"momentum": "a"}, "momentum"),
         ({"weight_decay": -0.1}, "weight_decay"),
         ({"batch_size": 1}, "batch_size"),
         ({"schedule": "step"}, "constant, cosine"),
@@ -158,6 +163,12 @@ def test_home_is_found_from_a_subfolder(tmp_path, monkeypatch):
     assert config.home() == tmp_path
     monkeypatch.setenv("HELPERS_HOME", str(tmp_path / "else"))
     assert config.home() == tmp_path / "else"
+
+
+def test_paths_of_users_who_do_not_exist_are_refused(monkeypatch):
+    monkeypatch.setenv("HELPERS_HOME", "~no-such-user/x")
+    with pytest.raises(InputError, match="HELPERS_HOME"):
+        config.home()
 
 
 def test_importing_the_package_loads_nothing_heavy():

@@ -288,6 +288,57 @@ def test_classes_of_train_and_test_must_agree(tmp_path, home):
         load(tmp_path / "set")
 
 
+def test_a_part_that_loses_a_whole_class_is_refused_even_when_skipping(tmp_path, home):
+    folder(tmp_path / "set" / "train", {"a": 5, "b": 5})
+    for name in "ab":
+        (tmp_path / "set" / "test" / name).mkdir(parents=True)
+        (tmp_path / "set" / "test" / name / "0.png").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="no test image of class 'a' can be read"):
+        load(tmp_path / "set", on_corrupt="skip")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda t: {},
+        lambda t: t | {"train.images": t["train.images"].float()},
+        lambda t: t | {"train.labels": t["train.labels"] - 5},
+        lambda t: t | {"train.labels": t["train.labels"][:-1]},
+        lambda t: {"train.images": t["train.images"]},
+        lambda t: t | {"train.images": t["train.images"][:, :1]},
+    ],
+)
+def test_a_cache_that_is_no_cache_is_named(tmp_path, home, damage):
+    from helpers import files
+
+    root = folder(tmp_path / "set", {"a": 5, "b": 5})
+    load(root)
+    (path,) = (home / "data" / "cache").iterdir()
+    tensors, skipped = files.load_tensors(path)
+    files.save_tensors(path, damage(tensors), skipped)
+    with pytest.raises(files.FileProblem, match=r"set-32px.*delete it"):
+        load(root)
+
+
+def test_odd_names_are_read(tmp_path, home):
+    root = folder(tmp_path / ("x" * 200), {"ä b": 5, "猫": 5})
+    odd = os.fsencode(root / "ä b") + b"/\xff\xfe.png"
+    with open(odd, "wb") as file:
+        file.write((root / "ä b" / "0.png").read_bytes())
+    assert load(root).classes == ("ä b", "猫")
+
+
+def test_a_download_that_fails_says_what_to_do(monkeypatch, home):
+    import torchvision.datasets
+
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", offline)
+    with pytest.raises(InputError, match=r"no network.*by hand.*folder:PATH"):
+        data.load_dataset(get_config("smoke", data="cifar10"))
+
+
 def test_cifar10_comes_from_torchvision(monkeypatch, home):
     import torchvision.datasets
 

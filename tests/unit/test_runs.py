@@ -65,7 +65,7 @@ def test_the_same_seed_gives_the_same_numbers(quick, dataset, tmp_path, monkeypa
 
 FIELDS = {
     "forget": 5, "seed": 3, "sparsity": 0.25, "rank": 2, "alpha": 3.0, "dropout": 0.2, "epochs": 7,
-    "lr": 0.7, "mode": "paper", "precision": "fp32", "threads": 2, "model": "vit_tiny",
+    "lr": 0.7, "mode": "paper", "precision": "amp", "threads": 2, "model": "vit_tiny",
 }  # fmt: skip
 MATTERS = {
     "original": {"seed", "precision", "threads", "model"},
@@ -89,6 +89,24 @@ def test_the_identity_changes_with_what_matters_and_with_nothing_else(cfg, metho
     assert runs.identity(one, "x") != runs.identity(one, "y"), "the data matter"
 
 
+def test_equal_settings_are_one_run(cfg):
+    for same in ({"alpha": 16}, {"alpha": 16.0}, {"sparsity": 0.5, "epochs": None}):
+        assert runs.identity(cfg, "x") == runs.identity(cfg.but(**same), "x"), same
+    zero = [runs.identity(cfg.but(sparsity=z, lr=one), "x") for z, one in ((0, 1), (0.0, 1.0))]
+    assert runs.json.dumps(zero[0]) == runs.json.dumps(zero[1])
+
+
+def test_the_curves_of_an_original_follow_the_class_that_is_asked_for(quick, dataset, home):
+    three, five = (
+        runs.run(quick.but(method="original", forget=c), dataset, progress=False) for c in (3, 5)
+    )
+    (row,) = three.record["history"]
+    assert three.history[0]["forget"] == row["3"]
+    assert five.history[0]["forget"] == row["5"]
+    others = [row[str(c)] for c in range(10) if c != 5]
+    assert five.history[0]["retain"] == pytest.approx(sum(others) / 9)
+
+
 def test_one_original_serves_every_class(quick, dataset, home, monkeypatch):
     three = runs.run(quick.but(method="original"), dataset, progress=False)
     monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained again"))
@@ -109,6 +127,10 @@ def test_paper_mode_evaluates_with_the_other_normalisation(quick, dataset, home)
 
 # ------------------------------------------------------------------------------------------------
 # interruption and damage
+
+
+def change(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(cfg, dataset, home, monkeypatch, tmp_path):
@@ -154,6 +176,11 @@ def test_a_run_without_its_last_file_is_not_read_as_whole(quick, dataset, home):
     [
         (lambda p: p.write_text(p.read_text()[:50]), r"run\.json.*damaged.*delete"),
         (lambda p: p.write_text("{}"), r"run\.json.*has no 'identity'"),
+        (lambda p: change(p, trainable="many"), r"run\.json holds values that no run has"),
+        (lambda p: change(p, metrics=[]), r"run\.json holds values that no run has"),
+        (lambda p: change(p, metrics={"default, class 3": 5}), "holds values that no run has"),
+        (lambda p: change(p, metrics={"default, class 3": {"UA": 7}}), "values that no run has"),
+        (lambda p: change(p, seconds=float("nan")), "holds values that no run has"),
         (lambda p: p.write_text(p.read_text().replace('"seed": 0', '"seed": 4')), "another run"),
     ],
 )
@@ -201,6 +228,26 @@ def test_a_disk_that_fills_up_leaves_no_half_run(quick, dataset, home, monkeypat
         runs.run(quick.but(method="original"), dataset, progress=False)
     monkeypatch.setattr(files, "write_json", write)
     assert not runs.run(quick.but(method="original"), dataset, progress=False).from_disk
+
+
+def test_a_long_training_is_not_lost_when_its_result_cannot_be_written(
+    quick, dataset, home, monkeypatch
+):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)  # every training is a long one
+    save = files.save_tensors
+
+    def full(path, *rest):
+        if path.name == "model.safetensors":
+            raise FileProblem(f"cannot write {path}: No space left on device")
+        return save(path, *rest)
+
+    monkeypatch.setattr(files, "save_tensors", full)
+    with pytest.raises(FileProblem, match="No space"):
+        runs.run(quick.but(method="original"), dataset, progress=False)
+    monkeypatch.setattr(files, "save_tensors", save)
+    monkeypatch.setattr(training._Loop, "step", lambda *_: pytest.fail("trained again"))
+    found = runs.run(quick.but(method="original"), dataset, progress=False)
+    assert sorted(p.name for p in found.folder.iterdir()) == ["model.safetensors", "run.json"]
 
 
 def test_many_runs_are_checked_before_the_first_is_trained(quick, dataset, home):

@@ -131,7 +131,6 @@ def test_stopped_and_resumed_equals_never_stopped(cfg, dataset, split, tmp_path,
     assert found.steps == wanted.steps == 27
     for a, b in zip(found.history, wanted.history, strict=True):
         assert a == pytest.approx(b, rel=1e-6)
-    assert not path.exists(), "a finished run leaves no checkpoint"
 
 
 def test_without_a_checkpoint_it_says_that_nothing_was_kept(cfg, dataset, split):
@@ -156,7 +155,7 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(cfg, dataset, s
 def test_a_killed_process_loses_at_most_the_time_between_checkpoints(
     cfg, dataset, split, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)  # after every epoch
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)  # after every step
     path, steps = tmp_path / "checkpoint.safetensors", []
 
     def dies():
@@ -167,14 +166,52 @@ def test_a_killed_process_loses_at_most_the_time_between_checkpoints(
     with pytest.raises(MemoryError):
         fit(on(cfg.device, small()), split.retain, dataset, SHORT, seed=0, checkpoint=path,
             after_step=dies)  # fmt: skip
-    assert (steps[8], steps[9]) == (False, True)
+    assert steps == [False] + [True] * 19
     model, whole = (on(cfg.device, small()) for _ in range(2))
     left = []
     fit(model, split.retain, dataset, SHORT, seed=0, checkpoint=path,
         after_step=lambda: left.append(1))  # fmt: skip
     fit(whole, split.retain, dataset, SHORT, seed=0)
-    assert len(left) == 9, "two of three epochs were done"
+    assert len(left) == 8, "19 of 27 steps were done"
     assert same(model, whole)
+
+
+def test_a_stop_during_the_last_evaluation_is_not_forgotten(
+    cfg, dataset, split, tmp_path, monkeypatch
+):
+    predict = training.predict
+
+    def pressed(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        return predict(*args)
+
+    monkeypatch.setattr(training, "predict", pressed)
+    path, one = tmp_path / "checkpoint.safetensors", Recipe(epochs=1, lr=0.01)
+    monitor = {"retain": split.validation_retain}
+    with pytest.raises(Interrupted, match="after 5 of 5 steps"):
+        fit(on(cfg.device, small()), split.retain, dataset, one, seed=0, monitor=monitor,
+            checkpoint=path)  # fmt: skip
+    monkeypatch.setattr(training, "predict", predict)
+    found = fit(on(cfg.device, small()), split.retain, dataset, one, seed=0, checkpoint=path)
+    assert (found.steps, len(found.history)) == (5, 1)
+
+
+def test_a_stop_while_the_loss_is_not_a_number_names_the_loss(cfg, dataset, split, tmp_path):
+    with pytest.raises(InputError, match="diverged"):
+        fit(on(cfg.device, small()), split.retain, dataset, SHORT, seed=0,
+            objective=lambda m, x, y: training.cross_entropy(m, x, y) * float("nan"),
+            checkpoint=tmp_path / "checkpoint.safetensors", after_step=PressStop(3))  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_images_and_a_single_one_are_refused(cfg, dataset, split):
+    for count in (0, 1):
+        few = split.retain.sample(count)
+        if count == 0:
+            with pytest.raises(InputError, match="at least one image"):
+                fit(on(cfg.device, small()), few, dataset, SHORT, seed=0)
+        with pytest.raises(InputError, match="at least two"):
+            training.recalibrate_batchnorm(on(cfg.device, small()), few, dataset)
 
 
 def test_a_diverging_training_is_stopped_with_the_remedy(cfg, dataset, split):
@@ -260,10 +297,19 @@ def test_recalibration_measures_mean_and_variance_of_what_flows(cfg, dataset, sp
     model[1].running_mean += 5
     weights = copy.deepcopy(model[0].weight)
     part = split.retain.where(torch.arange(200, device=cfg.device))
+    before = model[1].running_mean.clone()
     training.recalibrate_batchnorm(model, part, dataset)
+    assert not torch.allclose(model[1].running_mean, before)
     with torch.no_grad():
         flows = model[0](dataset.normalise(part.images))
     assert torch.allclose(model[1].running_mean, flows.mean((0, 2, 3)), atol=1e-4)
     assert torch.allclose(model[1].running_var, flows.var((0, 2, 3)), atol=1e-3)
+    large = split.retain.where(
+        torch.arange(258, device=cfg.device)
+    )  # two parts of 129, not 256 + 2
+    training.recalibrate_batchnorm(model, large, dataset)
+    with torch.no_grad():
+        flows = model[0](dataset.normalise(large.images))
+    assert torch.allclose(model[1].running_mean, flows.mean((0, 2, 3)), atol=1e-4)
     assert model[1].momentum == 0.1
     assert torch.equal(model[0].weight, weights)

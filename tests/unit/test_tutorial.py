@@ -33,6 +33,17 @@ def test_a_failing_cell_and_a_missing_notebook_are_named(tmp_path):
         tutorial.execute(path, "smoke")
     with pytest.raises(InputError, match="does not exist"):
         tutorial.execute(tmp_path / "y.ipynb", "smoke")
+    (tmp_path / "z.ipynb").write_text("garbage")
+    with pytest.raises(InputError, match=r"z\.ipynb is not a notebook"):
+        tutorial.execute(tmp_path / "z.ipynb", "smoke")
+
+
+def test_a_cell_that_hangs_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(tutorial.CELL_SECONDS, "smoke", 1)
+    path = tmp_path / "x.ipynb"
+    tutorial.save(lesson(v4.new_code_cell("import time; time.sleep(60)")), path)
+    with pytest.raises(InputError, match=r"x\.ipynb failed.*timed out"):
+        tutorial.execute(path, "smoke")
 
 
 def test_normalised_executions_are_the_same_byte_for_byte(tmp_path):

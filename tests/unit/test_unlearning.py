@@ -115,6 +115,25 @@ def test_mixed_up_input_is_refused_before_training(cfg, dataset):
         unlearn(None, dataset, cfg.but(method="finetune"))
 
 
+@pytest.mark.parametrize("mode", ["default", "paper"])
+@pytest.mark.parametrize("model", ["digits_resnet", "resnet20", "resnet18", "vit_tiny", "vit"])
+def test_the_settings_of_the_paper_fit_every_network(mode, model, dataset):
+    from helpers.config import get_config
+
+    cfg = get_config("paper", model=model, data="digits", mode=mode)
+    unlearning.validate(cfg, dataset)
+
+
+def test_a_single_retained_image_is_refused(cfg, dataset):
+    import dataclasses
+
+    few = dataset.train.where(dataset.train.labels == 3)
+    one = dataset.train.where((dataset.train.labels == 5).nonzero()[:1, 0])
+    train = type(few)(torch.cat([few.images, one.images]), torch.cat([few.labels, one.labels]))
+    with pytest.raises(InputError, match="retained training images = 1"):
+        unlearning.validate(cfg, dataclasses.replace(dataset, train=train))
+
+
 def test_forgetting_works(cfg, dataset, original_run):
     """The point of it all, on reduced data: the class is gone, the others stay."""
     assert original_run.metrics["UA"] < 0.1
