@@ -109,8 +109,7 @@ def _run(options: argparse.Namespace) -> int:
     done = runs.run_all(cfg, methods, [cfg.seed], dataset, not options.quiet)
     table = audit.compare(run.row for run in done)
     print(report.text_table(report.cells(audit.summary(table))))
-    asked = done[-1] if cfg.method not in ("original", "retrain") else done[
-        list(methods).index(cfg.method)]  # fmt: skip
+    asked = next(run for run in done if run.config.method == cfg.method)
     print(f"{'read back from' if asked.from_disk else 'kept in'} {asked.folder}")
     return 0
 

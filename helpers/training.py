@@ -205,7 +205,7 @@ class _Loop:
         after_step: Callable[[], None] | None,
     ) -> None:  # fmt: skip
         cosine = self.recipe.schedule == "cosine"
-        factor = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * share)).item()) if cosine else 1.0
+        factor = (1 + math.cos(math.pi * share)) / 2 if cosine else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr = self.recipe.lr * factor
         self.optimizer.zero_grad(set_to_none=True)
@@ -242,6 +242,7 @@ class _Loop:
                 row[name] = float((predict(model, part, dataset).argmax(1) == part.labels.cpu())
                                   .double().mean())  # fmt: skip
         self.fit.history.append(row)
+        self.started = time.perf_counter()  # monitoring is not training
         self.steps_in_epoch, self.images, self.loss_sum = 0, 0, 0.0
 
     def _stop_clock(self) -> None:
