@@ -167,14 +167,14 @@ PAPER_UNLEARN = Recipe(epochs=10, lr=1e-3, optimizer="adam")
 # a test compares them with its record, results/tuning-digits.json.
 TUNED = {
     "digits": {
-        "finetune": Recipe(epochs=10, lr=0.01),
-        "prune_finetune": Recipe(epochs=10, lr=0.003),
-        "lora": Recipe(epochs=10, lr=0.04, schedule="cosine"),
-        "prunelora": Recipe(epochs=10, lr=0.01),
+        "finetune": Recipe(epochs=10, lr=0.01, schedule="cosine"),
+        "prune_finetune": Recipe(epochs=10, lr=0.01),
+        "lora": Recipe(epochs=10, lr=0.02, schedule="cosine"),
+        "prunelora": Recipe(epochs=10, lr=0.01, schedule="cosine"),
     },
 }
 
-_DIGITS = Recipe(epochs=20, lr=0.1, optimizer="sgd", weight_decay=5e-4, batch_size=64,
+_DIGITS = Recipe(epochs=20, lr=0.1, optimizer="sgd", weight_decay=1e-4, batch_size=64,
                  schedule="cosine", augment="crop")  # fmt: skip
 _CIFAR = Recipe(epochs=200, lr=0.1, optimizer="sgd", weight_decay=5e-4, schedule="cosine",
                 augment="crop+flip")  # fmt: skip

@@ -177,7 +177,7 @@ def _memory() -> Iterator[list[int]]:
 
 
 def _page(notebook: NotebookNode) -> str:
-    """Convert to HTML; a figure's description below it also becomes its alternative text."""
+    """Convert to HTML; figures get their description as alternative text, links lead to pages."""
     from nbconvert import HTMLExporter
 
     notebook = copy.deepcopy(notebook)
@@ -189,6 +189,9 @@ def _page(notebook: NotebookNode) -> str:
                 if png := output.get("data", {}).get("image/png"):
                     image = f'<img alt="{words}" src="data:image/png;base64,{png.strip()}">'
                     output.data = {"text/html": image}
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\]\((\d\d_\w+)\.ipynb\)", r"](\1.html)", cell.source)
     return HTMLExporter(template_name="lab").from_notebook_node(notebook)[0]
 
 

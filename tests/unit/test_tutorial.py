@@ -118,6 +118,13 @@ def test_pages_take_the_description_of_a_figure_as_its_alternative_text():
     assert 'alt="a rising line."' in page
 
 
+def test_pages_link_to_pages():
+    links = "[next](01_baseline_training.ipynb) [other](https://x.org/01_y.ipynb)"
+    page = tutorial._page(lesson(v4.new_markdown_cell(links)))
+    assert 'href="01_baseline_training.html"' in page
+    assert 'href="https://x.org/01_y.ipynb"' in page
+
+
 def test_verdicts_are_open_right_or_helpful():
     def is_even(n):
         return n % 2 == 0
