@@ -43,7 +43,7 @@ UNLEARN = [
         (1e-3, 3e-3, 1e-2, 2e-2, 4e-2, 8e-2), ("constant", "cosine")
     )
 ]
-METHODS = ("finetune", "prune_finetune", "lora", "prunelora")
+METHODS = ("finetune", "prune_finetune", "lora", "prunelora", "prunelora_channels")
 
 
 def main() -> None:

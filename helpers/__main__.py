@@ -10,7 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from helpers import __version__
-from helpers.config import DEVICES, MODES, PRECISIONS, PRESETS, InputError, get_config, home
+from helpers.config import (
+    ADAPTERS,
+    CRITERIA,
+    DEVICES,
+    KINDS,
+    MODES,
+    PRECISIONS,
+    PRESETS,
+    SCOPES,
+    InputError,
+    check,
+    get_config,
+    home,
+)
 
 INTERRUPTED = 130  # what a shell returns for a command stopped by Ctrl-C
 
@@ -73,20 +86,34 @@ def _shared(parser: argparse.ArgumentParser) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     _shared(parser)
     add = parser.add_argument
-    add("--method", help="original, retrain, finetune, prune_finetune, lora, prunelora (default)")
+    add("--method", help="original, retrain, finetune, prune_finetune, lora, prunelora (default), "
+        "prunelora_channels")  # fmt: skip
     add("--mode", help=f"{' or '.join(MODES)}: corrected method, or published settings and code")
     add("--data", help="digits, cifar10, or folder:PATH with one subfolder of images per class")
     add("--model", help="digits_resnet, resnet20, resnet18, resnet50, vit, vit_tiny")
-    add("--forget", type=int, metavar="CLASS", help="class to forget: 0 to number of classes - 1")
+    add("--forget", metavar="CLASS",
+        help="class to forget: 0 to number of classes - 1; or several, as in 3,5")  # fmt: skip
+    add("--earlier", metavar="CLASSES",
+        help="classes forgotten before, one request after another, as in 8,1")  # fmt: skip
     add("--seed", type=int, metavar="N", help="0 to 2147483647")
-    add("--sparsity", type=float, metavar="S", help="share of filters to prune: 0 <= S < 1")
+    add("--sparsity", type=float, metavar="S", help="share to prune: 0 <= S < 1")
+    add("--pruning", help=f"{', '.join(KINDS)}; default: the method's own")
+    add("--criterion", help=f"what goes first: least {', '.join(CRITERIA)}")
+    add("--scope", help=f"{' or '.join(SCOPES)}: where single weights compete")
+    add("--mask-data", help="images that may choose the mask: retain (default) or all, a leak")
     add("--rank", type=int, metavar="R", help="rank of the adapters: 1 to what the layers admit")
+    add("--adapter", help=f"{', '.join(ADAPTERS)}")
+    add("--targets", help="layers with adapters: last (stage or block), blocks, all (stem and "
+        "shortcuts too)")  # fmt: skip
+    add("--norms", help="BatchNorm from the first adapter on: part of the patch, or frozen")
     add("--alpha", type=float, metavar="A", help="LoRA scale is A / R: above 0; default 2 R")
     add("--dropout", type=float, metavar="P", help="dropout of the adapters: 0 <= P < 1")
     add("--epochs", type=int, metavar="N", help="epochs of the unlearning stage: 1 and up")
     add("--lr", type=float, metavar="LR", help="learning rate of the unlearning stage: above 0")
     add("--device", help=f"{', '.join(DEVICES)}; auto takes CUDA where there is one")
     add("--precision", help=f"{', '.join(PRECISIONS)}; auto is mixed precision on CUDA")
+    add("--cache-mb", type=int, metavar="MB", help="memory for the outputs of the frozen part: 0 "
+        "(computed anew at every step) and up; default 1024")  # fmt: skip
     add("--threads", type=int, metavar="N", help="CPU threads: 1 and up; 0 leaves torch's choice")
     add("--train-limit", type=int, metavar="N", help="at most N training images a class: 2 and up")
     add("--image-size", type=int, metavar="PX", help="side of a folder's images: 8 to 512 pixels")
@@ -100,6 +127,8 @@ def _run(options: argparse.Namespace) -> int:
     changes: dict[str, Any] = {
         k: v for k, v in vars(options).items() if k not in skip and v is not None
     }
+    for field in {"forget", "earlier"} & changes.keys():
+        changes[field] = _classes(field, changes[field])
     cfg = get_config(options.preset, **changes)
     from helpers import audit, data, report, runs, unlearning
 
@@ -112,6 +141,13 @@ def _run(options: argparse.Namespace) -> int:
     asked = next(run for run in done if run.config.method == cfg.method)
     print(f"{'read back from' if asked.from_disk else 'kept in'} {asked.folder}")
     return 0
+
+
+def _classes(field: str, text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    ok = all(part.strip().isdecimal() for part in parts)
+    check(field, text, ok, "class numbers, separated by commas: 3, or 3,5")
+    return tuple(int(part) for part in parts)
 
 
 def _add_tutorial(parser: argparse.ArgumentParser) -> None:

@@ -172,13 +172,15 @@ def total_variation(one: Sequence[float], other: Sequence[float]) -> float:
     return sum(abs(a - b) for a, b in zip(one, other, strict=True)) / 2
 
 
-def evaluate(model: nn.Module, dataset: Dataset, forgotten: int, seed: int = 0) -> dict[str, Any]:
+def evaluate(
+    model: nn.Module, dataset: Dataset, forgotten: int | Iterable[int], seed: int = 0
+) -> dict[str, Any]:
     """Measure the classic numbers of one network.
 
     Args:
         model: The network, on the device of the data.
         dataset: The data.
-        forgotten: Index of the forgotten class.
+        forgotten: Index of the forgotten class, or of several.
         seed: Of the membership attack's sample.
 
     Returns:

@@ -20,6 +20,12 @@ AUGMENTATIONS = ("none", "flip", "crop", "crop+flip")
 MODES = ("default", "paper")
 PRECISIONS = ("auto", "fp32", "amp")
 DEVICES = ("auto", "cpu", "cuda")
+KINDS = ("mask_structured", "mask_unstructured", "mask_nm", "channels")
+CRITERIA = ("l2", "l1", "random", "taylor")
+SCOPES = ("global", "layer")
+ADAPTERS = ("lora", "dora", "rslora")
+TARGETS = ("last", "blocks", "all")
+NORMS = ("patch", "frozen")
 
 
 class InputError(ValueError):
@@ -68,6 +74,24 @@ def _whole(value: object) -> bool:
 
 def _finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _as_classes(configuration: RunConfig) -> None:
+    """Bring ``forget`` and ``earlier`` into their one form: 3, or (3, 5) in ascending order."""
+    for field in ("forget", "earlier"):
+        value = getattr(configuration, field)
+        several = tuple(value) if isinstance(value, list | tuple) else (value,)
+        ok = all(_whole(c) and c >= 0 for c in several) and len(set(several)) == len(several)
+        ok = ok and (bool(several) or field == "earlier")
+        check(field, value, ok, "a class, a whole number ≥ 0, or several different ones")
+        if field == "forget":
+            several = several[0] if len(several) == 1 else tuple(sorted(several))
+        object.__setattr__(configuration, field, several)
+    both = set(configuration.forgotten) if configuration.earlier else ()
+    ok = not both or len(both) == len(configuration.earlier) + len(
+        {configuration.forget} if isinstance(configuration.forget, int) else configuration.forget
+    )
+    check("earlier", configuration.earlier, ok, f"{configuration.forget} is forgotten only now")
 
 
 def _as_floats(configuration: object, *fields: str) -> None:
@@ -169,8 +193,9 @@ TUNED = {
     "digits": {
         "finetune": Recipe(epochs=10, lr=0.01, schedule="cosine"),
         "prune_finetune": Recipe(epochs=10, lr=0.01),
-        "lora": Recipe(epochs=10, lr=0.02, schedule="cosine"),
-        "prunelora": Recipe(epochs=10, lr=0.01, schedule="cosine"),
+        "lora": Recipe(epochs=10, lr=0.04, schedule="cosine"),
+        "prunelora": Recipe(epochs=10, lr=0.01),
+        "prunelora_channels": Recipe(epochs=10, lr=0.02, schedule="cosine"),
     },
 }
 
@@ -211,16 +236,30 @@ class RunConfig:
         model: Name of the architecture, one of ``helpers.models.MODELS``.
         method: Name of the method, one of ``helpers.unlearning.METHODS``.
         mode: ``default`` (the corrected method) or ``paper`` (the published settings and code).
-        forget: Index of the class to forget; 0 and up.
+        forget: Index of the class to forget, 0 and up; or several indices, forgotten at once.
+        earlier: Classes that were forgotten before, one request after another in this order, by
+            the same method with the same settings; ``forget`` is the newest request.
         seed: Of the initial weights, the order of batches and the adapters.
-        sparsity: Share of the filters to prune in each layer; in [0, 1).
+        sparsity: Share to prune, of whatever the kind of pruning counts; in [0, 1).
+        pruning: Kind of pruning, one of ``KINDS``; None takes the method's own.
+        criterion: What makes a weight or filter weak: ``l2``, ``l1``, ``random`` or ``taylor``.
+        scope: Of ``mask_unstructured``: weights compete within their ``layer`` or ``global``ly.
+        mask_data: Images that may choose the mask and measure BatchNorm: those to ``retain``, or
+            ``all`` (which leaks the forget set into the mask).
         rank: Rank r of the adapters; from 1 to what the smallest adapted layer admits.
+        adapter: ``lora``, ``dora`` or ``rslora``.
+        targets: Layers that get an adapter: those of the ``last`` stage or block, of all
+            ``blocks``, or ``all``, the stem and the 1x1 shortcuts included.
+        norms: State of the BatchNorm layers from the first adapter on: part of the ``patch``, or
+            ``frozen``. Those before it are always frozen.
         alpha: LoRA's scale is alpha / rank; None means 2 * rank.
         dropout: In the adapters' input, in [0, 1); None means 0, and 0.1 in paper mode.
         epochs: Overrides the epochs of the unlearning stage; None keeps the recipe's.
         lr: Overrides the learning rate of the unlearning stage; None keeps the recipe's.
         device: ``auto``, ``cpu`` or ``cuda``; stored resolved, never as ``auto``.
         precision: ``auto`` (mixed on CUDA), ``fp32`` or ``amp``; stored resolved.
+        cache_mb: Memory in MB that the outputs of the frozen part may take; 0 computes them anew at
+            every step.
         threads: CPU threads of torch; 0 leaves the library's choice.
         train_limit: Keep at most this many training images of each class; None keeps all.
         split_seed: Of the division into train, validation and test.
@@ -239,16 +278,25 @@ class RunConfig:
     model: str = "digits_resnet"
     method: str = "prunelora"
     mode: str = "default"
-    forget: int = 3
+    forget: int | tuple[int, ...] = 3
+    earlier: tuple[int, ...] = ()
     seed: int = 0
     sparsity: float = 0.5
+    pruning: str | None = None
+    criterion: str = "l2"
+    scope: str = "global"
+    mask_data: str = "retain"
     rank: int = 8
+    adapter: str = "lora"
+    targets: str = "last"
+    norms: str = "patch"
     alpha: float | None = None
     dropout: float | None = None
     epochs: int | None = None
     lr: float | None = None
     device: str = "auto"
     precision: str = "auto"
+    cache_mb: int = 1024
     threads: int = 1
     train_limit: int | None = None
     split_seed: int = 0
@@ -264,6 +312,7 @@ class RunConfig:
         ok = isinstance(self.data, str) and known
         check("data", self.data, ok, "known are digits, cifar10, folder:PATH")
         check("train", self.train, isinstance(self.train, Recipe), "a Recipe")
+        _as_classes(self)
         for field, low, high in _WHOLE_NUMBERS:
             value = getattr(self, field)
             ok = _whole(value) and low <= value <= high
@@ -277,10 +326,10 @@ class RunConfig:
             check(field, value, value is None or (_finite(value) and value > 0), "above 0")
         ok = self.dropout is None or (_finite(self.dropout) and 0 <= self.dropout < 1)
         check("dropout", self.dropout, ok, "a share in [0, 1)")
-        choose("mode", self.mode, MODES)
-        choose("precision", self.precision, PRECISIONS)
-        choose("on_corrupt", self.on_corrupt, ("stop", "skip"))
-        choose("tuned", self.tuned, ("", *TUNED))
+        if self.pruning is not None:
+            choose("pruning", self.pruning, KINDS)
+        for field, known_names in _NAMES:
+            choose(field, getattr(self, field), known_names)
         _as_floats(self, "sparsity", "alpha", "dropout", "lr")  # 1 and 1.0 are one configuration
         object.__setattr__(self, "device", resolve_device(self.device))
         if self.precision == "auto":
@@ -307,6 +356,12 @@ class RunConfig:
         return dataclasses.replace(self, **changes)
 
     @property
+    def forgotten(self) -> tuple[int, ...]:
+        """Every class that the network shall not know at the end, in ascending order."""
+        newest = (self.forget,) if isinstance(self.forget, int) else self.forget
+        return tuple(sorted({*self.earlier, *newest}))
+
+    @property
     def unlearn(self) -> Recipe:
         """The recipe of the unlearning stage: tuned or the paper's, with the overrides applied."""
         recipe = PAPER_UNLEARN
@@ -326,10 +381,15 @@ class RunConfig:
         return self.dropout if self.dropout is not None else 0.1 * (self.mode == "paper")
 
 
+_NAMES = (
+    ("mode", MODES), ("criterion", CRITERIA), ("scope", SCOPES), ("mask_data", ("retain", "all")),
+    ("adapter", ADAPTERS), ("targets", TARGETS), ("norms", NORMS), ("precision", PRECISIONS),
+    ("on_corrupt", ("stop", "skip")), ("tuned", ("", *TUNED)),
+)  # fmt: skip
 _WHOLE_NUMBERS = (
-    ("image_size", 8, 512), ("forget", 0, math.inf), ("seed", 0, 2**31 - 1), ("rank", 1, math.inf),
-    ("epochs", 1, math.inf), ("threads", 0, 1024), ("train_limit", 2, math.inf),
-    ("split_seed", 0, 2**31 - 1), ("seeds", 1, 1000),
+    ("image_size", 8, 512), ("cache_mb", 0, math.inf), ("seed", 0, 2**31 - 1),
+    ("rank", 1, math.inf), ("epochs", 1, math.inf), ("threads", 0, 1024),
+    ("train_limit", 2, math.inf), ("split_seed", 0, 2**31 - 1), ("seeds", 1, 1000),
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +38,7 @@ class ImageSet:
     """Some labelled images.
 
     Attributes:
-        images: (N, C, H, W) uint8, raw pixels.
+        images: (N, C, H, W) uint8, raw pixels; or (N, K) float32, what a frozen part made of them.
         labels: (N,) int64, index of the class.
 
     Source: the array layout of KellerJordan/cifar10-airbench.
@@ -68,16 +68,16 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class ClassSplit:
-    """The parts of a dataset as unlearning sees them, each divided at the forgotten class.
+    """The parts of a dataset as unlearning sees them, each divided at the forgotten classes.
 
     Attributes:
-        forget: Training images of the forgotten class (D_f).
+        forget: Training images of the forgotten classes (D_f).
         retain: Training images of all others (D_r).
-        validation_forget: Validation images of the forgotten class.
+        validation_forget: Validation images of the forgotten classes.
         validation_retain: Validation images of all others.
-        test_forget: Test images of the forgotten class (T_f).
+        test_forget: Test images of the forgotten classes (T_f).
         test_retain: Test images of all others (T_r).
-        forgotten: Index of the forgotten class.
+        forgotten: Indices of the forgotten classes.
 
     Source: arXiv 2411.11907, section 2; Unlearn-Sparse (arXiv 2304.04934).
     Lesson: 04_class_unlearning, "Forget set and retain set".
@@ -89,7 +89,7 @@ class ClassSplit:
     validation_retain: ImageSet
     test_forget: ImageSet
     test_retain: ImageSet
-    forgotten: int
+    forgotten: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,8 @@ class Dataset:
         """Scale pixels to [0, 1], subtract the mean, divide by the standard deviation.
 
         Args:
-            images: (N, C, H, W) uint8.
+            images: (N, C, H, W) uint8. Anything that is floating point already is no pixels but
+                the cached outputs of a frozen part, and is returned as it is.
 
         Returns:
             (N, C, H, W) float32 on the device of ``images``.
@@ -133,33 +134,39 @@ class Dataset:
         Source: the usual input of torchvision's models.
         Lesson: 01_baseline_training, "Images as one tensor".
         """
+        if images.is_floating_point():
+            return images
         shape = (1, -1, 1, 1)
         pixels = images.float().div_(255)
         return pixels.sub_(self.mean.view(shape)).div_(self.std.view(shape))
 
-    def split(self, forgotten: int) -> ClassSplit:
-        """Divide every part at the class to forget.
+    def split(self, forgotten: int | Iterable[int]) -> ClassSplit:
+        """Divide every part at the classes to forget.
 
         Args:
-            forgotten: Index of the class; 0 to number of classes - 1.
+            forgotten: Index of the class, or several; 0 to number of classes - 1.
 
         Returns:
             The six sets.
 
         Raises:
-            InputError: If there is no such class, or it is the only one.
+            InputError: If there is no such class, or no other class remains.
 
         Source: arXiv 2411.11907, section 2.
         Lesson: 04_class_unlearning, "Forget set and retain set".
         """
         names = ", ".join(f"{i} {n}" for i, n in enumerate(self.classes))
+        chosen = (forgotten,) if isinstance(forgotten, int) else tuple(sorted(set(forgotten)))
         check("classes", names, len(self.classes) > 1, "at least two; nothing would be retained")
-        check("forget", forgotten, 0 <= forgotten < len(self.classes), f"the classes are {names}")
+        ok = bool(chosen) and all(0 <= c < len(self.classes) for c in chosen)
+        shown = chosen[0] if len(chosen) == 1 else chosen
+        check("forget", shown, ok, f"the classes are {names}")
+        check("forget", shown, len(chosen) < len(self.classes), "one class must be retained")
         halves = []
         for part in (self.train, self.validation, self.test):
-            mine = part.labels == forgotten
+            mine = torch.isin(part.labels, torch.tensor(chosen, device=part.labels.device))
             halves += [part.where(mine), part.where(~mine)]
-        return ClassSplit(*halves, forgotten)
+        return ClassSplit(*halves, chosen)
 
     def with_std(self, factor: Tensor) -> Dataset:
         """Return the same dataset with another normalisation, to show what a mismatch does.

@@ -7,6 +7,7 @@ everything else as JSON: no file of this package is ever unpickled.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -15,7 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+
+LARGEST_JSON = 16 * 2**20  # bytes; parsing takes a multiple of it
 
 
 class FileProblem(OSError):
@@ -101,14 +106,16 @@ def read_json(path: Path, requires: tuple[str, ...] = ()) -> dict[str, Any]:
     Lesson: 00_start_here, "Where results are kept".
     """
     try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"it has {path.stat().st_size} bytes, far more than any of ours")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FileProblem(f"{path} does not exist") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise FileProblem(_cannot_read(path, error)) from error
+        raise FileProblem(cannot_read(path, error)) from error
     missing = [k for k in requires if k not in content] if isinstance(content, dict) else ["{}"]
     if missing:
-        raise FileProblem(_cannot_read(path, f"it has no {', '.join(map(repr, missing))}"))
+        raise FileProblem(cannot_read(path, f"it has no {', '.join(map(repr, missing))}"))
     return content
 
 
@@ -168,10 +175,76 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     except FileNotFoundError as error:
         raise FileProblem(f"{path} does not exist") from error
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise FileProblem(_cannot_read(path, error)) from error
+        raise FileProblem(cannot_read(path, error)) from error
 
 
-def _cannot_read(path: Path, reason: object) -> str:
+def tensor_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Read the names, shapes and types of the tensors in a file, without the tensors.
+
+    Args:
+        path: A file that :func:`save_tensors` wrote.
+
+    Returns:
+        Name -> (shape, dtype); dtype None for types that this package does not use.
+
+    Raises:
+        FileProblem: If the file is missing, damaged or not a safetensors file.
+
+    Source: https://huggingface.co/docs/safetensors.
+    Lesson: 02_pruning, "Channels that are gone".
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    known = {
+        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+        "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
+    }  # fmt: skip
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {n: (tuple(s.get_shape()), known.get(s.get_dtype())) for n, s in slices.items()}
+    except FileNotFoundError as error:
+        raise FileProblem(f"{path} does not exist") from error
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise FileProblem(cannot_read(path, error)) from error
+
+
+def sha256(path: Path) -> str:
+    """Compute the SHA-256 of a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        FileProblem: If it cannot be read.
+
+    Source: FIPS 180-4.
+    Lesson: 00_start_here, "Where results are kept".
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise FileProblem(cannot_read(path, error)) from error
+
+
+def cannot_read(path: Path, reason: object) -> str:
+    """Word the message for a file that cannot be used.
+
+    Args:
+        path: The file or folder.
+        reason: What is wrong with it.
+
+    Returns:
+        One line with the file, the reason and the remedy.
+
+    Source: this project.
+    Lesson: 00_start_here, "Where results are kept".
+    """
     return (
         f"cannot read {path}: {reason}. The file is damaged or was not written by this package: "
         "delete it (for a run, delete its whole folder) and run the same command again"

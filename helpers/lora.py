@@ -1,25 +1,35 @@
 """Adapting with LoRA: attach adapters, keep the zeros, merge.
 
 peft does the work. This module decides what it is asked for: the layers come from the network's
-own list, the classifier trains in full, and the state of every BatchNorm belongs to the adapter,
-so that switching it off gives the old network back and saving it loses nothing.
+own list, the classifier trains in full, and the state of every BatchNorm after the first adapter
+belongs to the adapter, so that switching it off gives the old network back and saving it loses
+nothing.
+
+Without dropout the low-rank change is added to the weight and not to the output (the *weight
+form*): W + s B A, masked where the weight is masked. The sums are the same, no second pair of
+convolutions runs over the images, and a mask of any kind holds exactly.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from helpers.config import InputError, check
+from helpers import models
+from helpers.config import ADAPTERS, InputError, check, choose
 from helpers.models import max_rank
 from helpers.pruning import Masks, apply_masks
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+PREFIX = "base_model.model."  # what peft puts before every name
 
 
 def check_rank(model: nn.Module, rank: int, names: Iterable[str]) -> None:
@@ -41,59 +51,238 @@ def check_rank(model: nn.Module, rank: int, names: Iterable[str]) -> None:
     check("rank", rank, ok, f"from 1 to {most}, the most that layer {name} admits")
 
 
+def refuse_unsupported(model: nn.Module, targets: Iterable[str]) -> None:
+    """Refuse layers on which peft's adapters are wrong or have no effect.
+
+    Args:
+        model: The network.
+        targets: Full names of the layers to adapt.
+
+    Raises:
+        InputError: If a name is unknown, or a layer is neither Conv2d nor Linear, is grouped,
+            dilated or padded by anything but zeros, or belongs to ``nn.MultiheadAttention``.
+
+    Source: measured: dilated layers crash, reflected padding differs by 5.8 after merging, grouped
+        layers cannot be merged, and ``nn.MultiheadAttention`` never calls its output layer.
+    Lesson: 03_lora_adaptation, "Limits and pitfalls".
+    """
+    known = dict(model.named_modules())
+    for name in targets:
+        layer = known.get(name)
+        parent = known.get(name.rpartition(".")[0])
+        reason = ""
+        if layer is None:
+            reason = f"no layer of {type(model).__name__}"
+        elif isinstance(layer, nn.MultiheadAttention) or isinstance(parent, nn.MultiheadAttention):
+            reason = "nn.MultiheadAttention reads weights without calling its layers, so that an "
+            reason += "adapter there does nothing until it is merged; use separate linear layers"
+        elif not isinstance(layer, nn.Conv2d | nn.Linear):
+            reason = f"{type(layer).__name__} is neither Conv2d nor Linear"
+        elif isinstance(layer, nn.Conv2d) and layer.groups > 1:
+            reason = f"groups = {layer.groups}: peft cannot merge grouped convolutions"
+        elif isinstance(layer, nn.Conv2d) and set(layer.dilation) != {1}:
+            reason = f"dilation = {layer.dilation}: peft's adapter ignores it"
+        elif isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
+            reason = f"padding_mode = {layer.padding_mode!r}: peft's adapter pads with zeros"
+        if reason:
+            raise InputError(f"target {name!r} is not allowed: {reason}")
+
+
 def attach(
     model: nn.Module,
     rank: int,
     targets: Iterable[str],
     *,
     alpha: float,
+    kind: str = "lora",
+    ranks: Mapping[str, int] | None = None,
+    alphas: Mapping[str, float] | None = None,
     dropout: float = 0.0,
     train_in_full: Iterable[str] = (),
+    masks: Masks | None = None,
     any_rank: Iterable[str] = (),
     seed: int = 0,
+    audited: bool = True,
 ) -> PeftModel:
     """Put a LoRA adapter beside each target layer of a copy of the network.
 
     Args:
         model: The network; stays as it is.
-        rank: Rank r of every adapter.
+        rank: Rank r of every adapter that ``ranks`` does not name.
         targets: Full names of the layers to adapt (Conv2d or Linear).
-        alpha: The adapter's output is scaled by alpha / rank.
-        dropout: Share of the adapter's inputs dropped while training.
+        alpha: The adapter's change is scaled by alpha / rank.
+        kind: ``lora``; ``rslora`` (scaled by alpha / sqrt(rank)); or ``dora`` (the length of each
+            filter is trained apart from its direction).
+        ranks: Layer -> its own rank.
+        alphas: Layer -> its own alpha.
+        dropout: Share of the adapter's inputs dropped while training. Above 0 the change cannot be
+            added to the weight, so peft's own layers act on the images, which costs time and memory
+            and holds masks of whole filters only.
         train_in_full: Full names of layers of which the adapter keeps its own trained copy: the
             classifier, and every BatchNorm with its running statistics.
+        masks: Name of layer -> mask of its weight, held exactly while training and merging.
         any_rank: Targets whose rank may exceed what they admit, as for the classifier of the
             published transformer; the surplus adds nothing that they can express.
         seed: Of the adapters' initial weights; the global random state is left as it was.
+        audited: Whether to run :func:`audit_adapters` and raise where an adapter is dead.
 
     Returns:
         The adapted copy in evaluation mode: same outputs as ``model``, because B starts at 0.
 
     Raises:
-        InputError: If a layer does not exist or the rank is not possible.
+        InputError: If a layer does not exist or peft handles it wrongly, the rank is not possible,
+            or an adapter takes no part in the output.
 
-    Source: Hu et al. 2021 (arXiv 2106.09685), section 4; peft's LoraConfig.
+    Source: Hu et al. 2021 (arXiv 2106.09685), section 4; rsLoRA (arXiv 2312.03732); DoRA
+        (arXiv 2402.09353); SparsePEFT (EMNLP 2024) for the mask; peft's LoraConfig.
     Lesson: 03_lora_adaptation, "Adapters through peft".
     """
     from peft import LoraConfig, get_peft_model
 
+    choose("adapter", kind, ADAPTERS)
     targets, train_in_full = list(targets), list(train_in_full)
+    check("targets", targets, bool(targets), f"at least one layer of {type(model).__name__}")
+    refuse_unsupported(model, targets)
     known = dict(model.named_modules())
-    unknown = [name for name in (*targets, *train_in_full) if name not in known]
-    if unknown or not targets:
-        raise InputError(f"targets = {unknown or targets} are not layers of {type(model).__name__}")
-    check_rank(model, rank, [name for name in targets if name not in set(any_rank)])
+    for name in train_in_full:
+        check("train_in_full", name, name in known, f"no layer of {type(model).__name__}")
+    ranks, alphas = dict(ranks or {}), dict(alphas or {})
+    for field, given in (("ranks", ranks), ("alphas", alphas)):
+        check(field, sorted(given), given.keys() <= set(targets), "names of target layers")
+    for name in set(targets) - set(any_rank):
+        check_rank(model, ranks.get(name, rank), [name])
+    _check_dropout(dropout, kind, masks)
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets,
+        rank_pattern=_exactly(ranks), alpha_pattern=_exactly(alphas),
+        use_dora=kind == "dora", use_rslora=kind == "rslora",
         modules_to_save=train_in_full or None,
     )  # fmt: skip
+    if dropout == 0:
+        config._register_custom_module(_weight_form())
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(seed)
         adapted = get_peft_model(copy.deepcopy(model), config)
-    made = {name.removeprefix("base_model.model.") for name, _ in adapters(adapted)}
+    made = {name for name, _ in adapters(adapted)}
     if made != set(targets):  # peft matches names by their end; make sure that it meant ours
         raise InputError(f"adapters were attached to {sorted(made)}, not to {sorted(targets)}")
-    return adapted.eval()  # peft forgets the mode of what it wraps
+    if dropout == 0:
+        for name, layer in adapters(adapted):
+            mask = (masks or {}).get(name)
+            layer.mask = None if mask is None else mask.to(layer.weight.device)
+    adapted.eval()  # peft forgets the mode of what it wraps
+    if audited:
+        dead = [row.layer for row in audit_adapters(adapted) if not row.alive]
+        check(
+            "targets", dead, not dead, "adapters that take no part in the output or get no gradient"
+        )
+    return adapted
+
+
+def _check_dropout(dropout: float, kind: str, masks: Masks | None) -> None:
+    if dropout > 0:
+        check("dropout", dropout, kind != "dora", "DoRA is used without dropout")
+        whole = all(bool((m.flatten(1).all(1) == m.flatten(1).any(1)).all())
+                    for m in (masks or {}).values())  # fmt: skip
+        check("dropout", dropout, whole, "0, for masks of anything but whole filters")
+
+
+def _exactly(pattern: Mapping[str, Any]) -> dict[str, Any]:
+    """Make peft, which reads names as regular expressions, take them literally."""
+    import re
+
+    return {f"^{re.escape(name)}": value for name, value in pattern.items()}
+
+
+@functools.cache
+def _weight_form() -> dict[type[nn.Module], type[nn.Module]]:
+    """Return peft's adapted layers with the change added to the weight; made late: peft is slow."""
+    from peft.tuners.lora.layer import Conv2d, Linear
+
+    class WeightForm:
+        mask: Tensor | None = None
+
+        def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if self.disable_adapters or self.merged:
+                return super().forward(x, *args, **kwargs)
+            base, weight = self.get_base_layer(), effective_weight(self)
+            if isinstance(base, nn.Linear):
+                return nn.functional.linear(x, weight, base.bias)
+            return base._conv_forward(x, weight, base.bias)
+
+        def get_delta_weight(self, adapter: str) -> Tensor:
+            delta = super().get_delta_weight(adapter)
+            return delta if self.mask is None else delta * self.mask
+
+    class WeightConv2d(WeightForm, Conv2d):
+        pass
+
+    class WeightLinear(WeightForm, Linear):
+        pass
+
+    return {nn.Conv2d: WeightConv2d, nn.Linear: WeightLinear}
+
+
+def effective_weight(layer: nn.Module, mask: Tensor | None = None) -> Tensor:
+    """Compute the weight that an adapted layer amounts to.
+
+    Args:
+        layer: One of :func:`adapters`.
+        mask: Where the change is kept; None takes the layer's own.
+
+    Returns:
+        W + s B A, both masked; for DoRA each filter scaled to its trained length. The shape of the
+        layer's weight, with a gradient to A and B.
+
+    Source: Hu et al. 2021, equation 3; DoRA (arXiv 2402.09353), equation 5 and section 4.3.
+    Lesson: 03_lora_adaptation, "The change belongs to the weight".
+    """
+    adapter = layer.active_adapters[0]
+    magnitude = None
+    if adapter in layer.lora_magnitude_vector:
+        magnitude = layer.lora_magnitude_vector[adapter].weight
+    return changed_weight(
+        layer.get_base_layer().weight,
+        layer.lora_A[adapter].weight.flatten(1),
+        layer.lora_B[adapter].weight.flatten(1),
+        layer.scaling[adapter],
+        getattr(layer, "mask", None) if mask is None else mask,
+        magnitude,
+    )
+
+
+def changed_weight(
+    weight: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+    mask: Tensor | None = None,
+    magnitude: Tensor | None = None,
+) -> Tensor:
+    """Add a low-rank change to a weight: the one place where this is done.
+
+    Args:
+        weight: (out, in) or (out, in, kh, kw) float32.
+        a: (r, in * kh * kw) float32.
+        b: (out, r) float32.
+        scale: Factor of the product.
+        mask: Shape of ``weight``, bool, True where kept.
+        magnitude: ``out`` numbers in any shape: DoRA's length of each filter.
+
+    Returns:
+        A new tensor of the shape of ``weight``.
+
+    Source: Hu et al. 2021, equation 3; DoRA, equation 5; SparsePEFT for the mask.
+    Lesson: 03_lora_adaptation, "The change belongs to the weight".
+    """
+    changed = weight + scale * (b @ a).view_as(weight)
+    if mask is not None:
+        changed = changed * mask
+    if magnitude is not None:
+        norm = changed.detach().flatten(1).norm(dim=1).clamp_min(1e-12)  # 0 for a masked filter
+        factor = magnitude.flatten() / norm
+        changed = changed * factor.view(-1, *[1] * (changed.dim() - 1))
+    return changed
 
 
 def adapters(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -103,20 +292,102 @@ def adapters(model: nn.Module) -> list[tuple[str, nn.Module]]:
         model: A network with adapters.
 
     Returns:
-        (name, layer) pairs; each layer has ``lora_A`` and ``lora_B`` by adapter name.
+        (name, layer) pairs, the name as in the network without adapters; each layer has ``lora_A``
+        and ``lora_B`` by adapter name.
 
     Source: ``peft.tuners.lora.LoraLayer``.
     Lesson: 03_lora_adaptation, "Adapters through peft".
     """
-    return [(n, m) for n, m in model.named_modules() if hasattr(m, "lora_A")]
+    return [(n.removeprefix(PREFIX), m) for n, m in model.named_modules() if hasattr(m, "lora_A")]
+
+
+@dataclass(frozen=True)
+class AdapterAudit:
+    """What one adapter does.
+
+    Attributes:
+        layer: Name of the adapted layer.
+        effect: Largest change of a logit when B is filled with random numbers; 0 is a dead adapter.
+        gradient: Largest entry of the gradient of B in one step.
+
+    Source: the defect of the published transformer.
+    Lesson: 03_lora_adaptation, "What trains".
+    """
+
+    layer: str
+    effect: float
+    gradient: float
+
+    @property
+    def alive(self) -> bool:
+        """Whether the adapter takes part in the output and gets a gradient."""
+        return self.effect > 0 and self.gradient > 0
+
+
+def audit_adapters(adapted: PeftModel, images: Tensor | None = None) -> list[AdapterAudit]:
+    """Run one step and report for every adapter whether it acts and learns.
+
+    Args:
+        adapted: The adapted network; its weights and gradients stay as they are.
+        images: (B, C, H, W) float32, normalised; None takes random numbers.
+
+    Returns:
+        One row an adapter.
+
+    Source: the check that the published transformer would have failed.
+    Lesson: 03_lora_adaptation, "What trains".
+    """
+    plain = adapted.get_base_model()
+    images = models.example(plain, 8) if images is None else images
+    mode, layers = adapted.training, adapters(adapted)
+    tensors = {name: layer.lora_B[layer.active_adapters[0]].weight for name, layer in layers}
+    adapted.eval()
+    generator = torch.Generator().manual_seed(0)
+    before = {name: b.detach().clone() for name, b in tensors.items()}
+    with torch.no_grad():
+        unchanged, effects = adapted(images), {}
+        for name, b in tensors.items():
+            b.copy_(torch.randn(b.shape, generator=generator))
+            effects[name] = (adapted(images) - unchanged).abs().max().item()
+            b.copy_(before[name])
+    with torch.enable_grad():
+        labels = torch.arange(len(images), device=images.device) % unchanged.shape[1]
+        loss = nn.functional.cross_entropy(adapted(images), labels)
+        found = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
+    adapted.train(mode)
+    sizes = [0.0 if g is None else g.abs().max().item() for g in found]
+    return [AdapterAudit(n, effects[n], g) for n, g in zip(tensors, sizes, strict=True)]
+
+
+def frozen_norms(adapted: PeftModel) -> list[nn.Module]:
+    """List the BatchNorm layers that do not belong to the adapter.
+
+    Training mode would move their statistics although their parameters are frozen; the training
+    loop keeps them in evaluation mode.
+
+    Args:
+        adapted: The adapted network.
+
+    Returns:
+        The modules, for ``frozen`` of :func:`helpers.training.fit`.
+
+    Source: measured: a reloaded adapter without the statistics fell from 84 to 78 per cent.
+    Lesson: 03_lora_adaptation, "Off, on, saved, reloaded".
+    """
+    kind = nn.modules.batchnorm._BatchNorm
+    return [
+        m for m in adapted.modules()
+        if isinstance(m, kind) and not any(p.requires_grad for p in m.parameters())
+    ]  # fmt: skip
 
 
 @torch.no_grad()
 def hold_masks(model: nn.Module, masks: Masks) -> None:
     """Keep whole masked filters at zero in an adapted network. In place.
 
-    The change of an adapted weight is B A, and the rows of B are the filters: where a row of B is
-    zero, merging adds exactly nothing. Called after each optimiser step.
+    Needed with dropout only, where peft's own layers act on the images: the change of an adapted
+    weight is B A, and the rows of B are the filters, so where a row of B is zero, merging adds
+    exactly nothing. Called after each optimiser step.
 
     Args:
         model: The adapted network.
@@ -126,19 +397,22 @@ def hold_masks(model: nn.Module, masks: Masks) -> None:
     Lesson: 03_lora_adaptation, "The zeros survive the merge".
     """
     for name, layer in adapters(model):
-        mask = masks.get(name.removeprefix("base_model.model."))
+        mask = masks.get(name)
         if mask is not None:
             dead = ~mask.flatten(1).any(1)
             for matrix in layer.lora_B.values():
                 matrix.weight[dead.to(matrix.weight.device)] = 0
 
 
-def merge(model: PeftModel, masks: Masks | None = None) -> nn.Module:
+@torch.no_grad()
+def merge(model: PeftModel, masks: Masks | None = None, refill: str = "refuse") -> nn.Module:
     """Add the adapters to the weights and return a plain network.
 
     Args:
         model: The adapted network; used up.
         masks: If given, the zeros that the merged network must still have.
+        refill: What to do where an adapter would refill them: ``refuse``, or ``mask`` (leave that
+            part of the change out, which changes the outputs).
 
     Returns:
         The network in evaluation mode, with the classifier and norms of the adapter.
@@ -147,24 +421,26 @@ def merge(model: PeftModel, masks: Masks | None = None) -> nn.Module:
         InputError: If the adapters would refill masked weights; merge without ``masks`` to let
             them.
 
-    Source: Hu et al. 2021, section 4.1; peft's ``merge_and_unload``.
+    Source: Hu et al. 2021, section 4.1; peft's ``merge_and_unload`` for the classifier and norms.
     Lesson: 03_lora_adaptation, "The zeros survive the merge".
     """
-    if masks:
-        grown = sum(
-            int((layer.get_delta_weight("default") != 0)[~masks[name].to(device)].sum())
-            for name, layer, device in _masked(model, masks)
-        )
-        check("adapters", f"{grown} weights under the mask", grown == 0, "call hold_masks first")
+    choose("refill", refill, ("refuse", "mask"))
+    masks, weights = masks or {}, {}
+    for name, layer in adapters(model):
+        mask = masks.get(name)
+        mask = mask if mask is None else mask.to(layer.weight.device)
+        weights[name] = effective_weight(layer)
+        if mask is not None:
+            grown = int((weights[name] != 0)[~mask].sum())
+            allowed = "call hold_masks after each step, or merge with refill='mask'"
+            where = f"{grown} weights under the mask of {name}"
+            check("adapters", where, grown == 0 or refill == "mask", allowed)
+            weights[name] = effective_weight(layer, mask)
     merged = model.merge_and_unload().eval()
-    if masks:
-        apply_masks(merged, masks)  # turns -0.0 into 0.0 and nothing else
-    return merged
-
-
-def _masked(model: nn.Module, masks: Masks) -> list[tuple[str, nn.Module, torch.device]]:
-    named = [(n.removeprefix("base_model.model."), m) for n, m in adapters(model)]
-    return [(n, m, m.weight.device) for n, m in named if n in masks]
+    for name, weight in weights.items():
+        merged.get_submodule(name).weight.copy_(weight)
+    apply_masks(merged, masks)  # turns -0.0 into 0.0, and holds layers without an adapter
+    return merged.requires_grad_(True)  # as any network that was just built
 
 
 def low_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -6,15 +6,21 @@ networks for 32x32 images keep their resolution at the start: a 3x3 stem with st
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.config import check, choose
+from helpers import files
+from helpers.config import TARGETS, InputError, check, choose
 
 
 class ResidualBlock(nn.Module):
@@ -87,6 +93,7 @@ class Attention(nn.Module):
         """Build the layer: (N, T, width) -> (N, T, width); width divisible by heads."""
         super().__init__()
         self.heads = heads
+        self.scale = (width // heads) ** -0.5  # stays when the inner width is pruned
         self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
         self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
 
@@ -97,7 +104,7 @@ class Attention(nn.Module):
             layer(x).view(n, t, self.heads, -1).transpose(1, 2)
             for layer in (self.query, self.key, self.value)
         )
-        y = F.scaled_dot_product_attention(q, k, v)
+        y = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         return self.out(y.transpose(1, 2).reshape(n, t, -1))
 
 
@@ -227,7 +234,52 @@ def build_model(
         model = MODELS[name](
             num_classes=num_classes, in_channels=in_channels, image_size=image_size
         )
+    model.blueprint = Blueprint(name, num_classes, in_channels, image_size)
+    model.input_shape = (in_channels, image_size, image_size)
     return model.eval()
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What :func:`build_model` needs to build an architecture again; kept as ``model.blueprint``.
+
+    Attributes:
+        name: One of ``MODELS``.
+        num_classes: Outputs of the classifier.
+        in_channels: 1 for grey, 3 for colour.
+        image_size: Side in pixels.
+
+    Source: this project.
+    Lesson: 02_pruning, "Channels that are gone".
+    """
+
+    name: str
+    num_classes: int
+    in_channels: int
+    image_size: int
+
+
+def example(model: nn.Module, count: int = 2) -> Tensor:
+    """Make images of random numbers that a network can take, to trace, count and time it.
+
+    Args:
+        model: One of ours; or any network with an attribute ``input_shape`` = (C, H, W).
+        count: How many.
+
+    Returns:
+        (count, C, H, W) float32, standard normal, always the same, on the network's device.
+
+    Raises:
+        InputError: If the network does not say what it takes.
+
+    Source: this project.
+    Lesson: 03_lora_adaptation, "Adapters through peft".
+    """
+    shape = getattr(model, "input_shape", None)
+    hint = "the (channels, height, width) that the network takes: set model.input_shape"
+    check("input_shape", shape, shape is not None, hint)
+    images = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
+    return images.to(next(model.parameters()).device)
 
 
 @dataclass(frozen=True)
@@ -236,9 +288,11 @@ class Layers:
 
     Attributes:
         head: The classifier; trained in full, never pruned (but see ``paper_prunable``).
-        prunable: Layers whose filters may be masked.
-        adaptable: Layers that get a LoRA adapter.
-        norms: BatchNorm layers, whose state belongs to an adapter.
+        prunable: Layers whose weights may be pruned.
+        stages: Layers of the blocks that may be adapted, by stage (or transformer block), in order.
+        others: The stem and the 1x1 shortcuts, adapted only on request.
+        norms: BatchNorm layers.
+        fixed: Layers whose outputs keep their width when channels are removed.
         paper_prunable: What the published code prunes.
         paper_adaptable: What the published code adapts. The transformer's attention output is among
             them; there the published adapter had no effect, because ``nn.MultiheadAttention`` never
@@ -250,10 +304,37 @@ class Layers:
 
     head: str
     prunable: tuple[str, ...]
-    adaptable: tuple[str, ...]
+    stages: tuple[tuple[str, ...], ...]
+    others: tuple[str, ...]
     norms: tuple[str, ...]
+    fixed: tuple[str, ...]
     paper_prunable: tuple[str, ...]
     paper_adaptable: tuple[str, ...]
+
+    @property
+    def adaptable(self) -> tuple[str, ...]:
+        """Return the layers of all blocks, in order."""
+        return tuple(name for stage in self.stages for name in stage)
+
+    def targets(self, scope: str) -> tuple[str, ...]:
+        """List the layers that get an adapter.
+
+        Args:
+            scope: ``last`` (the last stage or block), ``blocks`` (all of them) or ``all`` (the stem
+                and the shortcuts too).
+
+        Returns:
+            Full names.
+
+        Raises:
+            InputError: If the scope is unknown.
+
+        Source: depth-limited adapters skip the backward pass through everything before them.
+        Lesson: 03_lora_adaptation, "Which layers".
+        """
+        choose("targets", scope, TARGETS)
+        every = self.adaptable
+        return {"last": self.stages[-1], "blocks": every, "all": every + self.others}[scope]
 
 
 def layers(model: nn.Module) -> Layers:
@@ -270,25 +351,43 @@ def layers(model: nn.Module) -> Layers:
         The names, in the order of ``model.named_modules()``.
 
     Raises:
-        InputError: If the network has no linear layer to be its classifier.
+        InputError: If the network has no linear layer to be its classifier, or nothing before it.
 
     Source: arXiv 2411.11907, section 3, and its code.
     Lesson: 03_lora_adaptation, "Which layers".
     """
     named = dict(model.named_modules())
+    kind = type(model).__name__
     linears = [n for n, m in named.items() if isinstance(m, nn.Linear)]
-    check("model", type(model).__name__, bool(linears), "it needs a linear layer as classifier")
+    check("model", kind, bool(linears), "it needs a linear layer as classifier")
     head = linears[-1]
     norms = tuple(n for n, m in named.items() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-    convolutions = [n for n, m in named.items() if isinstance(m, nn.Conv2d)]
     if isinstance(model, ViT):
-        inner = tuple(n for n in linears if n != head)
+        blocks = range(len(model.blocks))
+        stages = tuple(tuple(n for n in linears if n.startswith(f"blocks.{i}.")) for i in blocks)
+        wide = [f"blocks.{i}.{n}" for i in blocks for n in ("attention.out", "mlp2")]
         last = f"blocks.{len(model.blocks) - 1}.attention.out"
-        return Layers(head, inner, inner, norms, (last, head), (last, head))
-    blocks = tuple(
-        n for n in convolutions[1:] if not any(s in n for s in ("shortcut", "downsample"))
-    )
-    return Layers(head, tuple(convolutions), blocks, norms, tuple(convolutions), blocks)
+        inner = tuple(n for stage in stages for n in stage)
+        fixed = ("patch", *wide, head)
+        return Layers(head, inner, stages, (), norms, fixed, (last, head), (last, head))
+    found = [n for n, m in named.items() if isinstance(m, nn.Conv2d)] or linears[:-1]
+    check("model", kind, bool(found), "it needs layers before its classifier")
+    shortcuts = [n for n in found if "shortcut" in n or "downsample" in n]
+    blocks = tuple(n for n in found[1:] if n not in shortcuts) or tuple(found)
+    others = tuple(n for n in found if n not in blocks)
+    return Layers(head, tuple(found), _stages(blocks), others, norms, (head,), tuple(found), blocks)
+
+
+def _stages(names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """Group layers by the first part of their names in which they differ."""
+    parts, depth = [name.split(".") for name in names], 0
+    most = min(len(part) for part in parts) - 1
+    while depth < most and len({part[depth] for part in parts}) == 1:
+        depth += 1
+    groups: dict[str, list[str]] = {}
+    for name, part in zip(names, parts, strict=True):
+        groups.setdefault(part[depth], []).append(name)
+    return tuple(tuple(group) for group in groups.values())
 
 
 def count_parameters(model: nn.Module, trainable: bool = False) -> int:
@@ -320,3 +419,185 @@ def max_rank(layer: nn.Module) -> int:
     Lesson: 03_lora_adaptation, "Rank".
     """
     return min(layer.weight.shape[0], math.prod(layer.weight.shape[1:]))
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Compute what identifies the weights of a network.
+
+    Args:
+        model: Any network.
+
+    Returns:
+        SHA-256 (64 hexadecimal digits) over names, types, shapes and bytes of its state.
+
+    Source: this project.
+    Lesson: 03_lora_adaptation, "Patches".
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def resize(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Give the layers of a network other sizes; their weights are then undefined. In place.
+
+    Args:
+        model: The network, for example one just built by its name.
+        shapes: Name of each tensor of ``model.state_dict()`` -> its new shape.
+
+    Source: the shapes in a file of weights are the architecture; no module is ever pickled.
+    Lesson: 02_pruning, "Channels that are gone".
+    """
+    for prefix, module in model.named_modules():
+        own = {*module._parameters, *module._buffers} - module._non_persistent_buffers_set
+        for name in own:
+            tensor = getattr(module, name)
+            shape = tuple(shapes.get(f"{prefix}.{name}" if prefix else name, ()))
+            if tensor is None or tensor.shape == shape:
+                continue
+            new = tensor.new_empty(shape)
+            if name in module._parameters:
+                new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+            setattr(module, name, new)
+        _set_sizes(module)
+
+
+def _set_sizes(module: nn.Module) -> None:
+    """Make the sizes that a layer reports those that its weight has."""
+    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.Conv2d):
+        module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm) and weight is not None:
+        module.num_features = len(weight)
+    elif isinstance(module, nn.LayerNorm) and weight is not None:
+        module.normalized_shape = tuple(weight.shape)
+
+
+def save(model: nn.Module, folder: Path) -> Path:
+    """Write a network as ``model.safetensors`` and its architecture as ``architecture.json``.
+
+    Args:
+        model: The network, of its original size or with channels removed.
+        folder: Where to; created if needed.
+
+    Returns:
+        The file with the weights.
+
+    Raises:
+        FileProblem: If it cannot be written.
+
+    Source: https://huggingface.co/docs/safetensors; nothing is pickled.
+    Lesson: 02_pruning, "Channels that are gone".
+    """
+    state = model.state_dict()
+    blueprint = getattr(model, "blueprint", None)
+    plain = {
+        "format": 1,
+        "blueprint": dataclasses.asdict(blueprint) if blueprint else None,
+        "shapes": {name: list(tensor.shape) for name, tensor in state.items()},
+    }
+    path = files.save_tensors(folder / "model.safetensors", state)
+    files.write_json(folder / "architecture.json", plain)
+    return path
+
+
+def load(folder: Path, base: nn.Module | None = None) -> nn.Module:
+    """Read what :func:`save` wrote.
+
+    The files are not trusted: every shape is compared with the architecture of the original size
+    before anything is allocated, and the network is tried once.
+
+    Args:
+        folder: The folder that :func:`save` wrote.
+        base: A network of the original size and of the same architecture; it stays as it is. None
+            builds one of ours from the stored blueprint.
+
+    Returns:
+        The network in evaluation mode, on the device of ``base`` or the CPU.
+
+    Raises:
+        FileProblem: If a file is missing or damaged, or does not belong to the architecture.
+
+    Source: https://huggingface.co/docs/safetensors; nothing is unpickled.
+    Lesson: 02_pruning, "Channels that are gone".
+    """
+    path, plain_path = folder / "model.safetensors", folder / "architecture.json"
+    plain = files.read_json(plain_path, ("blueprint", "shapes"))
+    try:
+        if base is None:
+            with torch.device("meta"):  # shapes only: an absurd blueprint costs no memory
+                outline = build_model(**_blueprint(plain["blueprint"]))
+        else:
+            outline = copy.deepcopy(base).to("meta")
+        shapes = {name: tuple(shape) for name, shape in plain["shapes"].items()}
+        check_shapes(files.tensor_shapes(path), outline, shapes)
+        model = copy.deepcopy(base) if base is not None else build_model(**plain["blueprint"])
+        resize(model, shapes)
+        tensors, _ = files.load_tensors(path)
+        model.load_state_dict(tensors)
+        with torch.no_grad():
+            model.eval()(example(model))
+    except (InputError, TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
+        if isinstance(error, files.FileProblem):
+            raise
+        raise files.FileProblem(files.cannot_read(folder, error)) from error
+    return model
+
+
+def _blueprint(plain: Any) -> dict[str, Any]:
+    limits = {"num_classes": 100_000, "in_channels": 1024, "image_size": 4096}
+    check("blueprint", plain, isinstance(plain, dict) and {"name", *limits} == {*plain}, "a dict")
+    for field, most in limits.items():
+        ok = type(plain[field]) is int and 1 <= plain[field] <= most
+        check(field, plain[field], ok, f"from 1 to {most}")
+    return plain
+
+
+def check_shapes(
+    found: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+    base: nn.Module,
+    stated: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Refuse stored tensors that no pruned version of a network can have.
+
+    Args:
+        found: Name -> (shape, dtype), from :func:`helpers.files.tensor_shapes`.
+        base: The network of the original size, possibly on the meta device.
+        stated: Name -> shape, as written beside the tensors.
+
+    Raises:
+        InputError: If names, dtypes or numbers of dimensions differ, or a size is below 1 or above
+            the original's.
+
+    Source: this project.
+    Lesson: 02_pruning, "Channels that are gone".
+    """
+    state = base.state_dict()
+    check("tensors", len(found), found.keys() == state.keys() == stated.keys(),
+          f"the {len(state)} of {type(base).__name__}, by the same names")  # fmt: skip
+    for name, (shape, dtype) in found.items():
+        most = tuple(state[name].shape)
+        ok = within(shape, most) and shape == stated[name] and dtype == state[name].dtype
+        check(name, f"{dtype} {shape}", ok, f"{state[name].dtype}, as stated, at most {most}")
+
+
+def within(shape: Sequence[int], most: Sequence[int]) -> bool:
+    """Say whether a stored shape is one that a layer pruned from a known size can have.
+
+    Args:
+        shape: What a file states.
+        most: The original's.
+
+    Returns:
+        Whether there are as many sizes, each a whole number from 1 to the original's.
+
+    Source: this project.
+    Lesson: 02_pruning, "Channels that are gone".
+    """
+    pairs = zip(shape, most, strict=False)
+    return len(shape) == len(most) and all(type(n) is int and 1 <= n <= m for n, m in pairs)

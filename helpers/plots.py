@@ -29,8 +29,9 @@ COLORS = {
     "prune_finetune": "#CC79A7",
     "lora": "#56B4E9",
     "prunelora": "#D55E00",
+    "prunelora_channels": "#009E73",
 }
-MARKERS = dict(zip(COLORS, "Xso^vD", strict=True))
+MARKERS = dict(zip(COLORS, "Xso^vDP", strict=True))
 ORACLE, FORGET, CHANCE = COLORS["retrain"], "#D55E00", "#767676"
 
 

@@ -1,24 +1,124 @@
-"""Pruning: which filters are set to zero, and keeping them there.
+"""Pruning: which weights or filters go, keeping them at zero, and really removing them.
 
 A mask is a dict from the name of a layer to a bool tensor of the shape of its weight, True where
-the weight is kept.
+the weight is kept. Removed channels are described by the indices that are kept along each dimension
+of each tensor, so that the smaller network can be cut out of the original again.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune
+from torch.nn import functional as F
+from torch.nn.utils import prune as torch_prune
 
-from helpers.config import check
+from helpers import ledger, models
+from helpers.config import CRITERIA, KINDS, SCOPES, check, choose
+from helpers.data import Dataset, ImageSet, batches
+from helpers.training import recalibrate_batchnorm
 
 Masks = dict[str, Tensor]
+Kept = dict[str, tuple[Tensor | None, ...]]  # tensor -> indices kept along each dimension
+SCORED = 512  # images of which the criterion "taylor" takes the gradient
+
+
+@dataclass
+class Pruned:
+    """A pruned network and its ledger.
+
+    Attributes:
+        model: The network in evaluation mode: masked, or smaller.
+        masks: What must stay zero; empty for ``channels``.
+        kept: What was cut out of the original; empty for masks.
+        ledger: One row before and one after, from :func:`helpers.ledger.measure`.
+
+    Source: this project.
+    Lesson: 02_pruning, "Four kinds of pruning".
+    """
+
+    model: nn.Module
+    masks: Masks = field(default_factory=dict)
+    kept: Kept = field(default_factory=dict)
+    ledger: list[ledger.Row] = field(default_factory=list)
+
+
+def prune(
+    model: nn.Module,
+    sparsity: float,
+    kind: str = "mask_structured",
+    *,
+    criterion: str = "l2",
+    scope: str = "global",
+    part: ImageSet | None = None,
+    dataset: Dataset | None = None,
+    names: Iterable[str] | None = None,
+    seed: int = 0,
+    measured: bool = True,
+) -> Pruned:
+    """Prune a copy of a network, and measure its BatchNorm anew.
+
+    Args:
+        model: The network; stays as it is.
+        sparsity: Share to prune, in [0, 1): of the filters of each layer (``mask_structured``), of
+            the weights (``mask_unstructured``), of the weights in each group of four
+            (``mask_nm``: 0.25, 0.5 or 0.75), of the channels of each layer (``channels``).
+        kind: One of ``KINDS``. Masks leave the network its size; ``channels`` makes it smaller.
+        criterion: What makes a weight or filter weak: its ``l2`` or ``l1`` norm, chance
+            (``random``), or ``taylor``, the first-order change of the loss on ``part``.
+        scope: Of ``mask_unstructured``: weights compete within their ``layer`` or ``global``ly.
+        part: The images that may choose what is pruned and on which BatchNorm is measured anew: for
+            unlearning those to retain, because a mask chosen with the forget set leaks it. None
+            leaves BatchNorm as it was.
+        dataset: Gives the normalisation of ``part``.
+        names: The layers; None takes the prunable ones. Not for ``channels``, where what is coupled
+            goes together.
+        seed: Of ``random`` and of the choice of images.
+        measured: Whether to fill the ledger.
+
+    Returns:
+        The pruned copy with its masks or kept indices and its ledger.
+
+    Raises:
+        InputError: If a name is unknown, the sparsity is not one that the kind allows, or
+            ``taylor`` has no images.
+
+    Source: arXiv 2411.11907, section 3; Torch-Pruning (arXiv 2301.12900) for the removal.
+    Lesson: 02_pruning, "Four kinds of pruning".
+    """
+    choose("pruning", kind, KINDS)
+    names = list(models.layers(model).prunable) if names is None else list(names)
+    made = Pruned(copy.deepcopy(model))
+    if criterion == "taylor":
+        check("criterion", criterion, part is not None and dataset is not None, "needs images")
+        _gradients(made.model, part, dataset, seed)
+    shared = {"criterion": criterion, "seed": seed}
+    if kind == "mask_structured":
+        made.masks = mask_structured(made.model, sparsity, names, **shared)
+    elif kind == "mask_unstructured":
+        made.masks = mask_unstructured(made.model, sparsity, names, scope=scope, **shared)
+    elif kind == "mask_nm":
+        made.masks = mask_nm(made.model, sparsity, names, **shared)
+    else:
+        made.kept = remove_channels(made.model, sparsity, **shared)
+    made.model.zero_grad(set_to_none=True)
+    if part is not None and dataset is not None:
+        recalibrate_batchnorm(made.model, part, dataset, seed=seed)
+    if measured:
+        rows = ("before", model), ("pruned", made.model)
+        made.ledger = [ledger.measure(net, stage, names) for stage, net in rows]
+    return made
 
 
 def mask_structured(
-    model: nn.Module, sparsity: float, names: Iterable[str], norm: int = 2
+    model: nn.Module,
+    sparsity: float,
+    names: Iterable[str],
+    criterion: str = "l2",
+    seed: int = 0,
 ) -> Masks:
     """Set the weakest filters of each named layer to zero. In place.
 
@@ -27,29 +127,279 @@ def mask_structured(
         sparsity: Share of the filters (output channels) of each layer, in [0, 1); rounded to whole
             filters, of which at least one stays.
         names: The layers, as in ``model.named_modules()``.
-        norm: The order of the norm by which filters are ranked: 2 as in the paper, or 1.
+        criterion: As in :func:`prune`; for ``taylor`` the gradients must be there.
+        seed: Of ``random``.
 
     Returns:
         The masks, for :func:`apply_masks`.
 
     Raises:
-        InputError: If the sparsity is outside [0, 1).
+        InputError: If the sparsity is outside [0, 1) or the criterion unknown.
 
     Source: arXiv 2411.11907, section 3; ``torch.nn.utils.prune.LnStructured``.
     Lesson: 02_pruning, "The idea".
     """
     check("sparsity", sparsity, 0 <= sparsity < 1, "a share in [0, 1)")
-    masks = {}
+    masks, generator = {}, torch.Generator().manual_seed(seed)
     for name in names:
-        weight = model.get_submodule(name).weight.detach()
-        mask = torch.ones_like(weight)
-        amount = min(round(sparsity * len(weight)), len(weight) - 1)
+        weight = model.get_submodule(name).weight
+        scores = _scores(weight, criterion, generator)
+        mask = torch.ones_like(scores)
+        amount = min(round(sparsity * len(scores)), len(scores) - 1)
         if amount:
-            # only the choice is PyTorch's: prune.remove would reorder the layer's parameters
-            mask = prune.LnStructured(amount, n=norm, dim=0).compute_mask(weight, mask)
+            # only the choice is PyTorch's: its prune.remove would reorder the layer's parameters
+            norm = 2 if criterion == "l2" else 1
+            mask = torch_prune.LnStructured(amount, n=norm, dim=0).compute_mask(scores, mask)
         masks[name] = mask.bool()
     apply_masks(model, masks)
     return masks
+
+
+def mask_unstructured(
+    model: nn.Module,
+    sparsity: float,
+    names: Iterable[str],
+    scope: str = "global",
+    criterion: str = "l1",
+    seed: int = 0,
+) -> Masks:
+    """Set the weakest single weights of the named layers to zero. In place.
+
+    Args:
+        model: The network.
+        sparsity: Share of the weights, in [0, 1); rounded to whole weights.
+        names: The layers.
+        scope: ``global``: all weights compete; ``layer``: each layer loses the same share.
+        criterion: As in :func:`prune`; for single weights ``l1`` and ``l2`` are the same.
+        seed: Of ``random``.
+
+    Returns:
+        The masks, for :func:`apply_masks`.
+
+    Raises:
+        InputError: If the sparsity is outside [0, 1), or the scope or criterion is unknown.
+
+    Source: Han et al. 2015 (arXiv 1506.02626); ``torch.nn.utils.prune.L1Unstructured``.
+    Lesson: 02_pruning, "Four kinds of pruning".
+    """
+    check("sparsity", sparsity, 0 <= sparsity < 1, "a share in [0, 1)")
+    choose("scope", scope, SCOPES)
+    generator, names = torch.Generator().manual_seed(seed), list(names)
+    scores = {n: _scores(model.get_submodule(n).weight, criterion, generator) for n in names}
+    if scope == "global" and scores:
+        flat = _weakest(torch.cat([s.flatten() for s in scores.values()]), sparsity)
+        parts = flat.split([s.numel() for s in scores.values()])
+        masks = {n: p.view_as(scores[n]) for n, p in zip(names, parts, strict=True)}
+    else:
+        masks = {n: _weakest(s.flatten(), sparsity).view_as(s) for n, s in scores.items()}
+    apply_masks(model, masks)
+    return masks
+
+
+def _weakest(scores: Tensor, sparsity: float) -> Tensor:
+    """Return a mask that leaves out the weakest share of a vector of scores."""
+    amount, mask = round(sparsity * len(scores)), torch.ones_like(scores)
+    if amount:
+        mask = torch_prune.L1Unstructured(amount).compute_mask(scores, mask)
+    return mask.bool()
+
+
+def mask_nm(
+    model: nn.Module,
+    sparsity: float,
+    names: Iterable[str],
+    criterion: str = "l1",
+    seed: int = 0,
+    group: int = 4,
+) -> Masks:
+    """Set the weakest N of every M neighbouring weights of a filter to zero. In place.
+
+    Args:
+        model: The network.
+        sparsity: N / M: a multiple of 1 / ``group``, in [0, 1); 0.5 is the 2:4 of GPUs.
+        names: The layers. One whose filters do not have a multiple of M weights gets no mask.
+        criterion: As in :func:`prune`.
+        seed: Of ``random``.
+        group: M.
+
+    Returns:
+        The masks, for :func:`apply_masks`, of the layers to which the pattern applies.
+
+    Raises:
+        InputError: If the sparsity is not such a multiple, or the criterion is unknown.
+
+    Source: Mishra et al. 2021 (arXiv 2104.08378).
+    Lesson: 02_pruning, "Four kinds of pruning".
+    """
+    gone = sparsity * group
+    ok = 0 <= sparsity < 1 and gone == int(gone)
+    allowed = ", ".join(f"{i / group:g}" for i in range(group))
+    check("sparsity", sparsity, ok, f"{allowed}: a number of weights in each group of {group}")
+    masks, generator = {}, torch.Generator().manual_seed(seed)
+    for name in names:
+        scores = _scores(model.get_submodule(name).weight, criterion, generator)
+        if scores[0].numel() % group == 0:
+            order = scores.reshape(-1, group).abs().argsort(dim=1, stable=True)
+            mask = torch.ones_like(order, dtype=torch.bool)
+            masks[name] = mask.scatter_(1, order[:, : int(gone)], False).view_as(scores)
+    check(
+        "pruning", "mask_nm", bool(masks), f"no layer has filters of a multiple of {group} weights"
+    )
+    apply_masks(model, masks)
+    return masks
+
+
+def _scores(weight: Tensor, criterion: str, generator: torch.Generator) -> Tensor:
+    """Return how strong each weight is; a filter's strength is the norm of its scores."""
+    choose("criterion", criterion, CRITERIA)
+    if criterion == "random":
+        return torch.rand(weight.shape, generator=generator).to(weight.device)
+    if criterion == "taylor":
+        check("criterion", criterion, weight.grad is not None, "needs the gradient of every weight")
+        return (weight * weight.grad).detach()
+    return weight.detach()
+
+
+def _gradients(model: nn.Module, part: ImageSet, dataset: Dataset, seed: int) -> None:
+    """Leave the mean gradient of the loss on some of the images in every parameter. In place."""
+    chosen = part.sample(SCORED, seed)
+    model.eval().zero_grad(set_to_none=True)
+    for images, labels in batches(chosen, 128):
+        loss = F.cross_entropy(model(dataset.normalise(images)), labels, reduction="sum")
+        (loss / len(chosen)).backward()
+
+
+def remove_channels(
+    model: nn.Module, sparsity: float, criterion: str = "l2", seed: int = 0
+) -> Kept:
+    """Take the weakest channels out of a network, and all that is coupled to them. In place.
+
+    What is added together must keep the same channels, so layers go in groups. The classifier keeps
+    its outputs; a transformer keeps its width, and loses inner width of its heads and hidden units.
+
+    Args:
+        model: The network.
+        sparsity: Share of the channels of each group, in [0, 1).
+        criterion: As in :func:`prune`; for ``taylor`` the gradients must be there.
+        seed: Of ``random``.
+
+    Returns:
+        Name of each tensor -> the indices kept along each dimension (None: all), for
+        :func:`cut_out`.
+
+    Raises:
+        InputError: If the sparsity is outside [0, 1) or the criterion unknown.
+
+    Source: Torch-Pruning: Fang et al. 2023 (arXiv 2301.12900).
+    Lesson: 02_pruning, "Channels that are gone".
+    """
+    import torch_pruning as tp
+
+    check("sparsity", sparsity, 0 <= sparsity < 1, "a share in [0, 1)")
+    choose("criterion", criterion, CRITERIA)
+    importance = {
+        "l2": lambda: tp.importance.GroupMagnitudeImportance(p=2),
+        "l1": lambda: tp.importance.GroupMagnitudeImportance(p=1),
+        "random": tp.importance.RandomImportance,
+        "taylor": tp.importance.GroupTaylorImportance,
+    }[criterion]()
+    attention = [m for m in model.modules() if isinstance(m, models.Attention)]
+    heads = {layer: a.heads for a in attention for layer in (a.query, a.key, a.value)}
+    requires = {p: p.requires_grad for p in model.parameters()}
+    model.requires_grad_(True)  # Torch-Pruning traces with autograd
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(seed)
+        pruner = tp.pruner.BasePruner(
+            model, models.example(model), importance=importance, pruning_ratio=sparsity,
+            ignored_layers=[model.get_submodule(n) for n in models.layers(model).fixed],
+            num_heads=heads, prune_head_dims=True, root_module_types=[nn.Conv2d, nn.Linear],
+        )  # fmt: skip
+        groups = list(pruner.step(interactive=True))
+    for parameter, required in requires.items():
+        parameter.requires_grad_(required)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    _number(model)  # each entry is replaced by its own place, to see afterwards which are left
+    for group in groups:
+        group.prune()
+    kept = {k: _places(v, before[k].shape) for k, v in model.state_dict().items()}
+    for name, tensor in cut_out(before, kept).items():
+        _set(model, name, tensor)
+    return kept
+
+
+@torch.no_grad()
+def _number(model: nn.Module) -> None:
+    for prefix, module in model.named_modules():
+        for name, tensor in [*module.named_parameters(recurse=False), *module._buffers.items()]:
+            if (
+                tensor is not None
+                and tensor.dim()
+                and name not in module._non_persistent_buffers_set
+            ):
+                places = torch.arange(tensor.numel(), dtype=torch.float64).view(tensor.shape)
+                _set(model, f"{prefix}.{name}" if prefix else name, places.to(tensor.device))
+
+
+def _places(numbered: Tensor, shape: torch.Size) -> tuple[Tensor | None, ...]:
+    """Read from the numbers that are left which indices are left along each dimension."""
+    kept: list[Tensor | None] = []
+    for dim, size in enumerate(shape):
+        if numbered.shape[dim] == size:
+            kept.append(None)
+            continue
+        line = numbered.detach().transpose(0, dim).reshape(numbered.shape[dim], -1)[:, 0]
+        stride = shape[dim + 1 :].numel()
+        kept.append((line.long() // stride % size).cpu())
+    return tuple(kept)
+
+
+def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
+    prefix, _, last = name.rpartition(".")
+    module = model.get_submodule(prefix)
+    if last in module._parameters:
+        required = module._parameters[last].requires_grad
+        tensor = nn.Parameter(tensor, requires_grad=required)
+    setattr(module, last, tensor)
+
+
+def cut_out(state: dict[str, Tensor], kept: Kept) -> dict[str, Tensor]:
+    """Take the kept channels out of the state of the original network.
+
+    Args:
+        state: Name -> tensor, of the original size.
+        kept: Name -> indices kept along each dimension; names that are missing are kept whole.
+
+    Returns:
+        The state of the smaller network; the tensors are copies.
+
+    Source: this project.
+    Lesson: 02_pruning, "Channels that are gone".
+    """
+    smaller = {}
+    for name, tensor in state.items():
+        tensor = tensor.detach().clone()
+        for dim, places in enumerate(kept.get(name, ())):
+            if places is not None:
+                tensor = tensor.index_select(dim, places.to(tensor.device))
+        smaller[name] = tensor
+    return smaller
+
+
+def zeros_as_masks(model: nn.Module, names: Iterable[str]) -> Masks:
+    """Take the zeros that a network has already as its masks.
+
+    Args:
+        model: A network that was pruned before.
+        names: The layers.
+
+    Returns:
+        The masks, of the layers that have zeros.
+
+    Source: this project.
+    Lesson: 04_class_unlearning, "Several classes".
+    """
+    weights = {name: model.get_submodule(name).weight.detach() for name in names}
+    return {name: w != 0 for name, w in weights.items() if bool((w == 0).any())}
 
 
 @torch.no_grad()
@@ -114,3 +464,57 @@ def layer_sparsity(model: nn.Module, names: Iterable[str]) -> list[dict[str, str
             "zero_filters": int(zero.flatten(1).all(1).sum()),
         })  # fmt: skip
     return rows
+
+
+def channels_gone(model: nn.Module, original: nn.Module, names: Iterable[str]) -> float:
+    """Return the share of output channels that a smaller network has lost.
+
+    Args:
+        model: The network from which channels were removed.
+        original: The network of the original size.
+        names: The layers to count; those whose outputs keep their width are left out.
+
+    Returns:
+        A share in [0, 1).
+
+    Source: this project.
+    Lesson: 02_pruning, "Channels that are gone".
+    """
+    fixed = models.layers(original).fixed
+    counted = [n for n in names if n not in fixed]
+    left, all_ = (sum(len(m.get_submodule(n).weight) for n in counted) for m in (model, original))
+    return 1 - left / max(1, all_)
+
+
+def semi_structured(model: nn.Module) -> tuple[nn.Module, str]:
+    """Move 2:4 sparse linear layers to the GPU's sparse matrix units, where there are any.
+
+    Args:
+        model: A network pruned by ``mask_nm`` with sparsity 0.5.
+
+    Returns:
+        A copy for inference in half precision and an empty reason; or the network itself and the
+        reason why there is no fast path for it.
+
+    Source: ``torch.sparse.to_sparse_semi_structured``; it has no convolutions.
+    Lesson: 02_pruning, "Four kinds of pruning".
+    """
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        return model, "not available: the 2:4 units are on CUDA devices only"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return model, f"not available: {torch.cuda.get_device_name(device)} has no 2:4 units"
+    fast = copy.deepcopy(model).half().requires_grad_(False)
+    moved = 0
+    for layer in fast.modules():
+        if isinstance(layer, nn.Linear) and _two_of_four(layer.weight):
+            sparse = torch.sparse.to_sparse_semi_structured(layer.weight.detach())
+            layer.weight = nn.Parameter(sparse, requires_grad=False)
+            moved += 1
+    reason = "" if moved else "not available: no linear layer is 2:4 sparse and of a size it takes"
+    return (fast, "") if moved else (model, reason)
+
+
+def _two_of_four(weight: Tensor) -> bool:
+    ok = weight.shape[0] % 32 == 0 and weight.shape[1] % 64 == 0  # the kernels' smallest blocks
+    return ok and bool(((weight.reshape(-1, 4) != 0).sum(1) <= 2).all())

@@ -2,8 +2,8 @@
 
 A run lives in ``artifacts/<preset>/<hash>/``, where the hash covers everything that determines the
 network: the version of this package, the pixels and labels, and those fields of the configuration
-that its method uses. ``model.safetensors`` is written first and ``run.json`` last, so a folder with
-a ``run.json`` is whole.
+that its method uses. ``model.safetensors``, ``architecture.json`` and, where adapters were trained,
+``patch/`` are written first and ``run.json`` last, so a folder with a ``run.json`` is whole.
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ import torch
 from torch import nn
 
 import helpers
-from helpers import audit, data, files, models, pruning, unlearning
+from helpers import audit, data, files, frozen, ledger, models, patches, pruning, unlearning
 from helpers.config import RunConfig, check, home
 
 # The published code trains with the standard deviations of the second row and unlearns and
 # evaluates with those of the first (paper mode does the same; grey images take the mean).
 PAPER_STD = torch.tensor([0.2471, 0.2435, 0.2616]) / torch.tensor([0.2023, 0.1994, 0.2010])
 MONITORED = 2000  # validation images, of all classes, that are followed through the training
-_VERSIONS = ("torch", "torchvision", "peft", "numpy", "scikit-learn", "safetensors")
-_NUMBERS = ("seconds", "trainable", "peak_memory", "sparsity")
+_VERSIONS = (
+    "torch", "torchvision", "peft", "torch-pruning", "numpy", "scikit-learn", "safetensors",
+)  # fmt: skip
+_NUMBERS = ("seconds", "trainable", "peak_memory", "sparsity", "file_bytes")
 _REQUIRED = ("identity", "config", "metrics", "history", "weights_sha256", *_NUMBERS)
 
 
@@ -65,12 +67,13 @@ class Run:
     def history(self) -> list[dict[str, float]]:
         """One row an epoch: epoch, loss, and the validation accuracies ``forget`` and ``retain``.
 
-        ``retain`` is the mean over the other classes.
+        Both are means over their classes.
         """
         rows = []
         for row in self.record["history"]:
             classes = {k: v for k, v in row.items() if k.isdigit()}
-            forget = classes.pop(str(self.config.forget))
+            mine = [classes.pop(str(c)) for c in self.config.forgotten]
+            forget = sum(mine) / len(mine)
             retain = sum(classes.values()) / len(classes)
             kept = {k: v for k, v in row.items() if not k.isdigit()}
             rows.append({**kept, "forget": forget, "retain": retain})
@@ -102,20 +105,38 @@ class Run:
         Lesson: 00_start_here, "Where results are kept".
         """
         path = self.folder / "model.safetensors"
-        if path.is_file() and _sha256(path) != self.record["weights_sha256"]:
+        if path.is_file() and files.sha256(path) != self.record["weights_sha256"]:
             raise files.FileProblem(
                 f"{path} is not the file that this run wrote (its SHA-256 differs from the one in "
                 f"run.json): delete the folder {self.folder} and run the same command again"
             )
-        tensors, _ = files.load_tensors(path)
-        model = unlearning.new_model(self.config, dataset)
-        model.load_state_dict(tensors)
-        return model
+        return models.load(self.folder, unlearning.new_model(self.config, dataset))
+
+    def patch(self, base: nn.Module) -> patches.Patch:
+        """Load the patch of a run that trained adapters.
+
+        Args:
+            base: The network that the run started from.
+
+        Returns:
+            The patch, checked against the base.
+
+        Raises:
+            InputError: If the run trained every weight, or started from another network.
+            FileProblem: If the patch is missing or damaged.
+
+        Source: this project.
+        Lesson: 03_lora_adaptation, "Patches".
+        """
+        method = self.config.method
+        has = unlearning.method(method).adapt == "lora"
+        check("method", method, has, "one that trains adapters; this one changes every weight")
+        return patches.load_patch(self.folder / "patch", base)
 
 
 def _view(cfg: RunConfig) -> str:
     """Name what metrics depend on beside the network: original serves every class and mode."""
-    return f"{cfg.mode}, class {cfg.forget}"
+    return f"{cfg.mode}, class {', '.join(map(str, cfg.forgotten))}"
 
 
 def identity(cfg: RunConfig, fingerprint: str) -> dict[str, Any]:
@@ -138,14 +159,16 @@ def identity(cfg: RunConfig, fingerprint: str) -> dict[str, Any]:
     fields = ["model", "method", "seed", "device", "precision", "threads"]
     recipes = {"train": dataclasses.asdict(cfg.train)}
     if method.data == "retain":
-        fields += ["forget"]
+        fields += ["forgotten"]
     if method.start == "original":
-        fields += ["mode"]
+        fields += ["mode", "earlier"]
         recipes["unlearn"] = dataclasses.asdict(cfg.unlearn)
     if method.prune != "none":
-        fields += ["sparsity"]
+        fields += ["sparsity", "criterion", "mask_data"]
+        recipes["pruning"] = kind = unlearning.pruning_of(cfg)
+        fields += ["scope"] if kind == "mask_unstructured" else []
     if method.adapt == "lora":
-        fields += ["rank", "lora_alpha", "lora_dropout"]
+        fields += ["rank", "lora_alpha", "lora_dropout", "adapter", "targets", "norms"]
     chosen = {name: getattr(cfg, name) for name in fields}
     return {"version": helpers.__version__, "data": fingerprint, **chosen, **recipes}
 
@@ -171,15 +194,22 @@ def folder_of(cfg: RunConfig, dataset: data.Dataset) -> Path:
     return home() / "artifacts" / cfg.preset / key
 
 
-def run(cfg: RunConfig, dataset: data.Dataset | None = None, progress: bool = True) -> Run:
+def run(
+    cfg: RunConfig,
+    dataset: data.Dataset | None = None,
+    progress: bool = True,
+    cache: frozen.Cache | None = None,
+) -> Run:
     """Do a run, or read it back if it was done before.
 
-    A method that starts from the original network runs ``original`` first, with the same seed.
+    A method that starts from the original network runs ``original`` first, with the same seed; one
+    with earlier requests runs those first, one after another.
 
     Args:
         cfg: The configuration.
         dataset: Its data, if already loaded.
         progress: Whether to show bars.
+        cache: Outputs of the frozen part kept from other runs.
 
     Returns:
         The finished run.
@@ -202,7 +232,10 @@ def run(cfg: RunConfig, dataset: data.Dataset | None = None, progress: bool = Tr
     method = unlearning.method(cfg.method)
     original = None
     if method.start == "original":
-        original = run(cfg.but(method="original"), dataset, progress).model(dataset)
+        *others, last = cfg.earlier or (None,)
+        before = {"method": "original"} if last is None else {"forget": last}
+        before = cfg.but(**before, earlier=tuple(others))
+        original = run(before, dataset, progress, cache).model(dataset)
     sample = dataset.validation.sample(MONITORED)
     seen = dataset if method.start == "scratch" else _as_evaluated(dataset, cfg)
     outcome = unlearning.unlearn(
@@ -210,6 +243,7 @@ def run(cfg: RunConfig, dataset: data.Dataset | None = None, progress: bool = Tr
         monitor={str(c): sample.where(sample.labels == c) for c in range(len(dataset.classes))},
         checkpoint=folder / "checkpoint.safetensors",
         progress=f"{cfg.method}, seed {cfg.seed}" if progress else None,
+        cache=cache, measured=method.start == "original",
     )  # fmt: skip
     return _write(cfg, dataset, folder, outcome)
 
@@ -222,9 +256,16 @@ def _as_evaluated(dataset: data.Dataset, cfg: RunConfig) -> data.Dataset:
 
 def _write(cfg: RunConfig, dataset: data.Dataset, folder: Path, outcome: unlearning.Outcome) -> Run:
     model, fit = outcome.model, outcome.fit
-    path = files.save_tensors(folder / "model.safetensors", model.state_dict())
-    weights = _sha256(path)
-    metrics = audit.evaluate(model, _as_evaluated(dataset, cfg), cfg.forget, cfg.seed)
+    path, rows, size = models.save(model, folder), outcome.ledger, 0
+    weights = files.sha256(path)
+    names = models.layers(unlearning.new_model(cfg, dataset)).prunable
+    if outcome.patch is not None:
+        kept = patches.save_patch(outcome.patch, folder / "patch")
+        size = sum(part.stat().st_size for part in kept.iterdir())
+    if rows:
+        again = models.load(folder, unlearning.new_model(cfg, dataset))
+        rows = [*rows, ledger.measure(again, "reloaded", names)]
+    metrics = audit.evaluate(model, _as_evaluated(dataset, cfg), cfg.forgotten, cfg.seed)
     record = {
         "identity": identity(cfg, dataset.fingerprint),
         "config": dataclasses.asdict(cfg),
@@ -232,7 +273,8 @@ def _write(cfg: RunConfig, dataset: data.Dataset, folder: Path, outcome: unlearn
         "seconds": fit.seconds, "steps": fit.steps, "history": fit.history,
         "trainable": outcome.trainable, "parameters": models.count_parameters(model),
         "peak_memory": fit.peak_memory,
-        "sparsity": pruning.sparsity(model, models.layers(model).prunable),
+        "sparsity": pruning.sparsity(model, names), "file_bytes": path.stat().st_size,
+        "patch_bytes": size, "ledger": rows, "frozen_once": outcome.frozen_once,
         "weights_sha256": weights,
         "skipped": list(dataset.skipped),
         **environment(cfg.device),
@@ -259,7 +301,7 @@ def _read(cfg: RunConfig, dataset: data.Dataset, folder: Path) -> Run:
         )
     if _view(cfg) not in record["metrics"]:  # another class or mode of an original network
         seen = _as_evaluated(dataset, cfg)
-        metrics = audit.evaluate(found.model(dataset), seen, cfg.forget, cfg.seed)
+        metrics = audit.evaluate(found.model(dataset), seen, cfg.forgotten, cfg.seed)
         record["metrics"][_view(cfg)] = metrics
         files.write_json(path, record)
     return found
@@ -278,11 +320,6 @@ def _sound(record: dict[str, Any]) -> bool:
         and all(within(record[name], math.inf) for name in _NUMBERS)
         and isinstance(record["history"], list)
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
@@ -354,7 +391,8 @@ def run_all(
     dataset = dataset or data.load_dataset(cfg, progress)
     for one in wanted:
         unlearning.validate(one, dataset)
-    return [run(one, dataset, progress) for one in wanted]
+    cache = frozen.Cache(cfg.cache_mb * 1_000_000)
+    return [run(one, dataset, progress, cache) for one in wanted]
 
 
 def results_folder() -> Path:

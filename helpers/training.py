@@ -13,7 +13,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from helpers import files
 from helpers.config import InputError, Recipe, check
 from helpers.data import Dataset, ImageSet, batches
+from helpers.ledger import count_saved
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,7 @@ def fit(
     seed: int,
     objective: Objective = cross_entropy,
     after_step: Callable[[], None] | None = None,
+    frozen: Iterable[nn.Module] = (),
     monitor: Mapping[str, ImageSet] | None = None,
     checkpoint: Path | None = None,
     precision: str = "auto",
@@ -117,12 +119,14 @@ def fit(
     Args:
         model: (B, C, H, W) float32 -> logits; on the device of the images. Only parameters that
             require a gradient move. Left in evaluation mode.
-        part: The images to train on.
+        part: The images to train on, or the features of a frozen part.
         dataset: Gives the normalisation.
         recipe: Optimiser, schedule, epochs, batch, augmentation.
         seed: Of the order, the augmentation and dropout.
         objective: The loss of a batch; MixUp where the recipe says so and none is given.
         after_step: Called after each optimiser step, for example to hold a mask.
+        frozen: Modules that stay in evaluation mode, such as a BatchNorm whose statistics must not
+            move.
         monitor: Parts whose accuracy is measured after each epoch, outside the measured time.
         checkpoint: Where to leave the state when interrupted, and once a minute; taken up from
             there if it exists. It stays: remove it when the result is safe.
@@ -147,7 +151,7 @@ def fit(
     per_epoch = -(-n // size) - (n % size == 1 and n > 1)
     # the random state that dropout and MixUp use is set anew for every step, then given back
     with _stop_requested() as stop, torch.random.fork_rng(_cuda_devices(model)):
-        loop = _Loop(model, recipe, str(part.images.device), precision)
+        loop = _Loop(model, recipe, str(part.images.device), precision, tuple(frozen))
         if checkpoint is not None and checkpoint.exists():
             loop.restore(checkpoint)
         bar = _bar(progress, recipe.epochs * per_epoch, loop.fit.steps)
@@ -170,12 +174,15 @@ def fit(
 class _Loop:
     """The state of a training run that must survive an interruption."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, device: str, precision: str) -> None:
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, device: str, precision: str,
+        frozen: tuple[nn.Module, ...],
+    ) -> None:  # fmt: skip
         self.model, self.recipe, self.device = model, recipe, torch.device(device)
+        self.frozen = frozen
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = _optimizer(self.parameters, recipe)
-        amp = precision == "amp" or (precision == "auto" and self.device.type == "cuda")
-        self.dtype = _half(self.device) if amp else None
+        self.dtype = half_precision(self.device, precision)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.dtype == torch.float16, init_scale=2.0**16
         )
@@ -196,6 +203,8 @@ class _Loop:
 
     def start_epoch(self) -> None:
         self.model.train()
+        for module in self.frozen:
+            module.eval()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         self.started = time.perf_counter()
@@ -211,7 +220,7 @@ class _Loop:
         self.optimizer.zero_grad(set_to_none=True)
         measured = self.fit.peak_memory == 0 and self.device.type == "cpu"
         amp = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
-        counting = _saved_bytes(self.model) if measured else contextlib.nullcontext([0])
+        counting = count_saved(self.model) if measured else contextlib.nullcontext([0])
         with counting as saved, amp:
             loss = objective(self.model, images, labels)
         self.scaler.scale(loss).backward()
@@ -326,8 +335,21 @@ def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Op
     return kind(parameters, **shared)
 
 
-def _half(device: torch.device) -> torch.dtype:
-    """Return bfloat16 where it is native; float16, with a scaled loss, on older CUDA cards."""
+def half_precision(device: torch.device, precision: str) -> torch.dtype | None:
+    """Choose the type of mixed precision.
+
+    Args:
+        device: Where the network is.
+        precision: ``fp32``, ``amp``, or ``auto``: mixed on CUDA.
+
+    Returns:
+        bfloat16 where it is native, float16 on older CUDA cards; None without mixed precision.
+
+    Source: the PyTorch AMP recipe.
+    Lesson: 01_baseline_training, "Train".
+    """
+    if precision == "fp32" or (precision == "auto" and device.type != "cuda"):
+        return None
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return torch.float16
     return torch.bfloat16
@@ -361,23 +383,6 @@ def _stop_requested() -> Iterator[threading.Event]:
         yield stop
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def _saved_bytes(model: nn.Module) -> Iterator[list[int]]:
-    """Count the bytes that autograd keeps for the backward pass, each storage once."""
-    seen = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    total = [0]
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
-            total[0] += storage.nbytes()
-        return tensor.detach()
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield total
 
 
 @torch.no_grad()

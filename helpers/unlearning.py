@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from helpers import lora, models, pruning, training
-from helpers.config import Recipe, RunConfig, check, choose
+from helpers import frozen, ledger, lora, models, patches, pruning, training
+from helpers.config import InputError, Recipe, RunConfig, check, choose
 from helpers.data import Dataset, ImageSet
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Method:
     Attributes:
         start: ``scratch`` (fresh weights) or ``original`` (the trained network).
         data: ``all`` training images, or those to ``retain``.
-        prune: ``none`` or ``mask``.
+        prune: ``none``, or a kind of pruning; the configuration can name another kind.
         adapt: ``full`` (every weight trains) or ``lora``.
         objective: Name of the loss in ``OBJECTIVES``.
         summary: One line for tables and ``--help``.
@@ -46,9 +50,16 @@ METHODS: dict[str, Method] = {
     "original": Method("scratch", "all", summary="trained on all classes: nothing forgotten"),
     "retrain": Method("scratch", summary="trained without the class: the oracle"),
     "finetune": Method(summary="every weight, retain set"),
-    "prune_finetune": Method(prune="mask", summary="weak filters masked, then every weight"),
+    "prune_finetune": Method(
+        prune="mask_structured", summary="weak filters masked, then every weight"
+    ),
     "lora": Method(adapt="lora", summary="adapters only, retain set"),
-    "prunelora": Method(prune="mask", adapt="lora", summary="weak filters masked, then adapters"),
+    "prunelora": Method(
+        prune="mask_structured", adapt="lora", summary="weak filters masked, then adapters"
+    ),
+    "prunelora_channels": Method(
+        prune="channels", adapt="lora", summary="weak channels removed, then adapters"
+    ),
 }
 
 
@@ -60,7 +71,10 @@ class Outcome:
         model: The plain network, merged, in evaluation mode.
         fit: History and costs of the training stage.
         trainable: Parameters that trained.
-        masks: The masks that hold in ``model``; empty without pruning, and in paper mode.
+        masks: The masks that hold in ``model``; empty without them, and in paper mode.
+        ledger: One row a stage, from :func:`helpers.ledger.measure`; empty if not asked for.
+        patch: What turns the network before into this one; None where every weight was trained.
+        frozen_once: Whether the outputs of the frozen part were computed once and kept.
 
     Source: this project.
     Lesson: 04_class_unlearning, "A table of methods".
@@ -70,6 +84,9 @@ class Outcome:
     fit: training.Fit
     trainable: int
     masks: pruning.Masks
+    ledger: list[ledger.Row] = field(default_factory=list)
+    patch: patches.Patch | None = None
+    frozen_once: bool = False
 
 
 def method(name: str) -> Method:
@@ -127,17 +144,45 @@ def validate(cfg: RunConfig, dataset: Dataset) -> None:
     Lesson: 00_start_here, "One configuration".
     """
     chosen = method(cfg.method)
-    retained = len(dataset.split(cfg.forget).retain)
+    retained = len(dataset.split(cfg.forgotten).retain)
     check("retained training images", retained, retained > 1, "at least two, for BatchNorm")
     model = new_model(cfg, dataset)
+    layers, kind = models.layers(model), pruning_of(cfg)
+    if kind in ("channels", "mask_nm") and cfg.mode == "default":  # may refuse, or change the sizes
+        model = pruning.prune(model, cfg.sparsity, kind, measured=False).model
     if chosen.adapt == "lora":
-        layers = models.layers(model)
-        targets = _targets(layers, cfg.mode)
+        targets = _targets(layers, cfg)
         lora.check_rank(model, cfg.rank, [name for name in targets if name != layers.head])
+        if cfg.lora_dropout and cfg.mode == "default":
+            whole = cfg.adapter != "dora" and kind in ("none", "mask_structured", "channels")
+            allowed = "0, for DoRA and for masks of anything but whole filters"
+            check("dropout", cfg.lora_dropout, whole, allowed)
 
 
-def _targets(layers: models.Layers, mode: str) -> tuple[str, ...]:
-    return layers.paper_adaptable if mode == "paper" else layers.adaptable
+def pruning_of(cfg: RunConfig) -> str:
+    """Return the kind of pruning of a run.
+
+    Args:
+        cfg: The configuration.
+
+    Returns:
+        ``none``, or one of ``KINDS``: the configuration's own, if it names one; in paper mode
+        always ``mask_structured``.
+
+    Raises:
+        InputError: If the method is unknown.
+
+    Source: this project.
+    Lesson: 04_class_unlearning, "A table of methods".
+    """
+    kind = method(cfg.method).prune
+    if kind == "none":
+        return kind
+    return "mask_structured" if cfg.mode == "paper" else cfg.pruning or kind
+
+
+def _targets(layers: models.Layers, cfg: RunConfig) -> tuple[str, ...]:
+    return layers.paper_adaptable if cfg.mode == "paper" else layers.targets(cfg.targets)
 
 
 def unlearn(
@@ -149,12 +194,15 @@ def unlearn(
     monitor: Mapping[str, ImageSet] | None = None,
     checkpoint: Path | None = None,
     progress: str | None = None,
+    cache: frozen.Cache | None = None,
+    measured: bool = False,
 ) -> Outcome:
     """Run the method of a configuration: prune?, adapt?, train, merge.
 
     In the default mode a mask holds through training and merge, BatchNorm is measured anew after
-    pruning, and an adapter keeps its own classifier and BatchNorm state. In paper mode the masks
-    are dropped after pruning, as published, and the adapter keeps the classifier alone.
+    pruning, an adapter keeps its own classifier and BatchNorm state, and what lies before the first
+    adapter is computed once, where images are not augmented. In paper mode the masks are dropped
+    after pruning, as published, and the adapter keeps the classifier alone.
 
     Args:
         original: The trained network to start from; stays as it is. None for methods that start
@@ -165,6 +213,9 @@ def unlearn(
         monitor: Parts whose accuracy is followed through the training.
         checkpoint: Where an interrupted training is kept.
         progress: The text of a progress bar; None shows none.
+        cache: Outputs of the frozen part kept from other runs on the same data; None keeps them for
+            this run alone.
+        measured: Whether to fill the ledger, which takes a few passes at each stage.
 
     Returns:
         The plain network and what it cost.
@@ -176,59 +227,141 @@ def unlearn(
     Source: arXiv 2411.11907, section 3.
     Lesson: 04_class_unlearning, "A table of methods".
     """
-    chosen, split = method(cfg.method), dataset.split(cfg.forget)
+    chosen, split = method(cfg.method), dataset.split(cfg.forgotten)
     if chosen.start == "scratch":
         model, recipe = new_model(cfg, dataset), recipe or cfg.train
     else:
         check("original", original, original is not None, f"{cfg.method} starts from a network")
-        model, recipe = copy.deepcopy(original), recipe or cfg.unlearn
-    masks = _prune(model, split.retain, dataset, cfg) if chosen.prune == "mask" else {}
-    hold = pruning.apply_masks
-    if chosen.adapt == "lora":
-        model, hold = _adapt(model, cfg), lora.hold_masks
-    trainable = models.count_parameters(model, trainable=True)
-    fit = training.fit(
-        model,
-        dataset.train if chosen.data == "all" else split.retain,
-        dataset,
-        recipe,
-        seed=cfg.seed,
-        objective=OBJECTIVES[chosen.objective],
-        after_step=partial(hold, model, masks) if masks else None,
-        monitor=monitor,
-        checkpoint=checkpoint,
-        precision=cfg.precision,
+        model, recipe = original, recipe or cfg.unlearn
+    names = models.layers(model).prunable
+    rows = [ledger.measure(model, "before", names)] if measured else []
+    pruned = pruning.Pruned(model)
+    if chosen.prune != "none":
+        pruned = _prune(model, split.retain if cfg.mask_data == "retain" else dataset.train,
+                        dataset, cfg)  # fmt: skip
+        rows += [ledger.measure(pruned.model, "pruned", names)] if measured else []
+    part = dataset.train if chosen.data == "all" else split.retain
+    stage = partial(
+        training.fit, dataset=dataset, recipe=recipe, seed=cfg.seed,
+        objective=OBJECTIVES[chosen.objective], checkpoint=checkpoint, precision=cfg.precision,
         progress=progress,
-    )
-    if chosen.adapt == "lora":
-        model = lora.merge(model, masks)
-    return Outcome(model, fit, trainable, masks)
+    )  # fmt: skip
+    if chosen.adapt == "full":
+        model = pruned.model if chosen.start == "scratch" else copy.deepcopy(pruned.model)
+        hold = partial(pruning.apply_masks, model, pruned.masks) if pruned.masks else None
+        fit = stage(model, part, after_step=hold, monitor=monitor)
+        rows += [ledger.measure(model, "trained", names)] if measured else []
+        return Outcome(model, fit, models.count_parameters(model), pruned.masks, rows)
+    adapted = _adapt(pruned, cfg)
+    trainable = models.count_parameters(adapted, trainable=True)
+    fit, once = _train_adapted(adapted, pruned, part, dataset, cfg, recipe, stage, monitor, cache)
+    if measured:
+        rows.append(ledger.measure(adapted, "adapted", names, weight=_used_weight))
+    changes = patches.changes(adapted)
+    merged = lora.merge(adapted, pruned.masks)
+    rows += [ledger.measure(merged, "merged", names)] if measured else []
+    about = {"method": cfg.method, "forgotten": list(cfg.forgotten), "seed": cfg.seed}
+    patch = patches.make(original, merged, changes, pruned.masks, pruned.kept, about)
+    return Outcome(merged, fit, trainable, pruned.masks, rows, patch, once)
 
 
-def _prune(model: nn.Module, retain: ImageSet, dataset: Dataset, cfg: RunConfig) -> pruning.Masks:
-    layers = models.layers(model)
+def _used_weight(adapted: nn.Module, name: str) -> torch.Tensor:
+    """Read the weight that a layer of an adapted network really uses."""
+    for adapter, layer in lora.adapters(adapted):
+        if adapter == name:
+            return lora.effective_weight(layer).detach()
+    return adapted.get_submodule(f"{lora.PREFIX}{name}").weight.detach()
+
+
+def _prune(model: nn.Module, part: ImageSet, dataset: Dataset, cfg: RunConfig) -> pruning.Pruned:
+    layers, kind = models.layers(model), pruning_of(cfg)
     if cfg.mode == "paper":  # prune.remove: the zeros are there, and nothing will hold them
-        pruning.mask_structured(model, cfg.sparsity, layers.paper_prunable)
-        return {}
-    masks = pruning.mask_structured(model, cfg.sparsity, layers.prunable)
-    training.recalibrate_batchnorm(model, retain, dataset, seed=cfg.seed)
-    return masks
+        masked = copy.deepcopy(model)
+        pruning.mask_structured(masked, cfg.sparsity, layers.paper_prunable)
+        return pruning.Pruned(masked)
+    if cfg.earlier:  # pruned at the first request; what is gone stays gone
+        again = copy.deepcopy(model)
+        masks = {} if kind == "channels" else pruning.zeros_as_masks(again, layers.prunable)
+        return pruning.Pruned(again, masks)
+    return pruning.prune(
+        model, cfg.sparsity, kind, criterion=cfg.criterion, scope=cfg.scope, part=part,
+        dataset=dataset, seed=cfg.seed, measured=False,
+    )  # fmt: skip
 
 
-def _adapt(model: nn.Module, cfg: RunConfig) -> nn.Module:
-    layers = models.layers(model)
-    targets = _targets(layers, cfg.mode)
+def _adapt(pruned: pruning.Pruned, cfg: RunConfig) -> nn.Module:
+    layers = models.layers(pruned.model)
+    targets = _targets(layers, cfg)
     in_full = () if layers.head in targets else (layers.head,)
+    if cfg.mode == "default" and cfg.norms == "patch":
+        in_full += _norms_from(pruned.model, targets, layers.norms)
     return lora.attach(
-        model,
+        pruned.model,
         cfg.rank,
         targets,
         alpha=cfg.lora_alpha,
+        kind=cfg.adapter if cfg.mode == "default" else "lora",
         dropout=cfg.lora_dropout,
-        train_in_full=in_full + (layers.norms if cfg.mode == "default" else ()),
+        train_in_full=in_full,
+        masks=pruned.masks,
         any_rank=(layers.head,),
         seed=cfg.seed,
     )
+
+
+def _norms_from(
+    model: nn.Module, targets: Iterable[str], norms: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Return the BatchNorm layers that come after the first adapted layer."""
+    places = {name: place for place, (name, _) in enumerate(model.named_modules())}
+    first = min(places[name] for name in targets)
+    return tuple(name for name in norms if places[name] > first)
+
+
+def _train_adapted(
+    adapted: nn.Module, pruned: pruning.Pruned, part: ImageSet, dataset: Dataset, cfg: RunConfig,
+    recipe: Recipe, stage: partial, monitor: Mapping[str, ImageSet] | None,
+    cache: frozen.Cache | None,
+) -> tuple[training.Fit, bool]:  # fmt: skip
+    """Train the adapters, on kept outputs of the frozen part where that gives the same."""
+    hold = None
+    if cfg.lora_dropout and pruned.masks:
+        hold = partial(lora.hold_masks, adapted, pruned.masks)
+    if cfg.mode == "paper":  # the published code lets BatchNorm move
+        return stage(adapted, part, after_step=hold, monitor=monitor), False
+    still = lora.frozen_norms(adapted)
+    stage = partial(stage, after_step=hold, frozen=still)
+    cut = _cut(adapted, pruned.model, cfg, recipe)
+    cache = cache or frozen.Cache(cfg.cache_mb * 1_000_000)
+    if cut is None or not cache.fits(cut, len(part)):
+        return stage(adapted, part, monitor=monitor), False
+    started = time.perf_counter()
+    features = cache.features(cut, part, dataset, cfg.precision)
+    features.images[:1].cpu()  # waits for the GPU
+    seconds = time.perf_counter() - started
+    watched = {
+        name: cache.features(cut, images, dataset, cfg.precision)
+        for name, images in (monitor or {}).items() if len(images)
+    }  # fmt: skip
+    fit = stage(cut.tail, features, monitor=watched)
+    fit.seconds += seconds
+    kept = {*adapted.parameters()} - {*cut.tail.parameters()}
+    fit.peak_memory += features.images.nbytes + sum(p.nbytes for p in kept)
+    return fit, True
+
+
+def _cut(adapted: nn.Module, plain: nn.Module, cfg: RunConfig, recipe: Recipe) -> frozen.Cut | None:
+    if not cfg.cache_mb or recipe.augment != "none" or recipe.mixup:
+        return None
+    layers = models.layers(plain)
+    targets = _targets(layers, cfg)
+    trained = {*targets, layers.head}
+    trained |= {*_norms_from(plain, targets, layers.norms)} if cfg.norms == "patch" else set()
+    try:
+        return frozen.cut(plain, adapted.get_base_model(), trained)
+    except InputError as error:
+        log.debug("the frozen part is computed at every step: %s", error)
+        return None
 
 
 def set_threads(cfg: RunConfig) -> None:

@@ -92,9 +92,9 @@ def test_a_recipe_is_validated(change, word):
 def test_unknown_preset_and_field_list_the_known_ones():
     with pytest.raises(InputError, match="smoke, cpu, gpu, paper"):
         get_config("laptop")
-    with pytest.raises(InputError, match="sparsity, rank"):
+    with pytest.raises(InputError, match="sparsity, pruning"):
         get_config("cpu", sparcity=0.5)
-    with pytest.raises(InputError, match="sparsity, rank"):
+    with pytest.raises(InputError, match="sparsity, pruning"):
         get_config("cpu").but(sparcity=0.5)
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from helpers import models, pruning, training
-from helpers.config import InputError, Recipe
+from helpers.config import CRITERIA, KINDS, InputError, Recipe
 
 
 def test_the_filters_with_the_smallest_norm_go():
@@ -27,8 +30,8 @@ def test_the_order_of_the_norm_matters():
         return nn.Sequential(found)
 
     one, two = layer(), layer()
-    pruning.mask_structured(one, 0.5, ["0"], norm=1)
-    pruning.mask_structured(two, 0.5, ["0"], norm=2)
+    pruning.mask_structured(one, 0.5, ["0"], criterion="l1")
+    pruning.mask_structured(two, 0.5, ["0"], criterion="l2")
     assert one[0].weight[0].tolist() == [1, 1, 1, 1]
     assert two[0].weight[0].tolist() == [0, 0, 0, 0]
 
@@ -93,3 +96,163 @@ def test_recalibration_brings_accuracy_back(original, dataset, split):
     before = right()
     training.recalibrate_batchnorm(original, split.retain, dataset)
     assert right() > before + 0.2
+
+
+# ------------------------------------------------------------------------------------------------
+# four kinds behind one function
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_kind_with_every_criterion(kind, criterion, dataset, split, original):
+    before = copy.deepcopy(original.state_dict())
+    names = models.layers(original).prunable
+    made = pruning.prune(original, 0.5, kind, criterion=criterion, part=split.retain,
+                         dataset=dataset, measured=False)  # fmt: skip
+    assert all(torch.equal(original.state_dict()[k], v) for k, v in before.items())
+    assert all(p.grad is None and p.requires_grad for p in made.model.parameters())
+    if kind == "channels":
+        assert pruning.channels_gone(made.model, original, names) == 0.5
+        assert made.model.fc.out_features == 10
+    else:
+        assert pruning.sparsity(made.model, made.masks) == pytest.approx(0.5, abs=1e-6)
+        assert made.masks.keys() <= set(names)
+        kept = sum(int(m.sum()) for m in made.masks.values())
+        assert kept == sum(m.numel() for m in made.masks.values()) / 2
+
+
+@pytest.mark.parametrize("kind", ["mask_structured", "mask_unstructured", "mask_nm", "channels"])
+def test_which_images_choose_is_explicit(kind, dataset, split, original):
+    """Other images of the forgotten class: nothing changes unless they are asked for."""
+    noise = dataset.train.images.clone()
+    mine = dataset.train.labels == 3
+    noise[mine] = torch.randint_like(noise[mine], 0, 256, generator=None)
+    other = dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, images=noise))
+
+    def state(source, part):
+        made = pruning.prune(original, 0.5, kind, criterion="taylor", part=part(source),
+                             dataset=dataset, measured=False)  # fmt: skip
+        return made.model.state_dict()
+
+    retained = [state(d, lambda d: d.split(3).retain) for d in (dataset, other)]
+    assert all(torch.equal(a, b) for a, b in zip(*map(dict.values, retained), strict=True))
+    everything = [state(d, lambda d: d.train) for d in (dataset, other)]
+    assert not all(torch.equal(a, b) for a, b in zip(*map(dict.values, everything), strict=True))
+
+
+def test_single_weights_compete_globally_or_within_their_layer():
+    model = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Linear(4, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[0.1, -0.2, 0.3, 0.4]]))
+        model[1].weight.copy_(torch.tensor([[5.0, -6, 7, 8]]))
+    overall, each = copy.deepcopy(model), copy.deepcopy(model)
+    pruning.mask_unstructured(overall, 0.5, ["0", "1"])
+    pruning.mask_unstructured(each, 0.5, ["0", "1"], scope="layer")
+    assert [layer.weight.tolist() for layer in overall] == [[[0, 0, 0, 0]], [[5, -6, 7, 8]]]
+    assert each[0].weight.flatten().tolist() == pytest.approx([0, 0, 0.3, 0.4])
+    assert each[1].weight.flatten().tolist() == [0, 0, 7, 8]
+
+
+def test_two_of_four_by_hand():
+    model = nn.Sequential(nn.Linear(8, 1, bias=False), nn.Linear(3, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, -4, 3, 2, 0.1, 0.1, 9, -9]]))
+    masks = pruning.mask_nm(model, 0.5, ["0", "1"])
+    assert model[0].weight.flatten().tolist() == [0, -4, 3, 0, 0, 0, 9, -9]
+    assert masks.keys() == {"0"}, "three weights have no group of four"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    filters=st.integers(1, 9), groups=st.integers(1, 6), gone=st.integers(0, 3),
+    seed=st.integers(0, 999),
+)  # fmt: skip
+def test_n_of_m_leaves_exactly_so_many_in_every_group(filters, groups, gone, seed):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4 * groups, filters))
+    old = model[0].weight.detach().abs().reshape(-1, 4)
+    pruning.mask_nm(model, gone / 4, ["0"])
+    left = model[0].weight.detach().reshape(-1, 4)
+    assert ((left == 0).sum(1) == gone).all()
+    wanted = old.sort(dim=1, descending=True).values[:, : 4 - gone].sum(1)
+    assert torch.allclose(left.abs().sum(1), wanted)
+
+
+@pytest.mark.parametrize("value", [0.3, 0.51, 1.0, -0.25])
+def test_n_of_m_refuses_what_is_no_number_of_weights(value, original):
+    with pytest.raises(InputError, match=r"sparsity.*0, 0\.25, 0\.5, 0\.75"):
+        pruning.mask_nm(original, value, ["layer1.0.conv1"])
+
+
+@pytest.mark.parametrize("name", ["digits_resnet", "resnet18", "resnet50", "vit_tiny", "vit"])
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_channels_are_really_gone_and_come_back_from_disk(name, share, tmp_path):
+    model = models.build_model(name, 10, 3, 32)
+    made = pruning.prune(model, share, "channels", measured=False)
+    assert models.count_parameters(made.model) < (1 - share * 0.8) * models.count_parameters(model)
+    small = pruning.cut_out(model.state_dict(), made.kept)
+    assert all(torch.equal(small[k], v) for k, v in made.model.state_dict().items())
+    images = models.example(model, 3)
+    with torch.no_grad():
+        wanted = made.model(images)
+        models.save(made.model, tmp_path)
+        assert not any(p.suffix in (".pt", ".pth", ".bin", ".pkl") for p in tmp_path.iterdir())
+        assert torch.equal(models.load(tmp_path)(images), wanted)
+        assert torch.equal(models.load(tmp_path, model)(images), wanted)
+    if name.startswith("vit"):
+        attention, original = made.model.blocks[0].attention, model.blocks[0].attention
+        assert attention.query.out_features == round(original.query.out_features * (1 - share))
+        inner = original.query.out_features // original.heads
+        places = made.kept["blocks.0.attention.query.weight"][0]
+        counts = (places // inner).bincount(minlength=original.heads)
+        assert len(set(counts.tolist())) == 1, "every head keeps the same width"
+        assert attention.out.out_features == original.out.out_features
+
+
+def test_removing_is_the_same_as_zeroing_what_is_removed(original, dataset):
+    """An independent check: the dense network with the same channels silenced says the same."""
+    made = pruning.prune(original, 0.5, "channels", measured=False)
+    silent = copy.deepcopy(original)
+    for name, places in made.kept.items():
+        if places and places[0] is not None and not name.startswith("fc"):
+            tensor = silent.state_dict()[name]
+            gone = torch.ones(len(tensor), dtype=torch.bool)
+            gone[places[0]] = False
+            tensor[gone] = 1 if name.endswith("running_var") else 0  # BatchNorm gives 0 for 0
+    wanted = training.predict(silent, dataset.test, dataset)
+    assert torch.allclose(training.predict(made.model, dataset.test, dataset), wanted, atol=1e-4)
+
+
+def test_a_smaller_network_trains_adapts_and_reloads(cfg, dataset, split, original, tmp_path):
+    from helpers import lora
+
+    made = pruning.prune(original, 0.5, "channels", part=split.retain, dataset=dataset)
+    layers = models.layers(made.model)
+    adapted = lora.attach(made.model, 4, layers.adaptable, alpha=8, train_in_full=[layers.head])
+    training.fit(adapted, split.retain, dataset, Recipe(epochs=1, lr=0.02), seed=0)
+    merged = lora.merge(adapted)
+    models.save(merged, tmp_path)
+    wanted = training.predict(merged, dataset.test, dataset)
+    again = models.load(tmp_path).to(cfg.device)
+    assert torch.equal(training.predict(again, dataset.test, dataset), wanted)
+
+
+def test_the_fast_path_says_why_there_is_none(original):
+    made = pruning.prune(original, 0.5, "mask_nm", measured=False).model
+    fast, reason = pruning.semi_structured(made)
+    if not torch.cuda.is_available():
+        assert fast is made
+        assert "CUDA devices only" in reason
+
+
+def test_taylor_needs_images(original):
+    with pytest.raises(InputError, match="criterion = 'taylor' is not allowed: needs images"):
+        pruning.prune(original, 0.5, criterion="taylor")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"kind": "hope"}, {"criterion": "luck"}, {"kind": "mask_unstructured", "scope": "x"}]
+)
+def test_unknown_names_list_the_known_ones(wrong, original):
+    with pytest.raises(InputError, match="known are"):
+        pruning.prune(original, 0.5, **wrong)

@@ -15,6 +15,8 @@ from helpers import files, runs, training, unlearning
 from helpers.files import FileProblem
 from helpers.training import Interrupted
 
+WHOLE = ["architecture.json", "model.safetensors"]
+
 
 @pytest.fixture
 def quick(cfg):
@@ -24,7 +26,7 @@ def quick(cfg):
 def test_a_run_is_done_once_and_read_back_the_same(quick, dataset, home, monkeypatch):
     first = runs.run(quick, dataset, progress=False)
     assert not first.from_disk
-    assert sorted(p.name for p in first.folder.iterdir()) == ["model.safetensors", "run.json"]
+    assert sorted(p.name for p in first.folder.iterdir()) == [*WHOLE, "patch", "run.json"]
     assert first.folder.parent == home / "artifacts" / "smoke"
     monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained again"))
     again = runs.run(quick, dataset, progress=False)
@@ -140,7 +142,8 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(cfg, dataset, home, monkey
 
     def stopped_midway(*args, after_step=None, **kwargs):
         def step():
-            after_step()
+            if after_step is not None:
+                after_step()
             count.append(1)
             if len(count) == 7:
                 os.kill(os.getpid(), signal.SIGINT)
@@ -155,7 +158,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(cfg, dataset, home, monkey
     assert (folder / "checkpoint.safetensors").exists()
     found = runs.run(two, dataset, progress=False)
     assert len(count) == found.record["steps"], "no step was done twice"
-    assert sorted(p.name for p in folder.iterdir()) == ["model.safetensors", "run.json"]
+    assert sorted(p.name for p in folder.iterdir()) == [*WHOLE, "patch", "run.json"]
     monkeypatch.setattr(training, "fit", fit)
     monkeypatch.setenv("HELPERS_HOME", str(tmp_path / "other"))
     undisturbed = runs.run(two, dataset, progress=False)
@@ -247,7 +250,7 @@ def test_a_long_training_is_not_lost_when_its_result_cannot_be_written(
     monkeypatch.setattr(files, "save_tensors", save)
     monkeypatch.setattr(training._Loop, "step", lambda *_: pytest.fail("trained again"))
     found = runs.run(quick.but(method="original"), dataset, progress=False)
-    assert sorted(p.name for p in found.folder.iterdir()) == ["model.safetensors", "run.json"]
+    assert sorted(p.name for p in found.folder.iterdir()) == [*WHOLE, "run.json"]
 
 
 def test_many_runs_are_checked_before_the_first_is_trained(quick, dataset, home):

@@ -1,0 +1,482 @@
+"""Measure whether the savings of PruneLoRA are real, each against a plain baseline of the same run.
+
+    python benchmarks/savings.py [--quick] [SECTION ...]
+
+Sections: ``removal`` (channels that are gone against zeros that are kept), ``epoch`` (an epoch of
+PruneLoRA against one of plain fine-tuning), ``grid`` (ten ranks in the default form against the
+dense network with peft's ordinary adapters), ``forms`` (the low-rank change added to the weight
+against peft's own layers), ``cached`` (the frozen part computed once against every time).
+
+Every ratio is ours / plain. Both sides are timed in one process on one thread, one after the other
+in turn (A B A B ...), after one turn that does not count; reported are the median of each side, the
+median of the ratios of the pairs, and the lowest and highest of them. Counts and memory come from
+the ledger. Images and labels are random numbers, and networks have fresh weights: time does not
+depend on what they show. Labels leave out class 0, which is the one to forget, so that all images
+are retained and both sides train on all of them.
+
+Every finished section is kept in ``results/savings.json``; ``--quick`` shrinks the sizes, to see
+that everything works, and keeps nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import functools
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from helpers import files, frozen, ledger, lora, models, pruning, runs, training, unlearning
+from helpers.config import Recipe, RunConfig, choose, get_config
+from helpers.data import Dataset, ImageSet
+
+RECORD = Path(__file__).parents[1] / "results" / "savings.json"
+SEED, CLASSES, SIDE, SPARSITY, RANK = 0, 10, 32, 0.5, 8
+CACHE = 2**30  # bytes
+RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+FULL = {
+    "removal": {"batch": 32, "pairs": 9},
+    "epoch": {"images": 256, "batch": 64, "pairs": 5},
+    "grid": {"images": 512, "batch": 64, "epochs": 2, "ranks": RANKS},
+    "forms": {"images": 512, "batch": 64, "pairs": 7, "steps": 20},
+    "cached": {"resnet18": 128, "vit": 64, "batch": 32, "epochs": 5, "pairs": 3},
+}
+QUICK = {
+    "removal": {"batch": 4, "pairs": 2},
+    "epoch": {"images": 16, "batch": 8, "pairs": 1},
+    "grid": {"images": 16, "batch": 8, "epochs": 2, "ranks": (1, 2)},
+    "forms": {"images": 16, "batch": 8, "pairs": 1, "steps": 4},
+    "cached": {"resnet18": 16, "vit": 8, "batch": 8, "epochs": 2, "pairs": 1},
+}
+Times = dict[str, list[float]]  # who -> seconds, one each turn
+Check = dict[str, Any]  # one row of the table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
+    parser.add_argument("--quick", action="store_true", help="small sizes; only printed")
+    arguments = parser.parse_args()
+    for name in arguments.sections:
+        choose("SECTION", name, SECTIONS)
+    cfg = config()
+    unlearning.set_threads(cfg)
+    made = {}
+    for name in arguments.sections or SECTIONS:
+        print(f"{name} ...", flush=True)
+        sizes, started = (QUICK if arguments.quick else FULL)[name], time.perf_counter()
+        section = SECTIONS[name](**sizes)
+        seconds = time.perf_counter() - started
+        made[name] = {"sizes": sizes, "took": seconds, **section, **runs.environment(cfg.device)}
+        if not arguments.quick:
+            keep(name, made[name], cfg)
+    table([row for section in made.values() for row in section["checks"]])
+
+
+def keep(name: str, section: dict[str, Any], cfg: RunConfig) -> None:
+    """Merge a finished section into the record."""
+    record = files.read_json(RECORD) if RECORD.exists() else {}
+    sections = {**record.get("sections", {}), name: section}
+    record = {
+        "about": "ours / plain, both timed in turn in one process; random images and labels, fresh "
+        "weights",
+        "image": [3, SIDE, SIDE], "classes": CLASSES, "sparsity": SPARSITY, "rank": RANK,
+        "sections": {n: sections[n] for n in SECTIONS if n in sections},
+        **runs.environment(cfg.device),
+    }  # fmt: skip
+    files.write_json(RECORD, record)
+
+
+def table(rows: list[Check]) -> None:
+    """Print what was measured, its limit, and whether it was met."""
+    width = max(len(row["what"]) for row in rows)
+    print(f"\n{'what':{width}}  {'measured':>10}  {'lowest..highest':>19}  {'limit':>9}")
+    for row in rows:
+        span = "" if "lowest" not in row else f"{row['lowest']:.4g}..{row['highest']:.4g}"
+        met = {True: "met", False: "NOT MET", None: ""}[row["met"]]
+        limit = row["limit"] or "none"
+        print(f"{row['what']:{width}}  {row['measured']:>10.4g}  {span:>19}  {limit:>9}  {met}")
+
+
+def check(
+    what: str, measured: float | dict[str, Any], most: float | None = None,
+    least: float | None = None,
+) -> Check:  # fmt: skip
+    """Hold a number, or the ratio of two timings, against its limit."""
+    row = measured if isinstance(measured, dict) else {}
+    value = row["ratio"] if row else measured
+    limit = f"<= {most:g}" if most is not None else "" if least is None else f">= {least:g}"
+    met = None if not limit else value <= most if most is not None else value >= least
+    span = {key: row[key] for key in ("lowest", "highest") if key in row}
+    return {"what": what, "measured": value, **span, "limit": limit, "met": met}
+
+
+# ------------------------------------------------------------------------------------------------
+# what is timed, and how
+
+
+def config(model: str = "resnet18", **changes: Any) -> RunConfig:
+    return get_config(
+        "cpu", model=model, device="cpu", threads=1, tuned="", forget=0, sparsity=SPARSITY,
+        rank=RANK, seed=SEED, **changes,
+    )  # fmt: skip
+
+
+def random_dataset(count: int) -> Dataset:
+    """Make a dataset of random numbers; its other parts are its training images once more."""
+    draw = torch.Generator().manual_seed(SEED)
+    images = torch.randint(0, 256, (count, 3, SIDE, SIDE), generator=draw, dtype=torch.uint8)
+    part = ImageSet(images, torch.randint(1, CLASSES, (count,), generator=draw))
+    mean, std = torch.full((3,), 0.5), torch.full((3,), 12**-0.5)  # of uniform numbers
+    return Dataset("random", tuple(map(str, range(CLASSES))), part, part, part, mean, std, "")
+
+
+def build(model: str, seed: int = SEED) -> nn.Module:
+    return models.build_model(model, CLASSES, 3, SIDE, seed)
+
+
+def in_turn(contenders: dict[str, Callable[[int], float]], count: int, warm: bool = True) -> Times:
+    """Time the contenders one after the other, again and again; the first turn does not count.
+
+    Each is called with the number of the turn, which serves as a seed, and returns its seconds.
+    """
+    times: Times = {name: [] for name in contenders}
+    for turn in [*([0] if warm else []), *range(count)]:
+        for name, run in contenders.items():
+            times[name].append(run(turn))
+    return {name: seconds[-count:] for name, seconds in times.items()}
+
+
+def compare(times: Times, ours: str, plain: str) -> dict[str, Any]:
+    """Divide the seconds of two contenders, turn by turn."""
+    ratios = [a / b for a, b in zip(times[ours], times[plain], strict=True)]
+    return {
+        "ours": ours, "plain": plain, "ours_seconds": statistics.median(times[ours]),
+        "plain_seconds": statistics.median(times[plain]), "ratio": statistics.median(ratios),
+        "lowest": min(ratios), "highest": max(ratios), "n": len(ratios),
+    }  # fmt: skip
+
+
+def clock(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def watch_optimizer() -> Iterator[list[int]]:
+    """Collect, while the context lasts, the bytes of the tensors that each optimiser keeps."""
+    found: dict[int, int] = {}
+    sizes: list[int] = []
+
+    def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        if id(optimizer) not in found:
+            states = optimizer.state.values()
+            tensors = [t for state in states for t in state.values() if torch.is_tensor(t)]
+            found[id(optimizer)] = sum(t.nbytes for t in tensors)
+            sizes.append(found[id(optimizer)])
+
+    handle = register_optimizer_step_post_hook(note)
+    try:
+        yield sizes
+    finally:
+        handle.remove()
+
+
+def recorded(losses: list[float]) -> training.Objective:
+    """Build the cross-entropy that notes the loss of every step."""
+
+    def objective(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        loss = training.cross_entropy(model, images, labels)
+        losses.append(loss.item())
+        return loss
+
+    return objective
+
+
+def peft_own(model: nn.Module, rank: int, targets: Iterable[str], in_full: Iterable[str]) -> Any:
+    """Adapt a copy of a network with peft's own layers, which act on the images."""
+    own = LoraConfig(
+        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=list(targets),
+        modules_to_save=list(in_full),
+    )  # fmt: skip
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(SEED)
+        return get_peft_model(copy.deepcopy(model), own)
+
+
+# ------------------------------------------------------------------------------------------------
+# the sections
+
+
+def removal(batch: int, pairs: int) -> dict[str, Any]:
+    """Compare channels that are gone, and zeros that are kept, with the dense network."""
+    dense, data = build("resnet18"), random_dataset(max(batch, 64))
+    networks = {"dense": dense}
+    for kind in ("mask_structured", "channels"):
+        made = pruning.prune(dense, SPARSITY, kind, part=data.train, dataset=data, measured=False)
+        networks[kind] = made.model
+    images, labels = models.example(dense, batch), torch.arange(batch) % CLASSES
+
+    def step(model: nn.Module, turn: int) -> float:
+        model.train().zero_grad(set_to_none=True)
+        return clock(lambda: F.cross_entropy(model(images), labels).backward())
+
+    @torch.no_grad()
+    def infer(model: nn.Module, turn: int) -> float:
+        model.eval()
+        return clock(lambda: model(images))
+
+    counts = {
+        name: {
+            "macs": ledger.macs(model, batch),
+            "activations": ledger.saved_bytes(model, images),
+            "file_bytes": ledger.file_bytes(model),
+            "parameters": models.count_parameters(model),
+        }
+        for name, model in networks.items()
+    }
+    timed = {
+        what: in_turn({n: functools.partial(act, m) for n, m in networks.items()}, pairs)
+        for what, act in (("forward and backward", step), ("inference", infer))
+    }
+    checks, compared = [], {}
+    for kind, limits in (("channels", (0.26, 0.32, 0.35, 0.55, 0.27)), ("mask_structured", [None])):
+        macs, train, test, saved, size = [*limits, *[None] * 4][:5]
+        ratio = {key: counts[kind][key] / counts["dense"][key] for key in counts["dense"]}
+        compared[kind] = {what: compare(times, kind, "dense") for what, times in timed.items()}
+        title = f"removal, {kind} / dense: "
+        checks += [
+            check(f"{title}multiply-accumulates", ratio["macs"], macs),
+            check(f"{title}forward and backward", compared[kind]["forward and backward"], train),
+            check(f"{title}inference", compared[kind]["inference"], test),
+            check(f"{title}saved activations", ratio["activations"], saved),
+            check(f"{title}file size", ratio["file_bytes"], size),
+        ]
+    return {
+        "model": "resnet18", "seeds": [SEED], "n": pairs, "counts": counts, "times": timed,
+        "compared": compared, "checks": checks,
+    }  # fmt: skip
+
+
+def epoch(images: int, batch: int, pairs: int) -> dict[str, Any]:
+    """Compare an epoch of PruneLoRA, channels removed, with one of plain fine-tuning."""
+    data, recipe = random_dataset(images), Recipe(epochs=1, lr=1e-3, batch_size=batch)
+    found: dict[str, dict[str, int]] = {}
+
+    def run(method: str, turn: int) -> float:
+        cfg = config(method=method, targets="blocks", cache_mb=0).but(seed=turn)
+        with watch_optimizer() as state:
+            outcome = unlearning.unlearn(build("resnet18", turn), data, cfg, recipe=recipe)
+        found[method] = {
+            "trainable": outcome.trainable, "optimizer_bytes": state[0],
+            "peak_memory": outcome.fit.peak_memory,
+        }  # fmt: skip
+        return outcome.fit.seconds
+
+    ours, plain = "prunelora_channels", "finetune"
+    times = in_turn({m: functools.partial(run, m) for m in (ours, plain)}, pairs)
+    compared = compare(times, ours, plain)
+    ratio = {key: found[ours][key] / found[plain][key] for key in found[plain]}
+    title = "epoch, PruneLoRA / fine-tuning: "
+    return {
+        "model": "resnet18", "seeds": list(range(pairs)), "n": pairs, "counts": found,
+        "times": times, "compared": compared,
+        "checks": [
+            check(f"{title}seconds", compared, 0.32),
+            check(f"{title}trainable parameters", ratio["trainable"], 0.015),
+            check(f"{title}optimiser state", ratio["optimizer_bytes"], 0.02),
+            check(f"{title}peak memory of training", ratio["peak_memory"]),
+        ],
+    }  # fmt: skip
+
+
+def grid(images: int, batch: int, epochs: int, ranks: tuple[int, ...]) -> dict[str, Any]:
+    """Compare ten ranks in the default form with ten of peft's adapters on the dense network."""
+    data, model = random_dataset(images), build("resnet18")
+    recipe = Recipe(epochs=epochs, lr=1e-3, batch_size=batch)
+    listed = models.layers(model)
+
+    def plain(rank: int, part: Dataset = data) -> None:
+        adapted = peft_own(model, rank, listed.adaptable, [listed.head])
+        training.fit(adapted, part.train, part, recipe, seed=SEED)
+        adapted.merge_and_unload()
+
+    def each(rank: int, cache: frozen.Cache, part: Dataset = data) -> None:
+        cfg = config(method="prunelora_channels").but(rank=rank)
+        unlearning.unlearn(model, part, cfg, recipe=recipe, cache=cache)
+
+    smaller: list[nn.Module] = []
+
+    def once(rank: int, cache: frozen.Cache, part: Dataset = data) -> None:
+        if not smaller:
+            made = pruning.prune(
+                model, SPARSITY, "channels", part=part.train, dataset=part, measured=False
+            )
+            smaller.append(made.model)
+        cfg = config(method="lora").but(rank=rank)
+        unlearning.unlearn(smaller[0], part, cfg, recipe=recipe, cache=cache)
+
+    few = random_dataset(4)  # warms up without filling the caches
+    plain(1, few), each(1, frozen.Cache(CACHE), few), once(1, frozen.Cache(CACHE), few)
+    smaller.clear()
+    caches = frozen.Cache(CACHE), frozen.Cache(CACHE)
+    times = in_turn({
+        "each run prunes": lambda turn: clock(lambda: each(ranks[turn], caches[0])),
+        "pruned once": lambda turn: clock(lambda: once(ranks[turn], caches[1])),
+        "plain": lambda turn: clock(lambda: plain(ranks[turn])),
+    }, len(ranks), warm=False)  # fmt: skip
+    total = {name: sum(seconds) for name, seconds in times.items()}
+    compared = {
+        name: {**compare(times, name, "plain"), "total": total[name] / total["plain"]}
+        for name in times if name != "plain"
+    }  # fmt: skip
+    checks = []
+    for name, row in compared.items():
+        whole = {"ratio": row["total"], "lowest": row["lowest"], "highest": row["highest"]}
+        checks.append(check(f"grid, default form / plain: total seconds, {name}", whole, 0.10))
+    return {
+        "model": "resnet18", "seeds": [SEED], "n": len(ranks), "times": times,
+        "total_seconds": total, "compared": compared, "checks": checks,
+    }  # fmt: skip
+
+
+def forms(images: int, batch: int, pairs: int, steps: int) -> dict[str, Any]:
+    """Compare adapters in the weight and beside it with fine-tuning, and with each other."""
+    data, recipe = random_dataset(images), Recipe(epochs=1, lr=1e-3, batch_size=batch)
+    listed = models.layers(build("resnet20"))
+    in_full = (listed.head, *listed.norms[1:])  # all but the stem's, which no adapter precedes
+
+    def adapt(form: str, seed: int, full: Iterable[str]) -> nn.Module:
+        model = build("resnet20", seed)
+        training.recalibrate_batchnorm(model, data.train, data)
+        if form == "all weights":
+            return model
+        if form == "weight form":
+            alpha = 2.0 * RANK
+            return lora.attach(model, RANK, listed.adaptable, alpha=alpha, train_in_full=full)
+        return peft_own(model, RANK, listed.adaptable, full)
+
+    def run(form: str, turn: int) -> float:
+        model = adapt(form, turn, in_full)
+        still = [] if form == "all weights" else lora.frozen_norms(model)
+        return training.fit(model, data.train, data, recipe, seed=turn, frozen=still).seconds
+
+    names = ("weight form", "peft's own form", "all weights")
+    times = in_turn({form: functools.partial(run, form) for form in names}, pairs)
+    compared = {form: compare(times, form, "all weights") for form in names[:2]}
+    same = same_numbers(adapt("weight form", SEED, [listed.head]),
+                        adapt("peft's own form", SEED, [listed.head]), data, batch, steps)  # fmt: skip
+    title = "forms, epoch / all weights: "
+    return {
+        "model": "resnet20", "seeds": list(range(pairs)), "n": pairs, "times": times,
+        "compared": compared, "same_numbers": same,
+        "checks": [
+            check(f"{title}weight form", compared["weight form"], 1.1),
+            check(f"{title}peft's own form", compared["peft's own form"]),
+            check(f"forms, same_numbers: largest difference of {steps} losses", same["most"], 1e-4),
+        ],
+    }  # fmt: skip
+
+
+def same_numbers(
+    ours: nn.Module, own: nn.Module, data: Dataset, batch: int, steps: int
+) -> dict[str, Any]:
+    """Train both forms from the same adapters, BatchNorm standing still, and compare the losses."""
+    draw = torch.Generator().manual_seed(SEED)
+    with torch.no_grad():  # B starts at zero; here each adapter acts from the first step on
+        for _, layer in lora.adapters(ours):
+            for matrix in layer.lora_B.values():
+                matrix.weight.copy_(0.01 * torch.randn(matrix.weight.shape, generator=draw))
+    own.load_state_dict(ours.state_dict())
+    epochs = -(-steps // -(-len(data.train) // batch))
+    recipe = Recipe(epochs=epochs, lr=0.01, optimizer="sgd", momentum=0.0, batch_size=batch)
+    found = []
+    for model in (ours, own):
+        losses: list[float] = []
+        training.fit(
+            model, data.train, data, recipe, seed=SEED, objective=recorded(losses),
+            frozen=lora.frozen_norms(model),
+        )  # fmt: skip
+        found.append(losses[:steps])
+    most = max(abs(a - b) for a, b in zip(*found, strict=True))
+    return {"most": most, "steps": len(found[0]), "losses": found}
+
+
+def cached(resnet18: int, vit: int, batch: int, epochs: int, pairs: int) -> dict[str, Any]:
+    """Compare training on the kept outputs of the frozen part with computing them every time."""
+    recipe = Recipe(epochs=epochs, lr=1e-3, batch_size=batch)
+    made: dict[str, Any] = {"seeds": list(range(pairs)), "n": pairs, "models": {}, "checks": []}
+    limits = {"resnet18": (resnet18, 2.0, 3.2), "vit": (vit, 2.4, 4.0)}
+    for name, (images, first, later) in limits.items():
+        data, caches = random_dataset(images), {}
+        losses: dict[str, list[list[float]]] = {}
+
+        def run(
+            form: str, turn: int, name: str = name, data: Dataset = data, caches: dict = caches,
+            losses: dict = losses,
+        ) -> float:  # fmt: skip
+            cfg = config(name, method="recorded").but(seed=turn)
+            if form == "uncached":
+                cfg = cfg.but(cache_mb=0)
+            elif form == "cached":
+                caches[turn] = frozen.Cache(CACHE)
+            steps: list[float] = []
+            with recording(steps):
+                outcome = unlearning.unlearn(
+                    build(name, turn), data, cfg, recipe=recipe, cache=caches.get(turn)
+                )
+            assert outcome.frozen_once == (form != "uncached")
+            losses.setdefault(form, []).append(steps)
+            return outcome.fit.seconds
+
+        forms = ("uncached", "cached", "cached before")
+        times = in_turn({form: functools.partial(run, form) for form in forms}, pairs)
+        compared = {form: compare(times, "uncached", form) for form in forms[1:]}
+        most = max(
+            abs(a - b)
+            for form in forms[1:]
+            for plain, ours in zip(losses["uncached"], losses[form], strict=True)
+            for a, b in zip(plain, ours, strict=True)
+        )
+        made["models"][name] = {
+            "images": images, "times": times, "compared": compared, "most": most,
+            "losses": {form: rows[-1] for form, rows in losses.items()},
+        }  # fmt: skip
+        title = f"cached, {name}: "
+        made["checks"] += [
+            check(f"{title}uncached / cached, caching pass", compared["cached"], least=first),
+            check(f"{title}uncached / cached, later run", compared["cached before"], least=later),
+            check(f"{title}largest difference of losses", most, 1e-4),
+        ]
+    return made
+
+
+@contextlib.contextmanager
+def recording(losses: list[float]) -> Iterator[None]:
+    """Let the method ``recorded``, which is ``lora``, note the loss of every step."""
+    unlearning.OBJECTIVES["recorded"] = recorded(losses)
+    unlearning.METHODS["recorded"] = unlearning.Method(adapt="lora", objective="recorded")
+    try:
+        yield
+    finally:
+        del unlearning.OBJECTIVES["recorded"], unlearning.METHODS["recorded"]
+
+
+SECTIONS: dict[str, Callable[..., dict[str, Any]]] = {
+    "removal": removal, "epoch": epoch, "grid": grid, "forms": forms, "cached": cached,
+}  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""The frozen part of a network, computed once.
+
+Where only the last layers train, everything before them gives the same numbers at every step. The
+network is cut in two: what no trained layer can influence, and the rest. The outputs of the first
+part are kept, and the second part trains on them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+
+from helpers import models
+from helpers.config import InputError
+from helpers.data import Dataset, ImageSet, batches
+from helpers.training import half_precision
+
+log = logging.getLogger(__name__)
+BATCH = 128  # images per pass through the frozen part: as in training, so that the sums agree
+
+
+class _Tracer(fx.Tracer):
+    """Look into modules that hold a trained layer, and take all others whole."""
+
+    def __init__(self, trained: Iterable[str]) -> None:
+        super().__init__()
+        names = [name.split(".") for name in trained]
+        self.opened = {".".join(n[:i]) for n in names for i in range(1, len(n))}
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return name not in self.opened
+
+
+class Tail(nn.Module):
+    """The part of a network that trains, fed with the outputs of the frozen part.
+
+    Its modules are those of the network it was cut from, not copies.
+
+    Source: torch.fx.
+    Lesson: 03_lora_adaptation, "The frozen part, computed once".
+    """
+
+    def __init__(self, graph: fx.GraphModule, shapes: list[torch.Size]) -> None:
+        """Take the traced part and the shapes of its inputs, without the batch."""
+        super().__init__()
+        self.graph, self.shapes = graph, shapes
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Compute the logits from (N, K) features, as :class:`Cut` packs them."""
+        parts = features.split([shape.numel() for shape in self.shapes], dim=1)
+        inputs = (p.reshape(-1, *s) for p, s in zip(parts, self.shapes, strict=True))
+        return self.graph(*inputs)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A network cut in two.
+
+    Attributes:
+        front: Images -> tuple of the tensors that the tail needs; nothing in it trains.
+        tail: (N, K) features -> logits; everything that trains is in it.
+
+    Source: torch.fx.
+    Lesson: 03_lora_adaptation, "The frozen part, computed once".
+    """
+
+    front: nn.Module
+    tail: Tail
+
+    @property
+    def width(self) -> int:
+        """Numbers that are kept of each image."""
+        return sum(shape.numel() for shape in self.tail.shapes)
+
+
+def cut(plain: nn.Module, adapted: nn.Module, trained: Iterable[str]) -> Cut:
+    """Cut an adapted network before the first layers that train.
+
+    Args:
+        plain: The network without adapters, whose forward pass is traced.
+        adapted: The same network with adapters, whose modules both parts use.
+        trained: Names, in ``plain``, of every layer that trains.
+
+    Returns:
+        Both parts, sharing their modules with ``adapted``.
+
+    Raises:
+        InputError: If the forward pass cannot be traced, or nothing lies before the trained layers.
+
+    Source: torch.fx; the adapters may be attached after tracing, names stay as they are.
+    Lesson: 03_lora_adaptation, "The frozen part, computed once".
+    """
+    trained = list(trained)
+    try:
+        graph = _Tracer(trained).trace(plain)
+    except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError) as error:
+        raise InputError(f"{type(plain).__name__} cannot be cut in two: {error}") from error
+    images = models.example(plain)
+    moving = _depends_on(graph, set(trained)) | _no_tensors(plain, graph, images)
+    crossing = [n for n in graph.nodes if n not in moving and any(u in moving for u in n.users)]
+    if not crossing or any(n.op == "placeholder" for n in crossing):
+        raise InputError(f"nothing of {type(plain).__name__} lies before the layers that train")
+    front = fx.GraphModule(adapted, _part(graph, [], crossing)).eval()
+    with torch.no_grad():
+        shapes = [t.shape[1:] for t in front(images)]
+    return Cut(front, Tail(fx.GraphModule(adapted, _part(graph, crossing, None)), shapes))
+
+
+def _depends_on(graph: fx.Graph, trained: set[str]) -> set[fx.Node]:
+    """Find everything that changes while the layers named train."""
+    moving: set[fx.Node] = set()
+    for node in graph.nodes:
+        own = node.op == "call_module" and node.target in trained
+        own = own or (node.op == "get_attr" and node.target.rpartition(".")[0] in trained)
+        if own or node.op == "output" or any(n in moving for n in node.all_input_nodes):
+            moving.add(node)
+    return moving
+
+
+def _no_tensors(plain: nn.Module, graph: fx.Graph, images: Tensor) -> set[fx.Node]:
+    """Find what is computed but cannot be kept for each image, such as shapes."""
+    found: set[fx.Node] = set()
+
+    class Watch(fx.Interpreter):
+        def run_node(self, node: fx.Node) -> object:
+            value = super().run_node(node)
+            if not isinstance(value, Tensor) or value.shape[:1] != images.shape[:1]:
+                found.add(node)
+            return value
+
+    with torch.no_grad():
+        Watch(fx.GraphModule(plain, graph)).run(images)
+    return found
+
+
+def _part(graph: fx.Graph, inputs: list[fx.Node], outputs: list[fx.Node] | None) -> fx.Graph:
+    """Copy what lies between some nodes (the network's own inputs and outputs, if none)."""
+    part, new = fx.Graph(), {}
+    ends = outputs or [node for node in graph.nodes if node.op == "output"]
+    needed, queue = set(), [n for n in ends if n not in inputs]
+    while queue:
+        node = queue.pop()
+        if node not in needed:
+            needed.add(node)
+            queue += [n for n in node.all_input_nodes if n not in inputs]
+    for node in inputs:
+        new[node] = part.placeholder(node.name)
+    for node in graph.nodes:
+        if node in needed:
+            new[node] = part.node_copy(node, new.__getitem__)
+    if outputs:
+        part.output(tuple(new[node] for node in outputs))
+    return part
+
+
+@dataclass
+class Cache:
+    """Features of image sets, kept from one training to the next.
+
+    A grid over ranks, seeds and objectives asks for the same features again and again: they depend
+    on the images and on the frozen part alone.
+
+    Attributes:
+        limit: Bytes that all features together may take; what does not fit is not kept.
+
+    Source: this project.
+    Lesson: 03_lora_adaptation, "The frozen part, computed once".
+    """
+
+    limit: int
+    _kept: dict[tuple[str, str], ImageSet] = field(default_factory=dict)
+
+    def fits(self, cut: Cut, count: int) -> bool:
+        """Say whether the features of so many images are within the limit."""
+        return 4 * cut.width * count <= self.limit
+
+    @torch.no_grad()
+    def features(
+        self, cut: Cut, part: ImageSet, dataset: Dataset, precision: str = "fp32"
+    ) -> ImageSet:
+        """Compute the features of some images, or look them up.
+
+        Args:
+            cut: The network, cut in two.
+            part: N images.
+            dataset: Gives the normalisation.
+            precision: As in :func:`helpers.training.fit`, so that both parts compute alike.
+
+        Returns:
+            (N, K) float32 features with the labels, on the device of the images.
+
+        Source: this project.
+        Lesson: 03_lora_adaptation, "The frozen part, computed once".
+        """
+        key = models.fingerprint(cut.front), _fingerprint(part, dataset) + precision
+        if key in self._kept:
+            return self._kept[key]
+        front, device = cut.front.eval(), part.images.device
+        half = half_precision(device, precision)
+        with torch.autocast(device.type, half, enabled=half is not None):
+            rows = [
+                torch.cat([t.float().flatten(1) for t in front(dataset.normalise(images))], dim=1)
+                for images, _ in batches(part, BATCH)
+            ]
+        made = ImageSet(torch.cat(rows), part.labels)
+        size = made.images.nbytes
+        while self._kept and size + sum(s.images.nbytes for s in self._kept.values()) > self.limit:
+            self._kept.pop(next(iter(self._kept)))  # the oldest goes first
+        if size <= self.limit:
+            self._kept[key] = made
+        return made
+
+
+def _fingerprint(part: ImageSet, dataset: Dataset) -> str:
+    box = nn.Module()
+    for name in ("images", "labels"):
+        box.register_buffer(name, getattr(part, name))
+    box.register_buffer("mean", dataset.mean)
+    box.register_buffer("std", dataset.std)
+    return models.fingerprint(box)

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from helpers import ledger, models, pruning, unlearning
+
+
+class Two(nn.Module):
+    input_shape = (1, 4, 4)
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3, padding=1, bias=False)
+        self.fc = nn.Linear(48, 2)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).relu().flatten(1))
+
+
+def test_every_number_by_hand():
+    model = Two()
+    with torch.no_grad():
+        model.conv.weight[1] = 0
+        model.conv.weight[2, 0, 0, 0] = 0
+    row = ledger.measure(model, "before", ["conv"], batch=4)
+    assert (row["weights"], row["zeros"], row["sparsity"]) == (27, 10, 10 / 27)
+    assert row["channels"] == {"conv": 2}
+    assert row["parameters"] == 27 + 96 + 2
+    assert row["macs"] == 16 * 27 + 96
+    # kept for the way back: the images, the output of ReLU (which the linear layer shares), the
+    # log-probabilities, the labels and the total weight of the loss
+    images, hidden, logits, labels = 4 * 4 * 16, 4 * 4 * 48, 4 * 4 * 2, 8 * 4
+    assert row["activations"] == images + hidden + logits + labels + 4
+    assert row["memory"] == row["activations"] + 2 * 4 * row["parameters"]
+    assert row["latency_ms"] > 0
+    assert row["file_bytes"] > 4 * row["parameters"]
+
+
+def test_measuring_changes_nothing(original):
+    before = copy.deepcopy(original.state_dict())
+    original.train()
+    original.bn1.eval()
+    ledger.measure(original, "before", models.layers(original).prunable)
+    assert original.training
+    assert not original.bn1.training
+    assert all(torch.equal(original.state_dict()[k], v) for k, v in before.items())
+    assert all(p.grad is None for p in original.parameters())
+
+
+def test_a_transformer_counts_its_attention():
+    model = models.build_model("vit_tiny", 10, 1, 8)  # 16 tokens of width 32, two blocks
+    linear = 4 * 16 * 32 * 32 + 2 * 16 * 32 * 128
+    attention = 2 * 16 * 16 * 32
+    assert ledger.macs(model) == 2 * (linear + attention) + 16 * 32 * 4 + 320
+
+
+@pytest.mark.parametrize(
+    ("kind", "stages"),
+    [
+        ("mask_structured", ["before", "pruned", "adapted", "merged"]),
+        ("channels", ["before", "pruned", "adapted", "merged"]),
+    ],
+)
+def test_the_ledger_of_a_method(kind, stages, cfg, dataset, original):
+    one = cfg.but(epochs=1, pruning=kind)
+    rows = unlearning.unlearn(original, dataset, one, measured=True).ledger
+    assert [row["stage"] for row in rows] == stages
+    before, pruned, adapted, merged = rows
+    if kind == "channels":
+        assert merged["parameters"] < 0.3 * before["parameters"]
+        assert merged["macs"] < 0.3 * before["macs"]
+        assert merged["activations"] < 0.55 * before["activations"]
+        assert merged["file_bytes"] < 0.3 * before["file_bytes"]
+        assert pruned["channels"]["layer3.0.conv2"] == 32
+    else:
+        assert [row["sparsity"] for row in rows] == [0, 0.5, 0.5, 0.5]
+        for name in ("parameters", "macs", "activations", "file_bytes"):
+            assert merged[name] == before[name], "a mask saves nothing"
+    assert adapted["parameters"] > pruned["parameters"], "adapters come on top"
+
+
+def test_the_naive_merge_destroys_what_ours_keeps(cfg, dataset, original):
+    held = unlearning.unlearn(original, dataset, cfg.but(targets="blocks"))
+    naive = unlearning.unlearn(original, dataset, cfg.but(mode="paper", lr=0.01))
+    names = models.layers(original).adaptable
+    assert pruning.sparsity(held.model, names) == 0.5
+    assert pruning.sparsity(naive.model, names) < 0.35

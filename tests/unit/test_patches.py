@@ -1,0 +1,361 @@
+"""Patches: exact, reversible, checked; and files from strangers, which never do harm."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+import random
+import resource
+import struct
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from helpers import lora, models, patches, pruning, runs, training, unlearning
+from helpers.config import KINDS, InputError
+from helpers.files import FileProblem
+from tests.networks import images, networks, train_a_little
+
+MANY = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def unlearned(base, kind, sparsity, rank, adapter, seed=0):
+    """Prune, adapt, train and merge a random network; return all that a patch is made of."""
+    pruned = pruning.Pruned(copy.deepcopy(base))
+    if kind is not None:
+        pruned = pruning.prune(base, sparsity, kind, measured=False)
+    layers = models.layers(pruned.model)
+    adapted = lora.attach(
+        pruned.model, rank, layers.adaptable, alpha=2 * rank, kind=adapter, masks=pruned.masks,
+        train_in_full=(layers.head, *layers.norms), seed=seed, audited=False,
+    )  # fmt: skip
+    train_a_little(adapted)
+    with torch.no_grad():
+        outputs = adapted(images())
+    changes = patches.changes(adapted)
+    merged = lora.merge(adapted, pruned.masks)
+    return outputs, merged, patches.make(base, merged, changes, pruned.masks, pruned.kept)
+
+
+@MANY
+@given(
+    base=networks,
+    kind=st.sampled_from([None, *KINDS]),
+    sparsity=st.sampled_from([0.0, 0.25, 0.5, 0.75]),
+    rank=st.integers(1, 2),
+    adapter=st.sampled_from(["lora", "dora", "rslora"]),
+)
+def test_any_network_any_pruning_any_adapter(base, kind, sparsity, rank, adapter, tmp_path_factory):
+    """Merge equals unmerged, the mask is exact, the patch gives the network back bit for bit."""
+    layers = models.layers(base)
+    smallest = min(len(base.get_submodule(n).weight) for n in layers.adaptable)
+    if kind == "channels" and smallest * (1 - sparsity) < 2 * rank:
+        return  # no such rank there; refusing it is tested elsewhere
+    multiples = [base.get_submodule(n).weight[0].numel() % 4 == 0 for n in layers.prunable]
+    if kind == "mask_nm" and not any(multiples):
+        with pytest.raises(InputError, match="mask_nm"):
+            pruning.prune(base, sparsity, kind, measured=False)
+        return
+    before = copy.deepcopy(base.state_dict())
+    outputs, merged, patch = unlearned(base, kind, sparsity, rank, adapter)
+    assert all(torch.equal(base.state_dict()[k], v) for k, v in before.items()), "the base moved"
+    with torch.no_grad():
+        assert torch.allclose(merged(images()), outputs, atol=1e-5)
+    for name, mask in patch.masks.items():
+        weight = merged.get_submodule(name).weight
+        assert not weight[~mask].any()
+        assert not torch.signbit(weight[~mask]).any(), "-0.0 is not a zero that stays"
+    folder = tmp_path_factory.mktemp("patch")
+    loaded = patches.load_patch(patches.save_patch(patch, folder), base)
+    again = patches.apply(base, loaded)
+    assert list(again.state_dict()) == list(merged.state_dict())
+    for key, tensor in merged.state_dict().items():
+        assert torch.equal(again.state_dict()[key], tensor), key
+    if kind != "channels":
+        with patches.switched_on(base, loaded) as on, torch.no_grad():
+            assert torch.equal(on(images()), merged(images()))
+        assert all(torch.equal(base.state_dict()[k], v) for k, v in before.items()), "not undone"
+
+
+@MANY
+@given(base=networks, place=st.integers(0, 10_000), bit=st.integers(0, 31))
+def test_a_patch_for_another_base_is_refused(base, place, bit, tmp_path_factory):
+    """One flipped bit in one weight makes it another network."""
+    _, merged, patch = unlearned(base, None, 0.0, 1, "lora")
+    other = copy.deepcopy(base)
+    weight = other.convs[0].weight.data.view(torch.int32).flatten()
+    weight[place % len(weight)] ^= 1 << bit if bit < 31 else -(1 << 31)
+    folder = patches.save_patch(patch, tmp_path_factory.mktemp("patch"))
+    for use in (lambda: patches.load_patch(folder, other), lambda: patches.apply(other, patch)):
+        with pytest.raises(InputError, match="this patch belongs to the network"):
+            use()
+    with pytest.raises(InputError, match="has been applied to this one already"):
+        patches.apply(merged, patch)
+
+
+def test_the_exception_in_a_switched_on_network_undoes_it_too(dataset, original):
+    _, _, patch = unlearned_digits(original, dataset)
+    state = copy.deepcopy(original.state_dict())
+
+    def use():
+        with patches.switched_on(original, patch):
+            assert not torch.equal(original.fc.weight, state["fc.weight"])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        use()
+    assert all(torch.equal(original.state_dict()[k], v) for k, v in state.items())
+
+
+def unlearned_digits(original, dataset, **changes):
+    from helpers.config import get_config
+
+    cfg = get_config("smoke", epochs=2, **changes)
+    outcome = unlearning.unlearn(original, dataset, cfg)
+    return cfg, outcome, outcome.patch
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_patch_of_digits_is_small_and_complete(kind, original, dataset, tmp_path):
+    _, outcome, patch = unlearned_digits(original, dataset, pruning=kind)
+    folder = patches.save_patch(patch, tmp_path)
+    size = sum(p.stat().st_size for p in folder.iterdir())
+    whole = 4 * models.count_parameters(original)
+    assert size < (0.35 if kind != "mask_unstructured" else 0.4) * whole
+    again = patches.apply(original, patches.load_patch(folder, original))
+    found = training.predict(again, dataset.test, dataset)
+    assert torch.equal(found, training.predict(outcome.model, dataset.test, dataset))
+    frozen = {"layer1.0.conv1.weight", "bn1.weight", "layer2.0.bn1.bias"}
+    assert not frozen & patch.tensors.keys(), "what did not train is not in the patch"
+
+
+def test_patches_on_top_of_each_other_and_combined(cfg, dataset, original):
+    """One after another: each fits the result of the one before. Combined: both belong to the
+    same base.
+    """
+    first = unlearning.unlearn(original, dataset, cfg.but(forget=3))
+    then = unlearning.unlearn(first.model, dataset, cfg.but(forget=8, earlier=(3,)))
+    step = patches.apply(original, first.patch)
+    both = patches.apply(step, then.patch)
+    assert models.fingerprint(both) == models.fingerprint(then.model)
+    with pytest.raises(InputError, match="belongs to the network"):
+        patches.apply(original, then.patch)
+    other = unlearning.unlearn(original, dataset, cfg.but(forget=8))
+    combined = patches.combine(original, [first.patch, other.patch])
+    made = patches.apply(original, combined)
+    names = models.layers(original).prunable
+    assert pruning.sparsity(made, names) == 0.5
+    assert combined.low_rank["layer3.0.conv1"].a.shape[0] == 2 * cfg.rank
+    split = dataset.split((3, 8))
+    wrong = training.predict(made, split.test_forget, dataset).argmax(1)
+    assert (wrong != split.test_forget.labels.cpu()).float().mean() > 0.5
+    alone = patches.combine(original, [first.patch])
+    found = patches.apply(original, alone)
+    close = zip(found.parameters(), first.model.parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in close), "one alone is itself"
+
+
+def test_what_cannot_be_combined_is_refused(cfg, dataset, original):
+    one = unlearning.unlearn(original, dataset, cfg.but(epochs=1, adapter="dora")).patch
+    with pytest.raises(InputError, match="lengths of filters do not add up"):
+        patches.combine(original, [one, one])
+    with pytest.raises(InputError, match="at least one"):
+        patches.combine(original, [])
+    small = cfg.but(epochs=1, pruning="channels")
+    two = [unlearning.unlearn(original, dataset, small.but(sparsity=s)).patch for s in (0.25, 0.5)]
+    with pytest.raises(InputError, match="remove the same channels"):
+        patches.combine(original, two)
+    with (
+        pytest.raises(InputError, match="one that keeps the size"),
+        patches.switched_on(original, two[0]),
+    ):
+        pass
+    patches.apply(original, patches.combine(original, [two[1], two[1]]))
+
+
+def test_a_run_keeps_its_patch(cfg, dataset, original_run, original):
+    run = runs.run(cfg.but(epochs=1), dataset, progress=False)
+    again = patches.apply(original, run.patch(original))
+    assert models.fingerprint(again) == models.fingerprint(run.model(dataset))
+    with pytest.raises(InputError, match="one that trains adapters"):
+        original_run.patch(original)
+
+
+# ------------------------------------------------------------------------------------------------
+# files from strangers
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch PWNED",)
+
+
+def safetensors(header: dict, data: bytes = b"", length: int | None = None) -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def hostile(rng: random.Random, good: bytes, plain: bytes) -> tuple[bytes, bytes]:
+    """Return a damaged or crafted pair of patch.safetensors and patch.json."""
+    kind = rng.randrange(12)
+    name = rng.choice(["tensor/fc.weight", "a/layer3.0.conv1", "mask/conv1", "kept0/fc.weight"])
+    stated = json.loads(plain)
+    if kind == 0:  # truncated
+        return good[: rng.randrange(len(good))], plain
+    if kind == 1:  # some bytes changed, anywhere
+        data = bytearray(good)
+        for _ in range(rng.randint(1, 20)):
+            data[rng.randrange(len(data))] ^= rng.randint(1, 255)
+        return bytes(data), plain
+    if kind == 2:  # a header that lies about its length
+        return struct.pack("<Q", rng.choice([0, 1, 2**31, 2**63, 2**64 - 1])) + good[8:], plain
+    if kind == 3:  # an absurd shape
+        size = rng.choice([2**20, 2**40, 2**62])
+        entry = {"dtype": "F32", "shape": [size, size], "data_offsets": [0, 4]}
+        return safetensors({name: entry}, b"\0" * 4), plain
+    if kind == 4:  # a shape and offsets that agree with each other, but not with the network
+        shape = [rng.randint(1, 70), rng.randint(1, 700)]
+        size = 4 * shape[0] * shape[1]
+        entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}
+        return safetensors({name: entry}, b"\0" * size), plain
+    if kind == 5:  # names that are paths
+        evil = rng.choice(["../../PWNED", "/etc/PWNED", "tensor/../PWNED", "kept0/..", "", "a/"])
+        entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+        return safetensors({evil: entry}, b"\0" * 4), plain
+    if kind == 6:  # a pickle under another name
+        return pickle.dumps(Evil()), plain
+    if kind == 7:  # a pickle in place of the JSON
+        return good, pickle.dumps(Evil())
+    if kind == 8:  # damaged JSON
+        data = bytearray(plain)
+        for _ in range(rng.randint(1, 20)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        return good, bytes(data)
+    if kind == 9:  # sound JSON, wrong content
+        field = rng.choice(list(stated))
+        stated[field] = rng.choice([None, 0, -1, "x", [], {}, {"conv1": 1}, 1e308, True])
+        return good, json.dumps(stated).encode()
+    if kind == 10:  # wrong masks and scales
+        layer = rng.choice(list(stated["masks"]))
+        stated["masks"][layer] = rng.choice(
+            [{"shape": [2**40] * 4, "filters": False}, {"shape": [-1], "filters": True}, 7, {},
+             {"shape": "ab", "filters": 1}]
+        )  # fmt: skip
+        stated["scales"][rng.choice(list(stated["scales"]))] = rng.choice([None, "2", 1e999, []])
+        return good, json.dumps(stated).encode()
+    depth = rng.choice([10, 100_000])  # nested beyond all reason
+    return good, b"[" * depth
+
+
+def test_a_thousand_hostile_patches_do_no_harm(original, dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, _, patch = unlearned_digits(original, dataset)
+    folder = patches.save_patch(patch, tmp_path / "patch")
+    file, text = folder / "patch.safetensors", folder / "patch.json"
+    good, plain = file.read_bytes(), text.read_bytes()
+    patches.load_patch(folder, original)
+    state, rng = models.fingerprint(original), random.Random(0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(1000):
+        data, stated = hostile(rng, good, plain)
+        if (data, stated) == (good, plain):
+            continue
+        file.write_bytes(data)
+        text.write_bytes(stated)
+        loaded, message = attempt(lambda: patches.load_patch(folder, original))
+        assert "\n" not in message
+        if loaded is not None:  # what is not checked by a hash is only said about the patch
+            assert data == good, "damaged tensors were read"
+            assert replace(loaded, about={}, result="").masks.keys() == patch.masks.keys()
+            stated = json.loads(stated)
+            same = {k: v for k, v in json.loads(plain).items() if k not in ("about", "result")}
+            assert all(stated[k] == v for k, v in same.items()), "a changed patch was read"
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 1_000_000, f"{grown} kB more than before"
+    assert models.fingerprint(original) == state
+    assert not list(tmp_path.rglob("PWNED"))
+
+
+def attempt(read):
+    """Return what was read, or the message of one of our errors; any other error fails."""
+    try:
+        return read(), ""
+    except (FileProblem, InputError) as error:
+        return None, str(error)
+
+
+def hostile_model(rng: random.Random, good: bytes, plain: bytes) -> tuple[bytes, bytes]:
+    stated = json.loads(plain)
+    name = rng.choice(list(stated["shapes"]))
+    kind = rng.randrange(8)
+    if kind == 0:
+        return good[: rng.randrange(len(good))], plain
+    if kind == 1:
+        return struct.pack("<Q", rng.choice([0, 2**33, 2**64 - 1])) + good[8:], plain
+    if kind == 2:
+        return pickle.dumps(Evil()), plain
+    if kind == 3:
+        stated["shapes"][name] = rng.choice(
+            [[2**40], [0], [-3, 3], [], "ab", None, [1.5], [10**9] * 4]
+        )
+    elif kind == 4:
+        field = rng.choice(["name", "num_classes", "in_channels", "image_size"])
+        stated["blueprint"][field] = rng.choice(
+            [0, -1, 10**12, None, "x" * 99, 3.5, [], True, "vit"]
+        )
+    elif kind == 5:
+        field = rng.choice(["blueprint", "shapes"])
+        stated[field] = rng.choice([[], 3, "x", {}, {"../PWNED": [1]}])
+    elif kind == 6:
+        entry = {"dtype": rng.choice(["F32", "F64", "I8"]), "shape": [1], "data_offsets": [0, 4]}
+        return safetensors({name: entry}, b"\0" * 4), plain
+    else:
+        return good, pickle.dumps(Evil())
+    return good, json.dumps(stated).encode()
+
+
+def test_hostile_models_do_no_harm(original, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = pruning.prune(original, 0.5, "channels", measured=False).model
+    models.save(small, tmp_path / "m")
+    file, text = tmp_path / "m" / "model.safetensors", tmp_path / "m" / "architecture.json"
+    good, plain = file.read_bytes(), text.read_bytes()
+    assert models.fingerprint(models.load(tmp_path / "m")) == models.fingerprint(small)
+    rng = random.Random(0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for round_ in range(400):
+        data, stated = hostile_model(rng, good, plain)
+        file.write_bytes(data)
+        text.write_bytes(stated)
+        base = original if round_ % 2 else None
+        found, message = attempt(lambda base=base: models.load(tmp_path / "m", base))
+        assert "\n" not in message
+        if found is not None:  # where a base is given, nothing is built from the blueprint
+            assert base is not None
+            assert json.loads(stated)["shapes"] == json.loads(plain)["shapes"]
+            assert models.fingerprint(found) == models.fingerprint(small)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000
+    assert not list(tmp_path.rglob("PWNED"))
+
+
+def test_loading_never_imports_pickle_modules(original, tmp_path):
+    """A pickle renamed to .safetensors is refused by its format, in a process of its own."""
+    models.save(original, tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(pickle.dumps(Evil()))
+    code = (
+        "import sys, pathlib; from helpers import models\n"
+        "try: models.load(pathlib.Path('.'))\n"
+        "except OSError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "damaged or was not written by this package" in done.stdout, done.stderr
+    assert not (tmp_path / "PWNED").exists()
