@@ -103,7 +103,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--mask-data", help="images that may choose the mask: retain (default) or all, a leak")
     add("--rank", type=int, metavar="R", help="rank of the adapters: 1 to what the layers admit")
     add("--adapter", help=f"{', '.join(ADAPTERS)}")
-    add("--targets", help="layers with adapters: last (stage or block), blocks, all (stem and "
+    add("--targets", help="layers with adapters: last_block, last_stage, blocks, all (stem and "
         "shortcuts too)")  # fmt: skip
     add("--norms", help="BatchNorm from the first adapter on: part of the patch, or frozen")
     add("--alpha", type=float, metavar="A", help="LoRA scale is A / R: above 0; default 2 R")

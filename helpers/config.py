@@ -24,7 +24,7 @@ KINDS = ("mask_structured", "mask_unstructured", "mask_nm", "channels")
 CRITERIA = ("l2", "l1", "random", "taylor")
 SCOPES = ("global", "layer")
 ADAPTERS = ("lora", "dora", "rslora")
-TARGETS = ("last", "blocks", "all")
+TARGETS = ("last_block", "last_stage", "blocks", "all")
 NORMS = ("patch", "frozen")
 
 
@@ -248,8 +248,9 @@ class RunConfig:
             ``all`` (which leaks the forget set into the mask).
         rank: Rank r of the adapters; from 1 to what the smallest adapted layer admits.
         adapter: ``lora``, ``dora`` or ``rslora``.
-        targets: Layers that get an adapter: those of the ``last`` stage or block, of all
-            ``blocks``, or ``all``, the stem and the 1x1 shortcuts included.
+        targets: Layers that get an adapter: those of the ``last_block``, of the ``last_stage`` (in
+            a transformer the same), of all ``blocks``, or ``all``, the stem and the 1x1 shortcuts
+            included.
         norms: State of the BatchNorm layers from the first adapter on: part of the ``patch``, or
             ``frozen``. Those before it are always frozen.
         alpha: LoRA's scale is alpha / rank; None means 2 * rank.
@@ -288,7 +289,7 @@ class RunConfig:
     mask_data: str = "retain"
     rank: int = 8
     adapter: str = "lora"
-    targets: str = "last"
+    targets: str = "last_stage"
     norms: str = "patch"
     alpha: float | None = None
     dropout: float | None = None

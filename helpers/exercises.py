@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from helpers.config import InputError
+
 OPEN = "Not answered yet."
 RIGHT = "Right."
 
@@ -30,3 +32,22 @@ def verdict(answer: Any, right: Callable[[Any], bool], otherwise: str) -> str:
     except Exception as error:  # an answer of any type may come in; its error is part of the reply
         return f"Not yet: {otherwise} (the check stopped with {type(error).__name__}: {error})"
     return RIGHT if ok else f"Not yet: {otherwise}"
+
+
+def message_of(call: Callable[[], Any]) -> str:
+    """Call something that is expected to be refused, and return the reason.
+
+    Args:
+        call: Without arguments.
+
+    Returns:
+        The message of the :class:`helpers.config.InputError`; empty if nothing was refused.
+
+    Source: this project.
+    Lesson: 03_lora_adaptation, "Patches".
+    """
+    try:
+        call()
+    except InputError as error:
+        return str(error)
+    return ""

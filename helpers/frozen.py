@@ -7,9 +7,9 @@ part are kept, and the second part trains on them.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,8 +19,7 @@ from helpers.config import InputError
 from helpers.data import Dataset, ImageSet, batches
 from helpers.training import half_precision
 
-log = logging.getLogger(__name__)
-BATCH = 128  # images per pass through the frozen part: as in training, so that the sums agree
+T = TypeVar("T")
 
 
 class _Tracer(fx.Tracer):
@@ -52,7 +51,8 @@ class Tail(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Compute the logits from (N, K) features, as :class:`Cut` packs them."""
         parts = features.split([shape.numel() for shape in self.shapes], dim=1)
-        inputs = (p.reshape(-1, *s) for p, s in zip(parts, self.shapes, strict=True))
+        # in one piece, because sums over strided tensors round otherwise
+        inputs = (p.contiguous().view(-1, *s) for p, s in zip(parts, self.shapes, strict=True))
         return self.graph(*inputs)
 
 
@@ -159,10 +159,10 @@ def _part(graph: fx.Graph, inputs: list[fx.Node], outputs: list[fx.Node] | None)
 
 @dataclass
 class Cache:
-    """Features of image sets, kept from one training to the next.
+    """What is the same in many runs, kept from one to the next.
 
-    A grid over ranks, seeds and objectives asks for the same features again and again: they depend
-    on the images and on the frozen part alone.
+    A grid over ranks, seeds and objectives asks for the same pruned network and the same features
+    again and again: these depend on the images and on the frozen part alone.
 
     Attributes:
         limit: Bytes that all features together may take; what does not fit is not kept.
@@ -173,15 +173,46 @@ class Cache:
 
     limit: int
     _kept: dict[tuple[str, str], ImageSet] = field(default_factory=dict)
+    _made: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+
+    def once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+        """Make something, such as a pruned network, or return the one made last if it is the same.
+
+        Args:
+            key: Everything that determines it.
+            make: Makes it; the result must not be changed.
+
+        Returns:
+            What ``make`` returned, now or before.
+
+        Source: this project.
+        Lesson: 03_lora_adaptation, "The frozen part, computed once".
+        """
+        if key not in self._made:
+            self._made.clear()  # networks are large: only one is kept
+            self._made[key] = make()
+        return self._made[key]
 
     def fits(self, cut: Cut, count: int) -> bool:
-        """Say whether the features of so many images are within the limit."""
+        """Say whether the features of so many images are within the limit.
+
+        Args:
+            cut: The network, cut in two.
+            count: How many images.
+
+        Returns:
+            Whether 4 bytes for each number of each image are at most the limit.
+
+        Source: this project.
+        Lesson: 03_lora_adaptation, "The frozen part, computed once".
+        """
         return 4 * cut.width * count <= self.limit
 
     @torch.no_grad()
     def features(
-        self, cut: Cut, part: ImageSet, dataset: Dataset, precision: str = "fp32"
-    ) -> ImageSet:
+        self, cut: Cut, part: ImageSet, dataset: Dataset, precision: str = "fp32",
+        batch_size: int = 128,
+    ) -> ImageSet:  # fmt: skip
         """Compute the features of some images, or look them up.
 
         Args:
@@ -189,6 +220,7 @@ class Cache:
             part: N images.
             dataset: Gives the normalisation.
             precision: As in :func:`helpers.training.fit`, so that both parts compute alike.
+            batch_size: That of the training: batches of another size round otherwise.
 
         Returns:
             (N, K) float32 features with the labels, on the device of the images.
@@ -196,7 +228,7 @@ class Cache:
         Source: this project.
         Lesson: 03_lora_adaptation, "The frozen part, computed once".
         """
-        key = models.fingerprint(cut.front), _fingerprint(part, dataset) + precision
+        key = models.fingerprint(cut.front), fingerprint(part, dataset) + precision
         if key in self._kept:
             return self._kept[key]
         front, device = cut.front.eval(), part.images.device
@@ -204,7 +236,7 @@ class Cache:
         with torch.autocast(device.type, half, enabled=half is not None):
             rows = [
                 torch.cat([t.float().flatten(1) for t in front(dataset.normalise(images))], dim=1)
-                for images, _ in batches(part, BATCH)
+                for images, _ in batches(part, batch_size)
             ]
         made = ImageSet(torch.cat(rows), part.labels)
         size = made.images.nbytes
@@ -215,7 +247,19 @@ class Cache:
         return made
 
 
-def _fingerprint(part: ImageSet, dataset: Dataset) -> str:
+def fingerprint(part: ImageSet, dataset: Dataset) -> str:
+    """Compute what identifies some images together with their normalisation.
+
+    Args:
+        part: The images.
+        dataset: Gives the normalisation.
+
+    Returns:
+        SHA-256, 64 hexadecimal digits.
+
+    Source: this project.
+    Lesson: 03_lora_adaptation, "The frozen part, computed once".
+    """
     box = nn.Module()
     for name in ("images", "labels"):
         box.register_buffer(name, getattr(part, name))

@@ -320,8 +320,8 @@ class Layers:
         """List the layers that get an adapter.
 
         Args:
-            scope: ``last`` (the last stage or block), ``blocks`` (all of them) or ``all`` (the stem
-                and the shortcuts too).
+            scope: ``last_block``, ``last_stage``, ``blocks`` (all of them) or ``all`` (the stem and
+                the shortcuts too).
 
         Returns:
             Full names.
@@ -334,7 +334,11 @@ class Layers:
         """
         choose("targets", scope, TARGETS)
         every = self.adaptable
-        return {"last": self.stages[-1], "blocks": every, "all": every + self.others}[scope]
+        last = self.stages[-1]
+        return {
+            "last_block": _stages(last)[-1], "last_stage": last, "blocks": every,
+            "all": every + self.others,
+        }[scope]  # fmt: skip
 
 
 def layers(model: nn.Module) -> Layers:

@@ -133,6 +133,35 @@ def layer_sparsity(rows: Iterable[Mapping[str, Any]], ax: Axes | None = None) ->
     return ax
 
 
+def ledger(rows: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
+    """Draw what each stage of a ledger weighs and costs, as a share of the first one.
+
+    Args:
+        rows: From :func:`helpers.ledger.measure`; the first is the yardstick.
+        ax: Where to draw.
+
+    Returns:
+        The axes.
+
+    Source: this project.
+    Lesson: 02_pruning, "The ledger".
+    """
+    names = {"parameters": "parameters", "macs": "multiply-\naccumulates", "file_bytes": "file",
+             "latency_ms": "time of\na batch", "activations": "kept for\nbackward"}  # fmt: skip
+    frame = pd.DataFrame([
+        {"stage": row["stage"], "what": text, "share": row[key] / rows[0][key]}
+        for row in rows for key, text in names.items()
+    ])  # fmt: skip
+    ax = _axes(ax, (8, 3.2))
+    palette = sns.color_palette("colorblind", frame["stage"].nunique())
+    sns.barplot(frame, x="what", y="share", hue="stage", palette=palette, ax=ax)
+    ax.axhline(1, color="black", lw=1, ls="--")
+    ax.set(xlabel="", ylabel=f"share of “{rows[0]['stage']}”")
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.legend(title="", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
+    return ax
+
+
 def curves(
     table: pd.DataFrame, x: str, y: str, hue: str, *, labels: tuple[str, str],
     chance: float | None = None, log2: bool = False, percent: bool = True, ax: Axes | None = None,

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from helpers import audit, files, runs
 from helpers.config import check
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Format = Callable[[float], str]
 
@@ -27,6 +26,7 @@ COLUMNS: dict[str, tuple[str, Format]] = {
     "seconds": ("seconds", lambda v: f"{v:.2f}"),
     "trainable": ("trainable", lambda v: f"{v:,.0f}"),
     "memory_mb": ("memory MB", lambda v: f"{v:.1f}"),
+    "file_kb": ("file kB", lambda v: f"{v:.0f}"),
     "sparsity": ("sparsity %", lambda v: f"{100 * v:.1f}"),
 }
 
@@ -36,8 +36,9 @@ NOTE = (
     "that a membership attack calls unseen. Closer to retrain is better, not higher. Avg Gap "
     "(percentage points) and ToW compare with the mean of the networks retrained with other seeds. "
     "Seconds and memory are those of the training stage alone; original and retrain have a recipe "
-    "of their own, so compare these two columns among the four methods. Sparsity: zeros among the "
-    "convolutions' weights."
+    "of their own, so compare these two columns among the other methods. File: the final "
+    "network's. Sparsity: zeros among the convolutions' weights; prunelora_channels has none: what "
+    "others set to zero is gone."
 )
 
 
@@ -60,11 +61,39 @@ def cells(summary: pd.DataFrame) -> list[list[str]]:
         for name, (_, how) in shown.items():
             mean, sd = values[(name, "mean")], values[(name, "sd")]
             text = "–" if math.isnan(mean) else how(mean)
-            if not math.isnan(sd) and name not in ("trainable", "memory_mb"):
+            if not math.isnan(sd) and name not in ("trainable", "memory_mb", "file_kb"):
                 text += f" ± {how(sd)}"
             row.append(text)
         rows.append([*row, str(int(values[("n", "")]))])
     return rows
+
+
+def ledger_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Lay a ledger out for a person.
+
+    Args:
+        rows: From :func:`helpers.ledger.measure`.
+
+    Returns:
+        One row a stage, formatted: zeros, channels, parameters, multiply-accumulates of one image,
+        size of the file, time of a batch, memory kept for its backward pass and in all.
+
+    Source: this project.
+    Lesson: 02_pruning, "The ledger".
+    """
+    table = {}
+    for row in rows:
+        table[row["stage"]] = {
+            "zeros": f"{row['sparsity']:.1%}",
+            "channels": f"{sum(row['channels'].values()):,}",
+            "parameters": f"{row['parameters']:,}",
+            "MACs (M)": f"{row['macs'] / 1e6:,.2f}",
+            "file (kB)": f"{row['file_bytes'] / 1e3:,.0f}",
+            f"ms for {row['batch']} images": f"{row['latency_ms']:.2f}",
+            "kept for backward (kB)": f"{row['activations'] / 1e3:,.0f}",
+            "training memory (kB)": f"{row['memory'] / 1e3:,.0f}",
+        }
+    return pd.DataFrame(table).T.rename_axis("stage")
 
 
 def text_table(rows: Iterable[Iterable[str]]) -> str:
@@ -156,24 +185,48 @@ def budget(notebook: str) -> str:
     return markdown_table(rows)
 
 
+def savings() -> str:
+    """Tell what removed channels, thin adapters and a frozen part computed once save.
+
+    Returns:
+        Markdown: one row for each ratio that was measured, and where.
+
+    Raises:
+        FileProblem: If the record is missing or damaged.
+
+    Source: ``results/savings.json``, written by ``benchmarks/savings.py``.
+    Lesson: 03_lora_adaptation, "The change belongs to the weight".
+    """
+    record = files.read_json(runs.results_folder() / "savings.json", ("sections", "hardware"))
+    rows = [["measured", "ratio", "lowest – highest"]]
+    for section in record["sections"].values():
+        for found in section["checks"]:
+            span = f"{found['lowest']:.2f} – {found['highest']:.2f}" if "lowest" in found else ""
+            small = 0 < abs(found["measured"]) < 0.01
+            ratio = f"{found['measured']:.1e}" if small else f"{found['measured']:.3g}"
+            rows.append([found["what"], ratio, span])
+    return f"{markdown_table(rows)}\n{provenance(record)} {record['about'].capitalize()}.\n"
+
+
 def render_readme(path: Path) -> None:
     """Write the measured tables between their markers in the README. In place.
 
     Args:
-        path: The README; has ``<!-- NAME -->`` and ``<!-- end NAME -->`` for ``comparison`` and
-            ``budget``.
+        path: The README; has ``<!-- NAME -->`` and ``<!-- end NAME -->`` for ``comparison``,
+            ``budget`` and ``savings``.
 
     Raises:
         InputError: If a marker is missing.
         FileProblem: If a record is damaged or the file cannot be written.
 
-    Source: ``results/comparison-cpu.json`` and ``results/tutorial-*.json``.
+    Source: ``results/comparison-cpu.json``, ``tutorial-*.json`` and ``savings.json``.
     Lesson: 00_start_here, "What it costs".
     """
     record = files.read_json(runs.results_folder() / "comparison-cpu.json", ("rows", "hardware"))
     table = markdown_table(cells(audit.summary(audit.compare(record["rows"]))))
     text = path.read_text(encoding="utf-8")
-    blocks = {"comparison": f"{table}\n{provenance(record)} {NOTE}\n", "budget": budget("all")}
+    blocks = {"comparison": f"{table}\n{provenance(record)} {NOTE}\n", "budget": budget("all"),
+              "savings": savings()}  # fmt: skip
     for name, block in blocks.items():
         start, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
         check(

@@ -86,7 +86,8 @@ class Run:
             "method": self.config.method, "seed": self.config.seed,
             **{m: self.metrics[m] for m in audit.METRICS},
             "seconds": self.record["seconds"], "trainable": self.record["trainable"],
-            "memory_mb": self.record["peak_memory"] / 1e6, "sparsity": self.record["sparsity"],
+            "memory_mb": self.record["peak_memory"] / 1e6,
+            "file_kb": self.record["file_bytes"] / 1e3, "sparsity": self.record["sparsity"],
         }  # fmt: skip
 
     def model(self, dataset: data.Dataset) -> nn.Module:

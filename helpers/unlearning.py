@@ -235,10 +235,11 @@ def unlearn(
         model, recipe = original, recipe or cfg.unlearn
     names = models.layers(model).prunable
     rows = [ledger.measure(model, "before", names)] if measured else []
-    pruned = pruning.Pruned(model)
+    pruned, cache = pruning.Pruned(model), cache or frozen.Cache(cfg.cache_mb * 1_000_000)
     if chosen.prune != "none":
-        pruned = _prune(model, split.retain if cfg.mask_data == "retain" else dataset.train,
-                        dataset, cfg)  # fmt: skip
+        seen = split.retain if cfg.mask_data == "retain" else dataset.train
+        pruned = cache.once(_pruning_key(model, seen, dataset, cfg),
+                            partial(_prune, model, seen, dataset, cfg))  # fmt: skip
         rows += [ledger.measure(pruned.model, "pruned", names)] if measured else []
     part = dataset.train if chosen.data == "all" else split.retain
     stage = partial(
@@ -289,6 +290,16 @@ def _prune(model: nn.Module, part: ImageSet, dataset: Dataset, cfg: RunConfig) -
     )  # fmt: skip
 
 
+def _pruning_key(
+    model: nn.Module, part: ImageSet, dataset: Dataset, cfg: RunConfig
+) -> tuple[object, ...]:
+    """Collect everything that determines the pruned network."""
+    fields = ("mode", "earlier", "sparsity", "criterion", "scope", "mask_data", "seed")
+    images = frozen.fingerprint(part, dataset)
+    settings = (getattr(cfg, name) for name in fields)
+    return models.fingerprint(model), images, pruning_of(cfg), *settings
+
+
 def _adapt(pruned: pruning.Pruned, cfg: RunConfig) -> nn.Module:
     layers = models.layers(pruned.model)
     targets = _targets(layers, cfg)
@@ -320,8 +331,7 @@ def _norms_from(
 
 def _train_adapted(
     adapted: nn.Module, pruned: pruning.Pruned, part: ImageSet, dataset: Dataset, cfg: RunConfig,
-    recipe: Recipe, stage: partial, monitor: Mapping[str, ImageSet] | None,
-    cache: frozen.Cache | None,
+    recipe: Recipe, stage: partial, monitor: Mapping[str, ImageSet] | None, cache: frozen.Cache,
 ) -> tuple[training.Fit, bool]:  # fmt: skip
     """Train the adapters, on kept outputs of the frozen part where that gives the same."""
     hold = None
@@ -332,11 +342,10 @@ def _train_adapted(
     still = lora.frozen_norms(adapted)
     stage = partial(stage, after_step=hold, frozen=still)
     cut = _cut(adapted, pruned.model, cfg, recipe)
-    cache = cache or frozen.Cache(cfg.cache_mb * 1_000_000)
     if cut is None or not cache.fits(cut, len(part)):
         return stage(adapted, part, monitor=monitor), False
     started = time.perf_counter()
-    features = cache.features(cut, part, dataset, cfg.precision)
+    features = cache.features(cut, part, dataset, cfg.precision, recipe.batch_size)
     features.images[:1].cpu()  # waits for the GPU
     seconds = time.perf_counter() - started
     watched = {

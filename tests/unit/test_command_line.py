@@ -43,7 +43,7 @@ def test_a_folder_of_images_runs_end_to_end(home, tmp_path, capsys):
         (("--rank", "17", "--targets", "blocks"), "rank = 17 is not allowed: from 1 to 16"),
         (("--pruning", "magic"), "known are mask_structured, mask_unstructured, mask_nm, channels"),
         (("--pruning", "mask_nm", "--sparsity", "0.3"), "sparsity = 0.3 is not allowed: 0, 0.25"),
-        (("--targets", "some"), "known are last, blocks, all"),
+        (("--targets", "some"), "known are last_block, last_stage, blocks, all"),
         (("--forget", "3,x"), "forget = '3,x' is not allowed: class numbers"),
         (("--forget", "3,3"), "forget = (3, 3) is not allowed: a class"),
         (("--forget", "0,1,2,3,4,5,6,7,8,9"), "one class must be retained"),

@@ -11,7 +11,7 @@ from helpers import frozen, lora, models, pruning, training, unlearning
 from helpers.config import InputError, Recipe
 
 
-def adapted(model, scope="last"):
+def adapted(model, scope="last_stage"):
     layers = models.layers(model)
     targets = layers.targets(scope)
     names = [n for n, _ in model.named_modules()]
@@ -20,7 +20,7 @@ def adapted(model, scope="last"):
     return made, {*targets, layers.head, *norms}
 
 
-@pytest.mark.parametrize("scope", ["last", "blocks"])
+@pytest.mark.parametrize("scope", ["last_block", "last_stage", "blocks"])
 @pytest.mark.parametrize(
     ("name", "shape"),
     [("digits_resnet", (1, 8)), ("resnet20", (3, 32)), ("resnet18", (3, 32)), ("vit_tiny", (1, 8))],
@@ -73,8 +73,9 @@ def test_the_same_losses_and_weights_with_and_without_the_cache(method, model, c
     anew = unlearning.unlearn(original, dataset, one.but(cache_mb=0), monitor=monitor)
     assert kept.frozen_once
     assert not anew.frozen_once
+    apart = 0 if cfg.device == "cpu" else 1e-4  # on the CPU the same to the last bit
     for a, b in zip(kept.fit.history, anew.fit.history, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+        assert a["loss"] == pytest.approx(b["loss"], abs=apart)
         assert a["5"] == pytest.approx(b["5"], abs=0.03)
     for (name, a), b in zip(
         kept.model.state_dict().items(), anew.model.state_dict().values(), strict=True
@@ -114,7 +115,9 @@ def test_augmented_images_are_not_kept(cfg, dataset, original):
 
 
 def test_a_grid_computes_the_frozen_part_once(cfg, dataset, original, monkeypatch):
-    passes, batches = [], frozen.batches
+    passes, batches, pruned = [], frozen.batches, []
+    prune = pruning.prune
+    monkeypatch.setattr(pruning, "prune", lambda *a, **k: pruned.append(1) or prune(*a, **k))
 
     def counted(part, size):
         passes.append(len(part))
@@ -126,6 +129,10 @@ def test_a_grid_computes_the_frozen_part_once(cfg, dataset, original, monkeypatc
         one = cfg.but(rank=rank, seed=seed, epochs=1)
         assert unlearning.unlearn(original, dataset, one, cache=cache).frozen_once
     assert passes == [len(dataset.split(cfg.forget).retain)]
+    assert len(pruned) == 1
+    for change in ({"sparsity": 0.25}, {"pruning": "channels"}, {"forget": 5}):
+        unlearning.unlearn(original, dataset, cfg.but(epochs=1, **change), cache=cache)
+    assert len(pruned) == 4, "another network, other settings or other images are pruned anew"
 
 
 def test_the_cache_keeps_to_its_limit(cfg, dataset, original):

@@ -359,3 +359,41 @@ def test_loading_never_imports_pickle_modules(original, tmp_path):
     )
     assert "damaged or was not written by this package" in done.stdout, done.stderr
     assert not (tmp_path / "PWNED").exists()
+
+
+def test_a_network_of_ones_own_takes_the_whole_way(tmp_path):
+    """What the README shows: prune, adapt, merge, patch, on a module this project never saw."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Sequential(
+            torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
+            torch.nn.Conv2d(8, 12, 3, padding=1), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(2),
+        ),
+        torch.nn.Flatten(), torch.nn.Linear(48, 20), torch.nn.ReLU(), torch.nn.Linear(20, 4),
+    ).eval()  # fmt: skip
+    model.input_shape = (3, 8, 8)
+    pruned = pruning.prune(model, 0.5, "channels")
+    layers = models.layers(pruned.model)
+    assert layers.head == "4"
+    assert layers.stages == (("0.3",),), "the last convolution"
+    assert [row["stage"] for row in pruned.ledger] == ["before", "pruned"]
+    adapted = lora.attach(pruned.model, 2, layers.targets("last_stage"), alpha=4,
+                          masks=pruned.masks, train_in_full=[layers.head])  # fmt: skip
+    optimizer = torch.optim.Adam([p for p in adapted.parameters() if p.requires_grad], lr=0.01)
+    torch.nn.functional.cross_entropy(
+        adapted(models.example(model, 8)), torch.arange(8) % 4
+    ).backward()
+    optimizer.step()
+    changes, merged = patches.changes(adapted), lora.merge(adapted, pruned.masks)
+    patch = patches.make(model, merged, changes, pruned.masks, pruned.kept)
+    patches.save_patch(patch, tmp_path)
+    again = patches.apply(model, patches.load_patch(tmp_path, model))
+    assert models.fingerprint(again) == models.fingerprint(merged)
+    models.save(merged, tmp_path / "whole")
+    loaded = models.load(tmp_path / "whole", model)
+    assert models.fingerprint(loaded) == models.fingerprint(merged)
+    with pytest.raises(FileProblem, match="blueprint"):
+        models.load(tmp_path / "whole")
+    del model.input_shape
+    with pytest.raises(InputError, match=r"set model\.input_shape"):
+        pruning.prune(model, 0.5, "channels")

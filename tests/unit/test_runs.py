@@ -11,7 +11,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helpers import files, runs, training, unlearning
+from helpers import files, models, pruning, runs, training, unlearning
+from helpers.config import KINDS
 from helpers.files import FileProblem
 from helpers.training import Interrupted
 
@@ -265,3 +266,53 @@ def test_many_runs_are_checked_before_the_first_is_trained(quick, dataset, home)
     assert [(r.config.method, r.config.seed) for r in found] == [
         ("original", 0), ("original", 1), ("retrain", 0), ("retrain", 1)
     ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------
+# what is kept of every kind of pruning
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", ["prune_finetune", "prunelora"])
+def test_the_sparsity_asked_for_survives_merge_save_and_reload(kind, method, quick, dataset, home):
+    run = runs.run(quick.but(method=method, pruning=kind), dataset, progress=False)
+    original = runs.run(quick.but(method="original"), dataset, progress=False).model(dataset)
+    names = models.layers(original).prunable
+    again = runs.run(quick.but(method=method, pruning=kind), dataset, progress=False)
+    assert again.from_disk
+    model = again.model(dataset)
+    stages = [row["stage"] for row in run.record["ledger"]]
+    trained = ["adapted", "merged"] if method == "prunelora" else ["trained"]
+    assert stages == ["before", "pruned", *trained, "reloaded"]
+    if kind == "channels":
+        assert pruning.channels_gone(model, original, names) == pytest.approx(0.5, abs=1e-6)
+        left = [row["channels"] for row in run.record["ledger"][1:]]
+        assert all(row == left[0] for row in left)
+    else:
+        counted = [n for n in names if kind != "mask_nm" or n != "conv1"]  # 9 weights: no fours
+        assert pruning.sparsity(model, counted) == pytest.approx(0.5, abs=1e-6)
+        assert len({row["zeros"] for row in run.record["ledger"][1:]}) == 1
+
+
+def test_a_smaller_network_whose_shapes_were_changed_is_refused(quick, dataset, home):
+    run = runs.run(quick.but(method="prunelora_channels"), dataset, progress=False)
+    path = run.folder / "architecture.json"
+    plain = json.loads(path.read_text())
+    plain["shapes"]["fc.weight"] = [10, 31]
+    path.write_text(json.dumps(plain))
+    with pytest.raises(FileProblem, match=r"fc\.weight.*delete"):
+        run.model(dataset)
+    path.unlink()
+    with pytest.raises(FileProblem, match="does not exist"):
+        run.model(dataset)
+
+
+def test_a_damaged_patch_is_refused_by_name(quick, dataset, home):
+    run = runs.run(quick, dataset, progress=False)
+    original = runs.run(quick.but(method="original"), dataset, progress=False).model(dataset)
+    path = run.folder / "patch" / "patch.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(FileProblem, match="SHA-256"):
+        run.patch(original)

@@ -147,3 +147,85 @@ def test_forgetting_works(cfg, dataset, original_run):
         found = runs.run(cfg.but(method=name), dataset, progress=False)
         assert found.metrics["UA"] > 0.9, name
         assert found.metrics["TA"] > 0.9, name
+
+
+# ------------------------------------------------------------------------------------------------
+# several classes
+
+
+@pytest.mark.parametrize("name", [m for m in METHODS if METHODS[m].data == "retain"])
+def test_several_classes_at_once(name, cfg, dataset):
+    run = runs.run(cfg.but(method=name, forget=(3, 8)), dataset, progress=False)
+    assert run.config.forgotten == (3, 8)
+    assert run.metrics["UA"] > 0.85
+    assert run.metrics["TA"] > 0.9
+    assert run.record["identity"]["forgotten"] == (3, 8) or [3, 8]
+    assert {"forget", "retain"} <= run.history[-1].keys()
+
+
+@pytest.mark.parametrize("name", FROM_ORIGINAL)
+def test_requests_one_after_another(name, cfg, dataset):
+    """The second request starts from the result of the first and forgets both."""
+    first = runs.run(cfg.but(method=name, forget=8), dataset, progress=False)
+    then = cfg.but(method=name, forget=3, earlier=(8,))
+    run = runs.run(then, dataset, progress=False)
+    assert run.folder != runs.run(cfg.but(method=name, forget=(3, 8)), dataset, False).folder
+    assert run.record["history"][-1]["8"] < 0.1, "what was forgotten stays forgotten"
+    # Nothing is pruned at the second request, so the shock that helped at the first one is missing
+    # and the pruned methods forget less of the second class with the same settings.
+    known = [r.record["history"][-1]["3"] for r in (first, run)]
+    assert known[1] < (known[0] - 0.3 if METHODS[name].prune != "none" else 0.1)
+    assert run.metrics["TA"] > 0.9
+    layers = models.layers(unlearning.new_model(cfg, dataset))
+    before, after = (r.model(dataset) for r in (first, run))
+    assert models.count_parameters(after) == models.count_parameters(before), "pruned only once"
+    if METHODS[name].prune == "mask_structured":
+        assert pruning.sparsity(after, layers.prunable) == 0.5
+
+
+def test_the_order_of_classes_in_one_request_does_not_matter(cfg, dataset):
+    a, b = cfg.but(forget=(8, 3)), cfg.but(forget=[3, 8])
+    assert runs.folder_of(a, dataset) == runs.folder_of(b, dataset)
+    assert a.forget == b.forget == (3, 8)
+    assert cfg.but(forget=(3,)).forget == 3
+    one, other = cfg.but(forget=8, earlier=(3,)), cfg.but(forget=3, earlier=(8,))
+    assert runs.folder_of(one, dataset) != runs.folder_of(other, dataset)
+    same = (c.but(method="retrain") for c in (a, one, other))
+    assert len({runs.folder_of(c, dataset) for c in same}) == 1, "one oracle for all of them"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"forget": ()}, r"forget = \(\)"),
+        ({"forget": (3, 3)}, r"forget = \(3, 3\)"),
+        ({"forget": -1}, "forget = -1"),
+        ({"forget": 1.0}, r"forget = 1\.0"),
+        ({"forget": True}, "forget = True"),
+        ({"forget": (3, 8), "earlier": (8,)}, r"earlier = \(8,\).*is forgotten only now"),
+        ({"earlier": (8, 8)}, r"earlier = \(8, 8\)"),
+    ],
+)
+def test_impossible_requests_are_refused(changes, message, cfg):
+    with pytest.raises(InputError, match=message):
+        cfg.but(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pruning": "mask_unstructured"}, {"pruning": "mask_unstructured", "scope": "layer"},
+        {"pruning": "mask_nm"}, {"criterion": "l1"}, {"criterion": "random"},
+        {"criterion": "taylor"}, {"mask_data": "all"}, {"adapter": "dora"}, {"adapter": "rslora"},
+        {"targets": "blocks"}, {"targets": "all"}, {"norms": "frozen"}, {"dropout": 0.1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_setting_is_another_run_and_works(changes, cfg, dataset, original):
+    one = cfg.but(**changes)
+    assert runs.folder_of(one, dataset) != runs.folder_of(cfg, dataset)
+    outcome = unlearn(original, dataset, one.but(epochs=2))
+    if changes.get("pruning") != "mask_nm":
+        names = models.layers(original).prunable
+        assert pruning.sparsity(outcome.model, names) == pytest.approx(0.5, abs=1e-5)
+    assert training.predict(outcome.model, dataset.test, dataset).isfinite().all()
