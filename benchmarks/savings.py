@@ -7,7 +7,7 @@ PruneLoRA against one of plain fine-tuning), ``grid`` (ten ranks in the default 
 dense network with peft's ordinary adapters), ``forms`` (the low-rank change added to the weight
 against peft's own layers), ``cached`` (the frozen part computed once against every time).
 
-Every ratio is ours / plain. Both sides are timed in one process on one thread, one after the other
+Every ratio is ours / plain, but for ``cached``, where it says how many times faster. Both sides are timed in one process on one thread, one after the other
 in turn (A B A B ...), after one turn that does not count; reported are the median of each side, the
 median of the ratios of the pairs, and the lowest and highest of them; for the grid, in which each
 turn has its own rank, the ratio of the total seconds. Counts and memory come from the ledger.

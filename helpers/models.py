@@ -290,6 +290,7 @@ class Layers:
         head: The classifier; trained in full, never pruned (but see ``paper_prunable``).
         prunable: Layers whose weights may be pruned.
         stages: Layers of the blocks that may be adapted, by stage (or transformer block), in order.
+        blocks: The same by block.
         others: The stem and the 1x1 shortcuts, adapted only on request.
         norms: BatchNorm layers.
         fixed: Layers whose outputs keep their width when channels are removed.
@@ -305,6 +306,7 @@ class Layers:
     head: str
     prunable: tuple[str, ...]
     stages: tuple[tuple[str, ...], ...]
+    blocks: tuple[tuple[str, ...], ...]
     others: tuple[str, ...]
     norms: tuple[str, ...]
     fixed: tuple[str, ...]
@@ -334,9 +336,8 @@ class Layers:
         """
         choose("targets", scope, TARGETS)
         every = self.adaptable
-        last = self.stages[-1]
         return {
-            "last_block": _stages(last)[-1], "last_stage": last, "blocks": every,
+            "last_block": self.blocks[-1], "last_stage": self.stages[-1], "blocks": every,
             "all": every + self.others,
         }[scope]  # fmt: skip
 
@@ -373,24 +374,27 @@ def layers(model: nn.Module) -> Layers:
         last = f"blocks.{len(model.blocks) - 1}.attention.out"
         inner = tuple(n for stage in stages for n in stage)
         fixed = ("patch", *wide, head)
-        return Layers(head, inner, stages, (), norms, fixed, (last, head), (last, head))
+        return Layers(head, inner, stages, stages, (), norms, fixed, (last, head), (last, head))
     found = [n for n, m in named.items() if isinstance(m, nn.Conv2d)] or linears[:-1]
     check("model", kind, bool(found), "it needs layers before its classifier")
     shortcuts = [n for n in found if "shortcut" in n or "downsample" in n]
     blocks = tuple(n for n in found[1:] if n not in shortcuts) or tuple(found)
     others = tuple(n for n in found if n not in blocks)
-    return Layers(head, tuple(found), _stages(blocks), others, norms, (head,), tuple(found), blocks)
+    return Layers(
+        head, tuple(found), _groups(blocks), _groups(blocks, 1), others, norms, (head,),
+        tuple(found), blocks,
+    )  # fmt: skip
 
 
-def _stages(names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """Group layers by the first part of their names in which they differ."""
+def _groups(names: tuple[str, ...], more: int = 0) -> tuple[tuple[str, ...], ...]:
+    """Group layers by the first part of their names in which they differ, and ``more`` parts."""
     parts, depth = [name.split(".") for name in names], 0
     most = min(len(part) for part in parts) - 1
     while depth < most and len({part[depth] for part in parts}) == 1:
         depth += 1
-    groups: dict[str, list[str]] = {}
+    groups: dict[tuple[str, ...], list[str]] = {}
     for name, part in zip(names, parts, strict=True):
-        groups.setdefault(part[depth], []).append(name)
+        groups.setdefault(tuple(part[: depth + 1 + more]), []).append(name)
     return tuple(tuple(group) for group in groups.values())
 
 
@@ -514,7 +518,7 @@ def load(folder: Path, base: nn.Module | None = None) -> nn.Module:
     """Read what :func:`save` wrote.
 
     The files are not trusted: every shape is compared with the architecture of the original size
-    before anything is allocated, and the network is tried once.
+    before anything is allocated, and the layers must fit each other.
 
     Args:
         folder: The folder that :func:`save` wrote.
@@ -540,21 +544,40 @@ def load(folder: Path, base: nn.Module | None = None) -> nn.Module:
             outline = copy.deepcopy(base).to("meta")
         shapes = {name: tuple(shape) for name, shape in plain["shapes"].items()}
         check_shapes(files.tensor_shapes(path), outline, shapes)
+        resize(outline, shapes)
+        check_fit(outline)
         model = copy.deepcopy(base) if base is not None else build_model(**plain["blueprint"])
         resize(model, shapes)
         tensors, _ = files.load_tensors(path)
         model.load_state_dict(tensors)
-        with torch.no_grad():
-            model.eval()(example(model))
     except (InputError, TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
         if isinstance(error, files.FileProblem):
             raise
         raise files.FileProblem(files.cannot_read(folder, error)) from error
-    return model
+    return model.eval()
+
+
+def check_fit(model: nn.Module) -> None:
+    """Find out whether the layers of a network fit each other, without computing anything.
+
+    Args:
+        model: The network, on any device; stays as it is.
+
+    Raises:
+        RuntimeError: If the outputs of one layer are not what the next one takes.
+
+    Source: PyTorch's meta device.
+    Lesson: 02_pruning, "Channels that are gone".
+    """
+    outline = copy.deepcopy(model).to("meta").eval()
+    shape = getattr(model, "input_shape", None)
+    check("input_shape", shape, shape is not None, "the (channels, height, width) that it takes")
+    with torch.no_grad():
+        outline(torch.empty(1, *shape, device="meta"))
 
 
 def _blueprint(plain: Any) -> dict[str, Any]:
-    limits = {"num_classes": 100_000, "in_channels": 1024, "image_size": 4096}
+    limits = {"num_classes": 10_000, "in_channels": 64, "image_size": 512}
     check("blueprint", plain, isinstance(plain, dict) and {"name", *limits} == {*plain}, "a dict")
     for field, most in limits.items():
         ok = type(plain[field]) is int and 1 <= plain[field] <= most

@@ -368,8 +368,7 @@ def load_patch(folder: Path, base: nn.Module) -> Patch:
         tensors, _ = files.load_tensors(data)
         patch = _unpack(tensors, plain, base, patch)
         made = apply(base, patch)
-        with torch.no_grad():
-            made(models.example(made))
+        models.check_fit(made)
     except files.FileProblem:
         raise
     except (InputError, TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:

@@ -130,3 +130,12 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "going on from" in done.stderr
     assert not checkpoint[0].exists()
+
+
+def test_several_classes_and_earlier_requests_from_a_shell(home, capsys):
+    assert main([*RUN, "--forget", "8,3", "--method", "lora"]) == 0
+    assert main([*RUN, "--forget", "3", "--earlier", "8", "--method", "prunelora_channels"]) == 0
+    kept = capsys.readouterr().out
+    assert kept.count("kept in") == 2
+    folders = {line.split("kept in ")[1] for line in kept.splitlines() if "kept in " in line}
+    assert len(folders) == 2

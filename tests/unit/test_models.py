@@ -119,3 +119,32 @@ def test_max_rank_of_a_layer():
     assert models.max_rank(nn.Conv2d(2, 64, 3)) == 18
     assert models.max_rank(nn.Conv2d(64, 16, 3)) == 16
     assert models.max_rank(nn.Linear(5, 7)) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "stage", "every"),
+    [
+        ("digits_resnet", ["layer3.0.conv1", "layer3.0.conv2"], 2, 6),
+        ("resnet20", ["layer3.2.conv1", "layer3.2.conv2"], 6, 18),
+        ("resnet18", ["layer4.1.conv1", "layer4.1.conv2"], 4, 16),
+        ("resnet50", ["layer4.2.conv1", "layer4.2.conv2", "layer4.2.conv3"], 9, 48),
+        ("vit_tiny", [f"blocks.1.{n}" for n in ("attention.query", "attention.key",
+                      "attention.value", "attention.out", "mlp1", "mlp2")], 6, 12),
+    ],
+)  # fmt: skip
+def test_the_scopes_of_targets(name, block, stage, every):
+    layers = models.layers(models.build_model(name, *SHAPES[name]))
+    assert list(layers.targets("last_block")) == block
+    assert len(layers.targets("last_stage")) == stage
+    assert len(layers.targets("blocks")) == every
+    assert set(layers.targets("all")) == set(layers.prunable)
+    with pytest.raises(InputError, match="known are last_block, last_stage, blocks, all"):
+        layers.targets("first")
+
+
+def test_stages_of_a_network_that_is_a_plain_list():
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)),
+                          nn.Flatten(), nn.Linear(2, 2))  # fmt: skip
+    layers = models.layers(model)
+    assert layers.stages == layers.blocks == (("0.1",), ("0.2",)), "all but the stem"
+    assert layers.others == ("0.0",)

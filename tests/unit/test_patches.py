@@ -328,6 +328,13 @@ def test_hostile_models_do_no_harm(original, tmp_path, monkeypatch):
     file, text = tmp_path / "m" / "model.safetensors", tmp_path / "m" / "architecture.json"
     good, plain = file.read_bytes(), text.read_bytes()
     assert models.fingerprint(models.load(tmp_path / "m")) == models.fingerprint(small)
+    for name in ("resnet50", "vit"):  # the largest of what a blueprint may ask for
+        stated = json.loads(plain)
+        stated["blueprint"] = {"name": name, "num_classes": 10_000, "in_channels": 64,
+                               "image_size": 512}  # fmt: skip
+        text.write_bytes(json.dumps(stated).encode())
+        with pytest.raises(FileProblem, match="by the same names"):
+            models.load(tmp_path / "m")
     rng = random.Random(0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for round_ in range(400):

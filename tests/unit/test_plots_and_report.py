@@ -136,3 +136,47 @@ def test_tables_as_text_and_markdown():
     assert report.markdown_table(rows).splitlines() == [
         "| method | UA % |", "| --- | ---: |", "| original | 1.0 |", "| retrain | 100.0 |",
     ]  # fmt: skip
+
+
+def ledger_rows():
+    row = {"zeros": 0, "weights": 8, "sparsity": 0.0, "channels": {"a": 4, "b": 2},
+           "parameters": 1000, "macs": 2_500_000, "file_bytes": 4000, "latency_ms": 2.0,
+           "activations": 6000, "memory": 9000, "batch": 32}  # fmt: skip
+    half = {k: v / 2 if isinstance(v, int | float) and k != "batch" else v for k, v in row.items()}
+    return [{"stage": "before", **row}, {**half, "stage": "after", "channels": {"a": 1, "b": 2}}]
+
+
+def test_the_ledger_as_a_table_says_the_numbers_in_their_units():
+    table = report.ledger_table(ledger_rows())
+    assert list(table.index) == ["before", "after"]
+    assert table.loc["before"].tolist() == [
+        "0.0%", "6", "1,000", "2.50", "4", "2.00", "6", "9"
+    ]  # fmt: skip
+    assert "ms for 32 images" in table.columns
+    assert table.loc["after", "channels"] == "3"
+
+
+def test_the_ledger_as_a_picture_draws_shares_of_the_first_row():
+    ax = plots.ledger(ledger_rows())
+    heights = [round(bar.get_height(), 6) for bar in ax.patches if bar.get_height() > 0]
+    assert sorted(heights) == [0.5] * 5 + [1.0] * 5
+
+
+def test_the_savings_name_what_where_and_when():
+    text = report.savings()
+    assert "channels / dense" in text
+    assert "Measured 20" in text
+    assert text.count("\n|") > 20
+
+
+def test_a_refusal_is_shown_and_nothing_else_is_swallowed():
+    from helpers import exercises
+    from helpers.config import InputError
+
+    def refuse():
+        raise InputError("rank = 0 is not allowed")
+
+    assert exercises.message_of(refuse) == "rank = 0 is not allowed"
+    assert exercises.message_of(lambda: None) == ""
+    with pytest.raises(ZeroDivisionError):
+        exercises.message_of(lambda: 1 / 0)
