@@ -228,7 +228,8 @@ class Cache:
         Source: this project.
         Lesson: 03_lora_adaptation, "The frozen part, computed once".
         """
-        key = models.fingerprint(cut.front), fingerprint(part, dataset) + precision
+        how = f"{precision} {batch_size}"
+        key = models.fingerprint(cut.front), fingerprint(part, dataset) + how
         if key in self._kept:
             return self._kept[key]
         front, device = cut.front.eval(), part.images.device

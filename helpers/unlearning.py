@@ -248,7 +248,8 @@ def unlearn(
         progress=progress,
     )  # fmt: skip
     if chosen.adapt == "full":
-        model = pruned.model if chosen.start == "scratch" else copy.deepcopy(pruned.model)
+        fresh = chosen.start == "scratch" and chosen.prune == "none"
+        model = pruned.model if fresh else copy.deepcopy(pruned.model)
         hold = partial(pruning.apply_masks, model, pruned.masks) if pruned.masks else None
         fit = stage(model, part, after_step=hold, monitor=monitor)
         rows += [ledger.measure(model, "trained", names)] if measured else []

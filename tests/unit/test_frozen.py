@@ -135,6 +135,17 @@ def test_a_grid_computes_the_frozen_part_once(cfg, dataset, original, monkeypatc
     assert len(pruned) == 4, "another network, other settings or other images are pruned anew"
 
 
+def test_a_kept_pruned_network_is_never_trained(cfg, dataset, monkeypatch):
+    """Two runs of a method that prunes fresh weights begin with the same ones."""
+    lottery = unlearning.Method("scratch", prune="mask_structured")
+    monkeypatch.setitem(unlearning.METHODS, "lottery", lottery)
+    cache, one = frozen.Cache(100_000_000), cfg.but(method="lottery")
+    recipe = Recipe(epochs=1, lr=0.01)
+    runs = [unlearning.unlearn(None, dataset, one, recipe=recipe, cache=cache) for _ in range(2)]
+    assert runs[0].model is not runs[1].model
+    assert runs[0].fit.history == runs[1].fit.history
+
+
 def test_the_cache_keeps_to_its_limit(cfg, dataset, original):
     made, trained = adapted(original)
     cut = frozen.cut(original, made.get_base_model(), trained)
