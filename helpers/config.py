@@ -253,7 +253,8 @@ class RunConfig:
             included.
         norms: State of the BatchNorm layers from the first adapter on: part of the ``patch``, or
             ``frozen``. Those before it are always frozen.
-        alpha: LoRA's scale is alpha / rank; None means 2 * rank.
+        alpha: LoRA's scale is alpha / rank, rsLoRA's alpha / sqrt(rank); None means 2 * rank, and 8
+            for rsLoRA, whose point is one alpha for every rank.
         dropout: In the adapters' input, in [0, 1); None means 0, and 0.1 in paper mode.
         epochs: Overrides the epochs of the unlearning stage; None keeps the recipe's.
         lr: Overrides the learning rate of the unlearning stage; None keeps the recipe's.
@@ -373,8 +374,10 @@ class RunConfig:
 
     @property
     def lora_alpha(self) -> float:
-        """LoRA's alpha, with the default of twice the rank resolved."""
-        return 2.0 * self.rank if self.alpha is None else self.alpha
+        """LoRA's alpha, with the default resolved: twice the rank; 8 for rsLoRA, at every rank."""
+        if self.alpha is not None:
+            return self.alpha
+        return 8.0 if self.adapter == "rslora" else 2.0 * self.rank
 
     @property
     def lora_dropout(self) -> float:

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from helpers import models
-from helpers.config import InputError
+from helpers import ledger, models
+from helpers.config import InputError, check
 from helpers.data import Dataset, ImageSet, batches
 from helpers.training import half_precision
 
@@ -39,6 +39,9 @@ class Tail(nn.Module):
 
     Its modules are those of the network it was cut from, not copies.
 
+    Attributes:
+        dtypes: What the frozen part computed in; features come back to it under autocast.
+
     Source: torch.fx.
     Lesson: 03_lora_adaptation, "The frozen part, computed once".
     """
@@ -47,12 +50,15 @@ class Tail(nn.Module):
         """Take the traced part and the shapes of its inputs, without the batch."""
         super().__init__()
         self.graph, self.shapes = graph, shapes
+        self.dtypes: tuple[torch.dtype, ...] = (torch.float32,) * len(shapes)
 
     def forward(self, features: Tensor) -> Tensor:
         """Compute the logits from (N, K) features, as :class:`Cut` packs them."""
         parts = features.split([shape.numel() for shape in self.shapes], dim=1)
         # in one piece, because sums over strided tensors round otherwise
-        inputs = (p.contiguous().view(-1, *s) for p, s in zip(parts, self.shapes, strict=True))
+        inputs = [p.contiguous().view(-1, *s) for p, s in zip(parts, self.shapes, strict=True)]
+        if torch.is_autocast_enabled(features.device.type):
+            inputs = [x.to(dtype) for x, dtype in zip(inputs, self.dtypes, strict=True)]
         return self.graph(*inputs)
 
 
@@ -94,17 +100,23 @@ def cut(plain: nn.Module, adapted: nn.Module, trained: Iterable[str]) -> Cut:
     Source: torch.fx; the adapters may be attached after tracing, names stay as they are.
     Lesson: 03_lora_adaptation, "The frozen part, computed once".
     """
-    trained = list(trained)
-    try:
-        graph = _Tracer(trained).trace(plain)
-    except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError) as error:
-        raise InputError(f"{type(plain).__name__} cannot be cut in two: {error}") from error
-    images = models.example(plain)
-    moving = _depends_on(graph, set(trained)) | _no_tensors(plain, graph, images)
+    trained, kind = list(trained), type(plain).__name__
+    images = models.example(plain, 3)
+    with ledger.evaluating(plain):  # a forward pass in training mode would move BatchNorm
+        try:
+            graph = _Tracer(trained).trace(plain)
+            _refuse_dropout(graph)
+            moving = _depends_on(graph, set(trained)) | _not_per_image(plain, graph, images)
+        except Exception as error:  # tracing runs the network's own code, which may do anything
+            raise InputError(
+                f"{kind} cannot be cut in two: {str(error).splitlines()[:1]}"
+            ) from error
     crossing = [n for n in graph.nodes if n not in moving and any(u in moving for u in n.users)]
     if not crossing or any(n.op == "placeholder" for n in crossing):
-        raise InputError(f"nothing of {type(plain).__name__} lies before the layers that train")
+        raise InputError(f"nothing of {kind} lies before the layers that train")
     front = fx.GraphModule(adapted, _part(graph, [], crossing)).eval()
+    random = [n for n, m in front.named_modules() if _is_random(m)]
+    check("frozen part", random, not random, "layers that give the same at every step")
     with torch.no_grad():
         shapes = [t.shape[1:] for t in front(images)]
     return Cut(front, Tail(fx.GraphModule(adapted, _part(graph, crossing, None)), shapes))
@@ -121,9 +133,25 @@ def _depends_on(graph: fx.Graph, trained: set[str]) -> set[fx.Node]:
     return moving
 
 
-def _no_tensors(plain: nn.Module, graph: fx.Graph, images: Tensor) -> set[fx.Node]:
-    """Find what is computed but cannot be kept for each image, such as shapes."""
-    found: set[fx.Node] = set()
+def _is_random(module: nn.Module) -> bool:
+    name = type(module).__name__
+    return "Dropout" in name or "StochasticDepth" in name or "DropPath" in name
+
+
+def _refuse_dropout(graph: fx.Graph) -> None:
+    """Refuse dropout that is written as a function: tracing fixes whether it is switched on."""
+    for node in graph.nodes:
+        name = getattr(node.target, "__name__", str(node.target))
+        if node.op == "call_function" and ("dropout" in name or "stochastic_depth" in name):
+            raise InputError(f"{name} is called as a function; use a module")
+
+
+def _not_per_image(plain: nn.Module, graph: fx.Graph, images: Tensor) -> set[fx.Node]:
+    """Find what is computed but cannot be kept for each image: shapes, and what needs no image."""
+    found = {n for n in graph.nodes if n.op != "placeholder"}
+    for node in graph.nodes:  # in the order of execution
+        if node.op == "placeholder" or any(n not in found for n in node.all_input_nodes):
+            found.discard(node)
 
     class Watch(fx.Interpreter):
         def run_node(self, node: fx.Node) -> object:
@@ -172,7 +200,7 @@ class Cache:
     """
 
     limit: int
-    _kept: dict[tuple[str, str], ImageSet] = field(default_factory=dict)
+    _kept: dict[tuple[str, str], tuple[ImageSet, tuple]] = field(default_factory=dict)
     _made: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
@@ -208,6 +236,9 @@ class Cache:
         """
         return 4 * cut.width * count <= self.limit
 
+    def _size(self) -> int:
+        return sum(part.images.nbytes for part, _ in self._kept.values())
+
     @torch.no_grad()
     def features(
         self, cut: Cut, part: ImageSet, dataset: Dataset, precision: str = "fp32",
@@ -228,23 +259,25 @@ class Cache:
         Source: this project.
         Lesson: 03_lora_adaptation, "The frozen part, computed once".
         """
-        how = f"{precision} {batch_size}"
+        how = f"{precision} {batch_size} {part.images.device} {cut.front.code} {cut.front}"
         key = models.fingerprint(cut.front), fingerprint(part, dataset) + how
         if key in self._kept:
-            return self._kept[key]
+            made, cut.tail.dtypes = self._kept[key]
+            return made
         front, device = cut.front.eval(), part.images.device
         half = half_precision(device, precision)
         with torch.autocast(device.type, half, enabled=half is not None):
-            rows = [
-                torch.cat([t.float().flatten(1) for t in front(dataset.normalise(images))], dim=1)
-                for images, _ in batches(part, batch_size)
-            ]
+            rows = []
+            for images, _ in batches(part, batch_size):
+                outputs = front(dataset.normalise(images))
+                cut.tail.dtypes = tuple(t.dtype for t in outputs)
+                rows.append(torch.cat([t.float().flatten(1) for t in outputs], dim=1))
         made = ImageSet(torch.cat(rows), part.labels)
         size = made.images.nbytes
-        while self._kept and size + sum(s.images.nbytes for s in self._kept.values()) > self.limit:
+        while self._kept and size + self._size() > self.limit:
             self._kept.pop(next(iter(self._kept)))  # the oldest goes first
         if size <= self.limit:
-            self._kept[key] = made
+            self._kept[key] = made, cut.tail.dtypes
         return made
 
 

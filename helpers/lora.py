@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -65,13 +66,16 @@ def refuse_unsupported(model: nn.Module, targets: Iterable[str]) -> None:
 
     Raises:
         InputError: If a name is unknown, or a layer is neither Conv2d nor Linear, is grouped,
-            dilated or padded by anything but zeros, or belongs to ``nn.MultiheadAttention``.
+            dilated or padded by anything but zeros, is shared, or belongs to
+            ``nn.MultiheadAttention``.
 
     Source: measured: dilated layers crash, reflected padding differs by 5.8 after merging, grouped
         layers cannot be merged, and ``nn.MultiheadAttention`` never calls its output layer.
     Lesson: 03_lora_adaptation, "Limits and pitfalls".
     """
     known = dict(model.named_modules())
+    every = [id(m) for _, m in model.named_modules(remove_duplicate=False)]
+    tied = [id(p) for _, p in model.named_parameters(remove_duplicate=False)]
     for name in targets:
         layer = known.get(name)
         parent = known.get(name.rpartition(".")[0])
@@ -83,6 +87,8 @@ def refuse_unsupported(model: nn.Module, targets: Iterable[str]) -> None:
             reason += "adapter there does nothing until it is merged; use separate linear layers"
         elif not isinstance(layer, nn.Conv2d | nn.Linear):
             reason = f"{type(layer).__name__} is neither Conv2d nor Linear"
+        elif every.count(id(layer)) > 1 or tied.count(id(layer.weight)) > 1:
+            reason = "it is used in several places, and only one of them would be adapted"
         elif isinstance(layer, nn.Conv2d) and layer.groups > 1:
             reason = f"groups = {layer.groups}: peft cannot merge grouped convolutions"
         elif isinstance(layer, nn.Conv2d) and set(layer.dilation) != {1}:
@@ -125,14 +131,16 @@ def attach(
             and holds masks of whole filters only.
         train_in_full: Full names of layers of which the adapter keeps its own trained copy: the
             classifier, and every BatchNorm with its running statistics.
-        masks: Name of layer -> mask of its weight, held exactly while training and merging.
+        masks: Name of layer -> mask of its weight, applied to the copy and held exactly while
+            training and merging.
         any_rank: Targets whose rank may exceed what they admit, as for the classifier of the
             published transformer; the surplus adds nothing that they can express.
         seed: Of the adapters' initial weights; the global random state is left as it was.
         audited: Whether to run :func:`audit_adapters` and raise where an adapter is dead.
 
     Returns:
-        The adapted copy in evaluation mode: same outputs as ``model``, because B starts at 0.
+        The adapted copy in evaluation mode: same outputs as the (masked) ``model``, because B
+        starts at 0.
 
     Raises:
         InputError: If a layer does not exist or peft handles it wrongly, the rank is not possible,
@@ -160,19 +168,22 @@ def attach(
         check_rank(model, ranks[name], [name])
     _check_dropout(dropout, kind, masks)
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets,
+        r=rank, lora_alpha=alpha, lora_dropout=dropout,
+        target_modules="|".join(map(re.escape, targets)),  # as one pattern peft matches it whole
         rank_pattern=_exactly(ranks), alpha_pattern=_exactly(alphas),
         use_dora=kind == "dora", use_rslora=kind == "rslora",
         modules_to_save=train_in_full or None,
     )  # fmt: skip
     if dropout == 0:
         config._register_custom_module(_weight_form())
+    masked = copy.deepcopy(model)
+    apply_masks(masked, masks or {})
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(seed)
-        adapted = get_peft_model(copy.deepcopy(model), config)
+        adapted = get_peft_model(masked, config)
+    _unwrap_others(adapted, train_in_full)
     made = {name for name, _ in adapters(adapted)}
-    if made != set(targets):  # peft matches names by their end; make sure that it meant ours
-        raise InputError(f"adapters were attached to {sorted(made)}, not to {sorted(targets)}")
+    check("targets", sorted(made), made == set(targets), f"peft did not adapt {sorted(targets)}")
     if dropout == 0:
         for name, layer in adapters(adapted):
             mask = (masks or {}).get(name)
@@ -187,6 +198,16 @@ def attach(
     return adapted
 
 
+def _unwrap_others(adapted: PeftModel, train_in_full: list[str]) -> None:
+    """Give back what peft trains in full only because its name ends like one of ours. In place."""
+    for name, module in list(adapted.named_modules()):
+        if hasattr(module, "modules_to_save") and hasattr(module, "original_module"):
+            if name.removeprefix(PREFIX) in train_in_full:
+                continue
+            parent, _, last = name.rpartition(".")
+            setattr(adapted.get_submodule(parent), last, module.original_module)
+
+
 def _check_dropout(dropout: float, kind: str, masks: Masks | None) -> None:
     if dropout > 0:
         check("dropout", dropout, kind != "dora", "DoRA is used without dropout")
@@ -197,8 +218,6 @@ def _check_dropout(dropout: float, kind: str, masks: Masks | None) -> None:
 
 def _exactly(pattern: Mapping[str, Any]) -> dict[str, Any]:
     """Make peft, which reads names as regular expressions, take them literally."""
-    import re
-
     return {f"^{re.escape(name)}": value for name, value in pattern.items()}
 
 

@@ -345,9 +345,9 @@ class Layers:
 def layers(model: nn.Module) -> Layers:
     """List the layers of a network that may be pruned and adapted.
 
-    The classifier is the last linear layer. In a convolutional network every convolution may be
-    pruned, and those of the blocks (neither the stem nor a 1x1 shortcut) are adapted. In a
-    transformer the linear layers of the blocks are both.
+    The classifier is the last linear layer that was registered. In a convolutional network every
+    convolution may be pruned, and those of the blocks (neither the stem nor a 1x1 shortcut, nor
+    what peft cannot adapt) are adapted. In a transformer the linear layers of the blocks are both.
 
     Args:
         model: One of ours, or any ``nn.Module`` built from Conv2d, Linear and BatchNorm2d.
@@ -377,13 +377,51 @@ def layers(model: nn.Module) -> Layers:
         return Layers(head, inner, stages, stages, (), norms, fixed, (last, head), (last, head))
     found = [n for n, m in named.items() if isinstance(m, nn.Conv2d)] or linears[:-1]
     check("model", kind, bool(found), "it needs layers before its classifier")
-    shortcuts = [n for n in found if "shortcut" in n or "downsample" in n]
-    blocks = tuple(n for n in found[1:] if n not in shortcuts) or tuple(found)
-    others = tuple(n for n in found if n not in blocks)
+    plain = [n for n in found if _is_plain(named[n])]
+    check("model", kind, bool(plain), "it needs a layer without groups and dilation")
+    shortcuts = [n for n in plain if "shortcut" in n or "downsample" in n]
+    blocks = tuple(n for n in plain[1:] if n not in shortcuts) or tuple(plain)
+    others = tuple(n for n in plain if n not in blocks)
     return Layers(
         head, tuple(found), _groups(blocks), _groups(blocks, 1), others, norms, (head,),
         tuple(found), blocks,
     )  # fmt: skip
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Say whether a layer can be adapted: neither grouped nor dilated, padded with zeros."""
+    if isinstance(layer, nn.Linear):
+        return True
+    return layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros"
+
+
+def call_order(model: nn.Module) -> list[str]:
+    """List the layers of a network in the order in which they are first called.
+
+    Args:
+        model: A network that :func:`example` has images for.
+
+    Returns:
+        Names; layers that are never called are missing.
+
+    Source: forward hooks; the order of registration is a habit, not a rule.
+    Lesson: 03_lora_adaptation, "Which layers".
+    """
+    order: list[str] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda _, __, name=name: order.append(name))
+        for name, module in model.named_modules()
+    ]
+    mode = {m: m.training for m in model.modules()}
+    try:
+        with torch.no_grad():
+            model.eval()(example(model))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in mode.items():
+            module.training = training
+    return list(dict.fromkeys(order))
 
 
 def _groups(names: tuple[str, ...], more: int = 0) -> tuple[tuple[str, ...], ...]:
@@ -477,11 +515,15 @@ def _set_sizes(module: nn.Module) -> None:
     """Make the sizes that a layer reports those that its weight has."""
     weight = getattr(module, "weight", None)
     if isinstance(module, nn.Conv2d):
+        if module.groups == module.in_channels == module.out_channels:  # depthwise
+            module.groups = weight.shape[0]
         module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.modules.batchnorm._BatchNorm) and weight is not None:
         module.num_features = len(weight)
+    elif isinstance(module, nn.GroupNorm) and weight is not None:
+        module.num_channels = len(weight)
     elif isinstance(module, nn.LayerNorm) and weight is not None:
         module.normalized_shape = tuple(weight.shape)
 
@@ -545,11 +587,14 @@ def load(folder: Path, base: nn.Module | None = None) -> nn.Module:
         shapes = {name: tuple(shape) for name, shape in plain["shapes"].items()}
         check_shapes(files.tensor_shapes(path), outline, shapes)
         resize(outline, shapes)
-        check_fit(outline)
+        tried = check_fit(outline)
         model = copy.deepcopy(base) if base is not None else build_model(**plain["blueprint"])
         resize(model, shapes)
         tensors, _ = files.load_tensors(path)
         model.load_state_dict(tensors)
+        if not tried:
+            with torch.no_grad():
+                model.eval()(example(model))
     except (InputError, TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
         if isinstance(error, files.FileProblem):
             raise
@@ -557,11 +602,14 @@ def load(folder: Path, base: nn.Module | None = None) -> nn.Module:
     return model.eval()
 
 
-def check_fit(model: nn.Module) -> None:
+def check_fit(model: nn.Module) -> bool:
     """Find out whether the layers of a network fit each other, without computing anything.
 
     Args:
         model: The network, on any device; stays as it is.
+
+    Returns:
+        Whether it could be found out; a network that looks at its numbers has to be run.
 
     Raises:
         RuntimeError: If the outputs of one layer are not what the next one takes.
@@ -572,8 +620,14 @@ def check_fit(model: nn.Module) -> None:
     outline = copy.deepcopy(model).to("meta").eval()
     shape = getattr(model, "input_shape", None)
     check("input_shape", shape, shape is not None, "the (channels, height, width) that it takes")
-    with torch.no_grad():
-        outline(torch.empty(1, *shape, device="meta"))
+    try:
+        with torch.no_grad():
+            outline(torch.empty(2, *shape, device="meta"))
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta" not in str(error).lower():
+            raise
+        return False
+    return True
 
 
 def _blueprint(plain: Any) -> dict[str, Any]:

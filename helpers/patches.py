@@ -8,6 +8,8 @@ unlearned network; the base itself never changes, or is restored bit for bit.
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -150,11 +152,15 @@ def _state(base: nn.Module, patch: Patch) -> dict[str, Tensor]:
         if change is not None:
             a, b = change.a.to(weight), change.b.to(weight)
             length = None if change.magnitude is None else change.magnitude.to(weight)
+            ok = length is None or len(length) == len(weight)
+            check(f"magnitude of {name}", change.magnitude, ok, f"{len(weight)} numbers")
             weight = lora.changed_weight(weight, a, b, change.scale, mask, length)
         if mask is not None:
             weight = weight.masked_fill(~mask, 0)  # -0.0 becomes 0.0
         state[key] = weight
     for name, tensor in patch.tensors.items():
+        check(name, tuple(tensor.shape), tensor.shape == state[name].shape,
+              f"{tuple(state[name].shape)}, as in the network it is for")  # fmt: skip
         state[name] = tensor.to(state[name].device)
     return state
 
@@ -261,7 +267,9 @@ def combine(base: nn.Module, patches: Sequence[Patch]) -> Patch:
         check("patches", "different channels", same, "patches that remove the same channels")
         plain = all(change.magnitude is None for change in patch.low_rank.values())
         check("patches", "DoRA", plain, "lora or rslora: the lengths of filters do not add up")
-    names = {name for patch in patches for name in patch.low_rank}
+    # a layer of which one patch stores the whole weight is added up as a whole
+    whole = {n.removesuffix(".weight") for patch in patches for n in patch.tensors}
+    names = {name for patch in patches for name in patch.low_rank} - whole
     low_rank = {}
     for name in sorted(names):
         found = [patch.low_rank[name] for patch in patches if name in patch.low_rank]
@@ -273,16 +281,19 @@ def combine(base: nn.Module, patches: Sequence[Patch]) -> Patch:
             masks[name] = masks[name] & mask if name in masks else mask
     together = Patch(patches[0].base, "", low_rank, masks, patches[0].kept)
     start, tensors = _state(base, replace(together, low_rank={})), {}
+    made = [_state(base, patch) for patch in patches]
     for name in sorted({name for patch in patches for name in patch.tensors}):
         old = start[name].cpu()
         if not old.is_floating_point():
             tensors[name] = old
             continue
-        total = sum((p.tensors[name] - old for p in patches if name in p.tensors), 0 * old)
-        tensors[name] = old + (total / len(patches) if name.endswith(_STATISTICS) else total)
+        total = sum((state[name].cpu() - old for state in made), torch.zeros_like(old))
+        new = old + (total / len(patches) if name.endswith(_STATISTICS) else total)
+        layer = name.removesuffix(".weight")
+        tensors[name] = new * masks[layer] if layer in masks else new
     about = {"combined": [patch.about for patch in patches]}
-    made = replace(together, tensors=tensors, about=about)
-    return replace(made, result=models.fingerprint(apply(base, made)))
+    combined = replace(together, tensors=tensors, about=about)
+    return replace(combined, result=models.fingerprint(apply(base, combined)))
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:
@@ -328,6 +339,7 @@ def save_patch(patch: Patch, folder: Path) -> Path:
     }  # fmt: skip
     path = files.save_tensors(folder / "patch.safetensors", tensors)
     plain["sha256"] = files.sha256(path)
+    plain["digest"] = _digest(plain)
     files.write_json(folder / "patch.json", plain)  # last: a folder with it is whole
     return folder
 
@@ -365,6 +377,7 @@ def load_patch(folder: Path, base: nn.Module) -> Patch:
         _check_tensors(files.tensor_shapes(data), plain, base)
         ok = files.sha256(data) == plain["sha256"]
         check("SHA-256", "of the file", ok, "the one that patch.json states")
+        check("digest", plain["digest"], plain["digest"] == _digest(plain), "that of patch.json")
         tensors, _ = files.load_tensors(data)
         patch = _unpack(tensors, plain, base, patch)
         made = apply(base, patch)
@@ -381,8 +394,14 @@ def load_patch(folder: Path, base: nn.Module) -> Patch:
 
 _FIELDS: dict[str, type] = {
     "format": int, "base": str, "result": str, "scales": dict, "masks": dict, "about": dict,
-    "sha256": str,
+    "sha256": str, "digest": str,
 }  # fmt: skip
+
+
+def _digest(plain: Mapping[str, Any]) -> str:
+    """Compute the SHA-256 of everything that patch.json says, but itself."""
+    content = {name: plain[name] for name in _FIELDS if name != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _check_tensors(

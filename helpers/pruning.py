@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils import prune as torch_prune
 
 from helpers import ledger, models
-from helpers.config import CRITERIA, KINDS, SCOPES, check, choose
+from helpers.config import CRITERIA, KINDS, SCOPES, InputError, check, choose
 from helpers.data import Dataset, ImageSet, batches
 from helpers.training import recalibrate_batchnorm
 
@@ -90,11 +90,22 @@ def prune(
     Lesson: 02_pruning, "Four kinds of pruning".
     """
     choose("pruning", kind, KINDS)
+    number = isinstance(sparsity, int | float) and not isinstance(sparsity, bool)
+    check("sparsity", sparsity, number, "a share in [0, 1)")
+    check(
+        "names", names, names is None or kind != "channels", "None: what is coupled goes together"
+    )
+    known = dict(model.named_modules())
+    unknown = [name for name in names or () if name not in known]
+    check("names", unknown, not unknown, f"layers of {type(model).__name__}")
     names = list(models.layers(model).prunable) if names is None else list(names)
-    made = Pruned(copy.deepcopy(model))
+    made = Pruned(copy.deepcopy(model).eval())
     if criterion == "taylor":
         check("criterion", criterion, part is not None and dataset is not None, "needs images")
+        frozen = [p for p in made.model.parameters() if not p.requires_grad]
         _gradients(made.model, part, dataset, seed)
+        for parameter in frozen:
+            parameter.requires_grad_(False)
     shared = {"criterion": criterion, "seed": seed}
     if kind == "mask_structured":
         made.masks = mask_structured(made.model, sparsity, names, **shared)
@@ -263,7 +274,7 @@ def _scores(weight: Tensor, criterion: str, generator: torch.Generator) -> Tenso
 def _gradients(model: nn.Module, part: ImageSet, dataset: Dataset, seed: int) -> None:
     """Leave the mean gradient of the loss on some of the images in every parameter. In place."""
     chosen = part.sample(SCORED, seed)
-    model.eval().zero_grad(set_to_none=True)
+    model.eval().requires_grad_(True).zero_grad(set_to_none=True)
     for images, labels in batches(chosen, 128):
         loss = F.cross_entropy(model(dataset.normalise(images)), labels, reduction="sum")
         (loss / len(chosen)).backward()
@@ -288,7 +299,8 @@ def remove_channels(
         :func:`cut_out`.
 
     Raises:
-        InputError: If the sparsity is outside [0, 1) or the criterion unknown.
+        InputError: If the sparsity is outside [0, 1), the criterion is unknown, or channels cannot
+            be removed from this network; it is then undefined.
 
     Source: Torch-Pruning: Fang et al. 2023 (arXiv 2301.12900).
     Lesson: 02_pruning, "Channels that are gone".
@@ -305,39 +317,51 @@ def remove_channels(
     }[criterion]()
     attention = [m for m in model.modules() if isinstance(m, models.Attention)]
     heads = {layer: a.heads for a in attention for layer in (a.query, a.key, a.value)}
-    requires = {p: p.requires_grad for p in model.parameters()}
-    model.requires_grad_(True)  # Torch-Pruning traces with autograd
-    with torch.random.fork_rng([]):
-        torch.default_generator.manual_seed(seed)
-        pruner = tp.pruner.BasePruner(
-            model, models.example(model), importance=importance, pruning_ratio=sparsity,
-            ignored_layers=[model.get_submodule(n) for n in models.layers(model).fixed],
-            num_heads=heads, prune_head_dims=True, root_module_types=[nn.Conv2d, nn.Linear],
-        )  # fmt: skip
-        groups = list(pruner.step(interactive=True))
-    for parameter, required in requires.items():
-        parameter.requires_grad_(required)
+    requires = {n: p.requires_grad for n, p in model.named_parameters()}
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    _number(model)  # each entry is replaced by its own place, to see afterwards which are left
-    for group in groups:
-        group.prune()
-    kept = {k: _places(v, before[k].shape) for k, v in model.state_dict().items()}
-    for name, tensor in cut_out(before, kept).items():
-        _set(model, name, tensor)
+    try:
+        with torch.no_grad():
+            shape = model(models.example(model)).shape
+        model.requires_grad_(True)  # Torch-Pruning traces with autograd
+        with torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(seed)
+            pruner = tp.pruner.BasePruner(
+                model, models.example(model), importance=importance, pruning_ratio=sparsity,
+                ignored_layers=[model.get_submodule(n) for n in models.layers(model).fixed],
+                num_heads=heads, prune_head_dims=True, root_module_types=[nn.Conv2d, nn.Linear],
+            )  # fmt: skip
+            groups = list(pruner.step(interactive=True))
+        model.zero_grad(set_to_none=True)  # "taylor" has been read
+        _number(model)  # each entry is replaced by its own place, to see later which are left
+        for group in groups:
+            group.prune()
+        kept = {k: _places(v, before[k].shape) for k, v in model.state_dict().items()}
+        kept = {k: places for k, places in kept.items() if any(p is not None for p in places)}
+        smaller = cut_out(before, kept)
+        for name, tensor in smaller.items():
+            _set(model, name, tensor)
+        models.resize(model, {name: tuple(tensor.shape) for name, tensor in smaller.items()})
+        with torch.no_grad():
+            after = model(models.example(model)).shape
+        check("outputs", tuple(after), after == shape, f"{tuple(shape)}, as before")
+    except Exception as error:  # tracing runs the network's own code, which may do anything
+        raise InputError(
+            f"channels cannot be removed from {type(model).__name__}: "
+            f"{(str(error) or type(error).__name__).splitlines()[0]}; use a mask instead"
+        ) from error
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(requires[name])
     return kept
 
 
 @torch.no_grad()
 def _number(model: nn.Module) -> None:
-    for prefix, module in model.named_modules():
-        for name, tensor in [*module.named_parameters(recurse=False), *module._buffers.items()]:
-            if (
-                tensor is not None
-                and tensor.dim()
-                and name not in module._non_persistent_buffers_set
-            ):
-                places = torch.arange(tensor.numel(), dtype=torch.float64).view(tensor.shape)
-                _set(model, f"{prefix}.{name}" if prefix else name, places.to(tensor.device))
+    """Replace each entry of each tensor by its place. In place: Torch-Pruning holds the objects."""
+    stored = {t.data_ptr() for t in model.state_dict().values()}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.dim() and tensor.data_ptr() in stored:
+            places = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device)
+            tensor.data = places.view(tensor.shape)
 
 
 def _places(numbered: Tensor, shape: torch.Size) -> tuple[Tensor | None, ...]:
@@ -348,8 +372,9 @@ def _places(numbered: Tensor, shape: torch.Size) -> tuple[Tensor | None, ...]:
             kept.append(None)
             continue
         line = numbered.detach().transpose(0, dim).reshape(numbered.shape[dim], -1)[:, 0]
-        stride = shape[dim + 1 :].numel()
-        kept.append((line.long() // stride % size).cpu())
+        places = (line.long() // shape[dim + 1 :].numel() % size).cpu()
+        check("places", places.tolist(), bool((places.diff() > 0).all()), "in ascending order")
+        kept.append(places)
     return tuple(kept)
 
 

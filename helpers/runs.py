@@ -281,7 +281,11 @@ def _write(cfg: RunConfig, dataset: data.Dataset, folder: Path, outcome: unlearn
         **environment(cfg.device),
     }  # fmt: skip
     files.write_json(folder / "run.json", record)
-    for name in ("config.json", "checkpoint.safetensors"):  # no longer needed
+    for name in (
+        "config.json",
+        "checkpoint.safetensors",
+        "tail-checkpoint.safetensors",
+    ):  # no longer needed
         (folder / name).unlink(missing_ok=True)
     return Run(cfg, folder, record, from_disk=False)
 

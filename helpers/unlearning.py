@@ -284,6 +284,7 @@ def _prune(model: nn.Module, part: ImageSet, dataset: Dataset, cfg: RunConfig) -
     if cfg.earlier:  # pruned at the first request; what is gone stays gone
         again = copy.deepcopy(model)
         masks = {} if kind == "channels" else pruning.zeros_as_masks(again, layers.prunable)
+        training.recalibrate_batchnorm(again, part, dataset, seed=cfg.seed)
         return pruning.Pruned(again, masks)
     return pruning.prune(
         model, cfg.sparsity, kind, criterion=cfg.criterion, scope=cfg.scope, part=part,
@@ -298,7 +299,11 @@ def _pruning_key(
     fields = ("mode", "earlier", "sparsity", "criterion", "scope", "mask_data", "seed")
     images = frozen.fingerprint(part, dataset)
     settings = (getattr(cfg, name) for name in fields)
-    return models.fingerprint(model), images, pruning_of(cfg), *settings
+    where = str(next(model.parameters()).device)
+    # equal weights in another architecture are another network: what it computes tells
+    with torch.no_grad(), ledger.evaluating(model):
+        answers = model(models.example(model)).sum().item()
+    return models.fingerprint(model), answers, where, images, pruning_of(cfg), *settings
 
 
 def _adapt(pruned: pruning.Pruned, cfg: RunConfig) -> nn.Module:
@@ -324,10 +329,10 @@ def _adapt(pruned: pruning.Pruned, cfg: RunConfig) -> nn.Module:
 def _norms_from(
     model: nn.Module, targets: Iterable[str], norms: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Return the BatchNorm layers that come after the first adapted layer."""
-    places = {name: place for place, (name, _) in enumerate(model.named_modules())}
-    first = min(places[name] for name in targets)
-    return tuple(name for name in norms if places[name] > first)
+    """Return the BatchNorm layers that are called after the first adapted layer."""
+    order = models.call_order(model)
+    first = min(order.index(name) for name in targets if name in order)
+    return tuple(name for name in norms if name in order[first:])
 
 
 def _train_adapted(
@@ -345,15 +350,18 @@ def _train_adapted(
     cut = _cut(adapted, pruned.model, cfg, recipe)
     if cut is None or not cache.fits(cut, len(part)):
         return stage(adapted, part, monitor=monitor), False
+    watched = {  # in full precision, as predictions are made
+        name: cache.features(cut, images, dataset)
+        for name, images in (monitor or {}).items() if len(images)
+    }  # fmt: skip
     started = time.perf_counter()
     features = cache.features(cut, part, dataset, cfg.precision, recipe.batch_size)
     features.images[:1].cpu()  # waits for the GPU
     seconds = time.perf_counter() - started
-    watched = {
-        name: cache.features(cut, images, dataset, cfg.precision)
-        for name, images in (monitor or {}).items() if len(images)
-    }  # fmt: skip
-    fit = stage(cut.tail, features, monitor=watched)
+    # a checkpoint of the tail is not one of the whole network
+    place = stage.keywords["checkpoint"]
+    place = place and place.with_name(f"tail-{place.name}")
+    fit = stage(cut.tail, features, monitor=watched, checkpoint=place)
     fit.seconds += seconds
     kept = {*adapted.parameters()} - {*cut.tail.parameters()}
     fit.peak_memory += features.images.nbytes + sum(p.nbytes for p in kept)

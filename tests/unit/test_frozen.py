@@ -156,10 +156,10 @@ def test_the_cache_keeps_to_its_limit(cfg, dataset, original):
     parts = [dataset.validation.sample(n, seed=n) for n in (10, 15, 20)]
     for part in parts:
         cache.features(cut, part, dataset)
-    kept = [len(s) for s in cache._kept.values()]
+    kept = [len(s) for s, _ in cache._kept.values()]
     assert kept == [20], "the oldest went first"
     again = cache.features(cut, parts[2], dataset)
-    assert again is next(iter(cache._kept.values()))
+    assert again is next(iter(cache._kept.values()))[0]
     other = dataclasses.replace(parts[2], labels=parts[2].labels.flip(0))
     assert cache.features(cut, other, dataset) is not again, "other labels are another set"
     changed = copy.deepcopy(dataset).with_std(torch.tensor(2.0))
@@ -181,3 +181,104 @@ def test_frozen_modules_stay_in_evaluation_mode(dataset, split, original):
     assert not any(seen)
     assert torch.equal(original.bn1.running_mean, before)
     assert pruning.sparsity(original, ["conv1"]) == 0
+
+
+# ------------------------------------------------------------------------------------------------
+# networks that this project did not write
+
+
+class Own(nn.Module):
+    """Two convolutions and a classifier, with a switch for each thing that may go wrong."""
+
+    input_shape = (1, 8, 8)
+
+    def __init__(self, trick=""):
+        super().__init__()
+        torch.manual_seed(0)
+        self.trick = trick
+        self.norms = nn.ModuleList([nn.BatchNorm2d(6), nn.BatchNorm2d(6)])  # before the layers
+        self.first, self.second = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.drop = nn.Dropout(0.5) if trick == "dropout module" else nn.Identity()
+        self.pair = nn.Parameter(torch.ones(3, 1, 1, 1))
+        self.head = nn.Linear(6, 10)
+
+    def forward(self, x):
+        if self.trick == "assert":
+            assert isinstance(x, torch.Tensor)
+        x = self.drop(self.norms[0](self.first(x)).relu())
+        if self.trick == "dropout function":
+            x = nn.functional.dropout(x, 0.5, self.training)
+        x = self.norms[1](self.second(x)) + self.pair.mean()
+        x = torch.tanh(x) if self.trick == "tanh" else x.relu()
+        return self.head(x.mean((2, 3)))
+
+
+def trained(dataset, cfg, model, cache=None, **changes):
+    one = cfg.but(epochs=1, rank=1, targets="last_block", **changes)
+    return unlearning.unlearn(model.to(cfg.device), dataset, one, cache=cache)
+
+
+@pytest.mark.parametrize(
+    ("trick", "once"),
+    [("", True), ("assert", True), ("dropout module", False), ("dropout function", False)],
+)
+def test_what_cannot_be_kept_is_computed_anew_with_the_same_result(trick, once, cfg, dataset):
+    if trick == "assert":
+        once = False  # a traced value is no tensor: the network refuses to be traced
+    model = Own(trick)
+    kept = trained(dataset, cfg, model, method="lora")
+    anew = trained(dataset, cfg, model, method="lora", cache_mb=0)
+    assert kept.frozen_once == once
+    assert kept.fit.history[0]["loss"] == pytest.approx(anew.fit.history[0]["loss"], abs=1e-6)
+
+
+def test_norms_are_found_by_the_order_of_calls(cfg, dataset):
+    outcome = trained(dataset, cfg, Own(), method="lora")
+    moved = {n for n in outcome.patch.tensors if n.startswith("norms")}
+    assert moved
+    assert all(n.startswith("norms.1") for n in moved)
+
+
+def test_a_network_in_training_mode_is_not_changed(cfg, dataset, original):
+    for method in ("lora", "prunelora", "prunelora_channels"):
+        before = models.fingerprint(original)
+        original.train()
+        outcome = unlearning.unlearn(original, dataset, cfg.but(method=method, epochs=1))
+        assert models.fingerprint(original) == before == outcome.patch.base
+        assert not outcome.model.training
+    assert not pruning.prune(original, 0.5, measured=False).model.training
+
+
+def test_equal_weights_in_another_network_are_not_mistaken(cfg, dataset):
+    cache = frozen.Cache(100_000_000)
+    for method in ("prunelora", "lora"):
+        one, two = (trained(dataset, cfg, Own(t), cache, method=method) for t in ("", "tanh"))
+        assert two.model.trick == "tanh"
+        assert one.fit.history != two.fit.history
+        alone = trained(dataset, cfg, Own("tanh"), method=method)
+        assert two.fit.history == alone.fit.history
+
+
+def test_mixed_precision_computes_alike_with_and_without_the_cache(cfg, dataset, original):
+    one = cfg.but(method="lora", epochs=2, precision="amp")
+    kept = unlearning.unlearn(original, dataset, one)
+    anew = unlearning.unlearn(original, dataset, one.but(cache_mb=0))
+    assert kept.frozen_once
+    apart = 0 if cfg.device == "cpu" else 1e-3
+    for a, b in zip(kept.fit.history, anew.fit.history, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=apart)
+
+
+def test_checkpoints_with_and_without_a_cache_do_not_meet(
+    cfg, dataset, original, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)  # one after every step
+    place = tmp_path / "checkpoint.safetensors"
+    ends = [
+        unlearning.unlearn(
+            original, dataset, cfg.but(method="lora", epochs=1, cache_mb=mb), checkpoint=place
+        ).fit.history
+        for mb in (100, 0)
+    ]
+    assert len(list(tmp_path.glob("*checkpoint.safetensors"))) == 2, "one of each network"
+    assert [row["loss"] for row in ends[0]] == [row["loss"] for row in ends[1]]

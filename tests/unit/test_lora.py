@@ -138,13 +138,49 @@ def test_unknown_layers_are_refused(original):
         lora.attach(original, 2, ["layer1.0.conv1"], alpha=4, train_in_full=["fcc"])
 
 
-def test_a_name_that_peft_would_match_by_its_end_is_noticed():
+def test_a_name_that_ends_like_another_is_not_touched():
+    """peft compares the ends of names; ours are meant in full."""
     model = nn.Sequential()
     model.add_module("conv", nn.Sequential(nn.Conv2d(1, 4, 1)))
     model.add_module("0", nn.Conv2d(4, 4, 1))
-    model.input_shape = (1, 4, 4)
-    with pytest.raises(InputError, match=r"attached to \['0', 'conv.0'\], not to \['0'\]"):
-        lora.attach(model, 1, ["0"], alpha=2)
+    made = lora.attach(model, 1, ["0"], alpha=2, audited=False)
+    assert [name for name, _ in lora.adapters(made)] == ["0"]
+
+    class Squeeze(nn.Module):
+        input_shape = (2, 4, 4)
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(2, 8, 1), nn.Conv2d(8, 8, 1)
+            self.gate = nn.ModuleDict({"fc": nn.Linear(8, 8)})
+            self.fc = nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = self.b(self.a(x)).mean((2, 3))
+            return self.fc(x * self.gate["fc"](x).sigmoid())
+
+    model = Squeeze()
+    made = lora.attach(model, 1, ["b"], alpha=2, train_in_full=["fc"])
+    trained = {n for n, p in made.named_parameters() if p.requires_grad}
+    assert not any("gate" in name for name in trained)
+    assert any(".fc.modules_to_save" in name for name in trained)
+    x = models.example(model)
+    assert torch.equal(lora.merge(made)(x), model(x))
+
+
+def test_a_layer_that_is_used_twice_is_refused():
+    model = Odd()
+    model.unused = model.plain
+    with pytest.raises(InputError, match=r"'plain' is not allowed: it is used in several places"):
+        lora.attach(model, 1, ["plain"], alpha=2)
+
+
+def test_masks_are_applied_where_they_are_attached(original, layers):
+    fresh = copy.deepcopy(original)
+    masks = pruning.mask_structured(copy.deepcopy(original), 0.5, layers.prunable)
+    made = lora.attach(fresh, 2, layers.adaptable, alpha=4, masks=masks)
+    assert pruning.sparsity(lora.merge(made, masks), layers.prunable) == 0.5
+    assert pruning.sparsity(fresh, layers.prunable) == 0, "the network itself stays"
 
 
 def test_the_seed_decides_the_adapters(original, layers):

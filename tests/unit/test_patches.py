@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers import lora, models, patches, pruning, runs, training, unlearning
-from helpers.config import KINDS, InputError
+from helpers.config import KINDS, InputError, Recipe
 from helpers.files import FileProblem
 from tests.networks import images, networks, train_a_little
 
@@ -404,3 +404,45 @@ def test_a_network_of_ones_own_takes_the_whole_way(tmp_path):
     del model.input_shape
     with pytest.raises(InputError, match=r"set model\.input_shape"):
         pruning.prune(model, 0.5, "channels")
+
+
+@pytest.mark.parametrize("field", ["scales", "result", "about", "masks"])
+def test_a_word_changed_in_the_json_is_noticed(field, original, dataset, tmp_path):
+    _, _, patch = unlearned_digits(original, dataset)
+    path = patches.save_patch(patch, tmp_path) / "patch.json"
+    stated = json.loads(path.read_text())
+    if field == "scales":
+        stated["scales"] = {name: -50 * scale for name, scale in stated["scales"].items()}
+    elif field == "masks":
+        stated["masks"]["conv1"]["filters"] = False
+    else:
+        stated[field] = {"forgotten": [1]} if field == "about" else "0" * 64
+    path.write_text(json.dumps(stated))
+    with pytest.raises(FileProblem, match=r"digest|bits"):
+        patches.load_patch(tmp_path, original)
+
+
+def test_whole_weights_are_combined_and_masked_too(cfg, dataset, original):
+    """Paper mode stores pruned layers whole; one of low rank and one whole add up as well."""
+    names = models.layers(original).prunable
+    made = []
+    for share, seed in ((0.25, 0), (0.5, 1)):
+        tuned = copy.deepcopy(original)
+        masks = pruning.mask_structured(tuned, share, names, criterion="random", seed=seed)
+        recipe = Recipe(epochs=1, lr=0.01)
+        training.fit(tuned, dataset.split(3).retain, dataset, recipe, seed=seed,
+                     after_step=lambda t=tuned, m=masks: pruning.apply_masks(t, m))  # fmt: skip
+        made.append(patches.make(original, tuned, {}, masks))
+    joint = patches.apply(original, patches.combine(original, made))
+    for name in names:
+        gone = ~(made[0].masks[name] & made[1].masks[name])
+        assert not joint.get_submodule(name).weight[gone.to(cfg.device)].any()
+    low = unlearning.unlearn(original, dataset, cfg.but(method="lora", epochs=1)).patch
+    whole = patches.make(original, unlearning.unlearn(
+        original, dataset, cfg.but(method="finetune", epochs=1)).model, {})  # fmt: skip
+    name = "layer3.0.conv1"
+    states = [patches.apply(original, p).get_submodule(name).weight for p in (low, whole)]
+    old = original.get_submodule(name).weight
+    wanted = states[0] + states[1] - old
+    found = patches.apply(original, patches.combine(original, [low, whole]))
+    assert torch.allclose(found.get_submodule(name).weight, wanted, atol=1e-6)

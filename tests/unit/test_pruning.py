@@ -256,3 +256,80 @@ def test_taylor_needs_images(original):
 def test_unknown_names_list_the_known_ones(wrong, original):
     with pytest.raises(InputError, match="known are"):
         pruning.prune(original, 0.5, **wrong)
+
+
+def test_depthwise_networks_lose_channels_and_come_back(tmp_path):
+    import torchvision
+
+    torch.manual_seed(0)
+    model = torchvision.models.mobilenet_v2(num_classes=4).eval()
+    model.input_shape = (3, 32, 32)
+    made = pruning.prune(model, 0.5, "channels", measured=False)
+    assert models.count_parameters(made.model) < 0.5 * models.count_parameters(model)
+    models.save(made.model, tmp_path)
+    again = models.load(tmp_path, model)
+    images = models.example(model, 2)
+    with torch.no_grad():
+        assert torch.equal(again(images), made.model(images))
+
+
+def test_a_parameter_outside_of_any_layer_loses_the_same_channels():
+    class Gain(nn.Module):
+        input_shape = (3, 8, 8)
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.c1, self.c2 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+            self.gain = nn.Parameter(torch.linspace(10, 17, 8).view(1, 8, 1, 1))
+            self.fc = nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.fc(self.c2((self.c1(x) * self.gain).relu()).mean((2, 3)))
+
+    made = pruning.prune(Gain(), 0.5, "channels", measured=False)
+    places = made.kept["c1.weight"][0]
+    if "gain" in made.kept:
+        assert torch.equal(made.kept["gain"][1], places)
+    assert torch.equal(made.model.gain.flatten(), torch.linspace(10, 17, 8)[places])
+
+
+def test_a_network_that_cannot_be_followed_is_refused_in_one_line():
+    class Flat(nn.Module):
+        input_shape = (3, 8, 8)
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(512, 2)
+
+        def forward(self, x):
+            return self.fc(self.conv(x).view(-1, 8 * 64))
+
+    with pytest.raises(InputError, match="channels cannot be removed from Flat") as refused:
+        pruning.prune(Flat(), 0.5, "channels", measured=False)
+    assert "\n" not in str(refused.value)
+    assert "use a mask instead" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"names": ["nope"]}, r"names = \['nope'\] is not allowed"),
+        ({"sparsity": "x"}, "sparsity = 'x'"),
+        ({"kind": "channels", "names": ["conv1"]}, "coupled goes together"),
+    ],
+)
+def test_calls_that_make_no_sense_are_refused(wrong, message, original):
+    with pytest.raises(InputError, match=message):
+        pruning.prune(original, **{"sparsity": 0.5, **wrong})
+
+
+def test_nothing_removed_is_nothing_kept_apart(original):
+    assert pruning.prune(original, 0.0, "channels", measured=False).kept == {}
+
+
+def test_taylor_works_on_a_frozen_network(original, dataset, split):
+    original.requires_grad_(False)
+    made = pruning.prune(original, 0.5, criterion="taylor", part=split.retain, dataset=dataset,
+                         measured=False)  # fmt: skip
+    assert not any(p.requires_grad for p in made.model.parameters())
