@@ -111,6 +111,7 @@ def cut(plain: nn.Module, adapted: nn.Module, trained: Iterable[str]) -> Cut:
             raise InputError(
                 f"{kind} cannot be cut in two: {str(error).splitlines()[:1]}"
             ) from error
+    _split_first_adapters(graph, moving, adapted)
     crossing = [n for n in graph.nodes if n not in moving and any(u in moving for u in n.users)]
     if not crossing or any(n.op == "placeholder" for n in crossing):
         raise InputError(f"nothing of {kind} lies before the layers that train")
@@ -120,6 +121,21 @@ def cut(plain: nn.Module, adapted: nn.Module, trained: Iterable[str]) -> Cut:
     with torch.no_grad():
         shapes = [t.shape[1:] for t in front(images)]
     return Cut(front, Tail(fx.GraphModule(adapted, _part(graph, crossing, None)), shapes))
+
+
+def _split_first_adapters(graph: fx.Graph, moving: set[fx.Node], adapted: nn.Module) -> None:
+    """Let the frozen part compute what a first adapted layer's own weight makes. In place.
+
+    An adapter that acts on the output adds its change to it; where its input is frozen, so is what
+    it adds to.
+    """
+    modules = dict(adapted.named_modules())
+    for node in [n for n in graph.nodes if n.op == "call_module" and n in moving]:
+        first = not any(n in moving for n in node.all_input_nodes)
+        if first and getattr(modules[node.target], "on_images", False):
+            with graph.inserting_before(node):
+                base = graph.create_node("call_module", f"{node.target}.base_layer", node.args)
+            node.kwargs = {"base_output": base}
 
 
 def _depends_on(graph: fx.Graph, trained: set[str]) -> set[fx.Node]:

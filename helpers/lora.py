@@ -243,12 +243,13 @@ def _weight_form() -> dict[type[nn.Module], type[nn.Module]]:
         mask: Tensor | None = None
         on_images = False
 
-        def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def forward(self, x: Tensor, *args: Any, base_output: Tensor | None = None) -> Tensor:
             if self.disable_adapters or self.merged:
-                return super().forward(x, *args, **kwargs)
+                return super().forward(x, *args)
             base = self.get_base_layer()
-            if self.on_images:
-                return base(x) + self.change_of_output(x)
+            if self.on_images:  # where the images do not change, what the base makes does neither
+                base_output = base(x) if base_output is None else base_output
+                return base_output + self.change_of_output(x)
             weight = effective_weight(self)
             if isinstance(base, nn.Linear):
                 return nn.functional.linear(x, weight, base.bias)
