@@ -98,14 +98,17 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, metavar="N", help="0 to 2147483647")
     add("--sparsity", type=float, metavar="S", help="share to prune: 0 <= S < 1")
     add("--pruning", help=f"{', '.join(KINDS)}; default: the method's own")
-    add("--criterion", help=f"what goes first: least {', '.join(CRITERIA)}")
-    add("--scope", help=f"{' or '.join(SCOPES)}: where single weights compete")
+    add("--criterion", help=f"what goes first, the least by {', '.join(CRITERIA)}; default l2")
+    add("--scope", help=f"where single weights compete: {' or '.join(SCOPES)}; default global")
     add("--mask-data", help="images that may choose the mask: retain (default) or all, a leak")
     add("--rank", type=int, metavar="R", help="rank of the adapters: 1 to what the layers admit")
-    add("--adapter", help=f"{', '.join(ADAPTERS)}")
-    add("--targets", help="layers with adapters: last_block, last_stage, blocks, all (stem and "
-        "shortcuts too)")  # fmt: skip
-    add("--norms", help="BatchNorm from the first adapter on: part of the patch, or frozen")
+    add("--adapter", help=f"{', '.join(ADAPTERS)}; default lora")
+    add("--targets", help="layers with adapters: last_block, last_stage (default), blocks, all (stem "
+        "and shortcuts too)")  # fmt: skip
+    add(
+        "--norms",
+        help="BatchNorm from the first adapter on: part of the patch (default), or frozen",
+    )
     add("--alpha", type=float, metavar="A", help="LoRA scale is A / R: above 0; default 2 R")
     add("--dropout", type=float, metavar="P", help="dropout of the adapters: 0 <= P < 1")
     add("--epochs", type=int, metavar="N", help="epochs of the unlearning stage: 1 and up")
