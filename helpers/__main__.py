@@ -103,8 +103,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--mask-data", help="images that may choose the mask: retain (default) or all, a leak")
     add("--rank", type=int, metavar="R", help="rank of the adapters: 1 to what the layers admit")
     add("--adapter", help=f"{', '.join(ADAPTERS)}; default lora")
-    add("--targets", help="layers with adapters: last_block, last_stage (default), blocks, all (stem "
-        "and shortcuts too)")  # fmt: skip
+    add("--targets", help="layers with adapters: last_block, last_stage (default), blocks, all "
+        "(stem and shortcuts too)")  # fmt: skip
     add(
         "--norms",
         help="BatchNorm from the first adapter on: part of the patch (default), or frozen",
