@@ -39,6 +39,9 @@ def unlearned(base, kind, sparsity, rank, adapter, seed=0):
     train_a_little(adapted)
     with torch.no_grad():
         outputs = adapted(images())
+        with adapted.disable_adapter():
+            off = adapted(images())
+        assert torch.equal(off, pruned.model(images())), "switched off it is the old network"
     changes = patches.changes(adapted)
     merged = lora.merge(adapted, pruned.masks)
     return outputs, merged, patches.make(base, merged, changes, pruned.masks, pruned.kept)
@@ -53,7 +56,7 @@ def unlearned(base, kind, sparsity, rank, adapter, seed=0):
     adapter=st.sampled_from(["lora", "dora", "rslora"]),
 )
 def test_any_network_any_pruning_any_adapter(base, kind, sparsity, rank, adapter, tmp_path_factory):
-    """Merge equals unmerged, the mask is exact, the patch gives the network back bit for bit."""
+    """Merge equals unmerged, off is the old one, masks are exact, the patch gives it all back."""
     layers = models.layers(base)
     smallest = min(len(base.get_submodule(n).weight) for n in layers.adaptable)
     if kind == "channels" and smallest * (1 - sparsity) < 2 * rank:
