@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from helpers import ledger, models
+from helpers import models
 from helpers.config import InputError, check
 from helpers.data import Dataset, ImageSet, batches
 from helpers.training import half_precision
@@ -102,7 +102,7 @@ def cut(plain: nn.Module, adapted: nn.Module, trained: Iterable[str]) -> Cut:
     """
     trained, kind = list(trained), type(plain).__name__
     images = models.example(plain, 3)
-    with ledger.evaluating(plain):  # a forward pass in training mode would move BatchNorm
+    with models.evaluating(plain):  # a forward pass in training mode would move BatchNorm
         try:
             graph = _Tracer(trained).trace(plain)
             _refuse_dropout(graph)

@@ -87,7 +87,7 @@ def macs(model: nn.Module, batch: int = BATCH) -> int:
     counter = FlopCounterMode(display=False)
     # the fused attention of inference is not counted, that of the plain formula is
     plain = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-    with evaluating(model), torch.no_grad(), plain, counter:
+    with models.evaluating(model), torch.no_grad(), plain, counter:
         model(models.example(model, batch))
     return counter.get_total_flops() // (2 * batch)
 
@@ -126,7 +126,7 @@ def latency(model: nn.Module, batch: int = BATCH, repeats: int = REPEATS) -> flo
     Lesson: 02_pruning, "The ledger".
     """
     images, times = models.example(model, batch), []
-    with evaluating(model), torch.no_grad():
+    with models.evaluating(model), torch.no_grad():
         for _ in range(repeats + 1):
             started = time.perf_counter()
             model(images).cpu()  # waits for the result
@@ -150,7 +150,7 @@ def saved_bytes(model: nn.Module, images: Tensor) -> int:
     before = {k: v.clone() for k, v in model.named_buffers()}  # BatchNorm's statistics move
     labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
     cuda = [images.device] if images.device.type == "cuda" else []
-    with evaluating(model):  # puts every mode back, whatever happens
+    with models.evaluating(model):  # puts every mode back, whatever happens
         model.train()
         try:
             with torch.random.fork_rng(cuda), count_saved(model) as total, torch.enable_grad():
@@ -187,22 +187,3 @@ def count_saved(model: nn.Module) -> Iterator[list[int]]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield total
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Keep a network in evaluation mode while the context lasts.
-
-    Args:
-        model: The network; afterwards each of its modules is in the mode that it was in.
-
-    Source: this project.
-    Lesson: 02_pruning, "The ledger".
-    """
-    mode = {m: m.training for m in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in mode.items():
-            module.training = training

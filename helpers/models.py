@@ -10,7 +10,8 @@ import copy
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -395,6 +396,25 @@ def _is_plain(layer: nn.Module) -> bool:
     return layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros"
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Keep a network in evaluation mode while the context lasts.
+
+    Args:
+        model: The network; afterwards each of its modules is in the mode that it was in.
+
+    Source: this project.
+    Lesson: 02_pruning, "The ledger".
+    """
+    mode = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in mode.items():
+            module.training = training
+
+
 def call_order(model: nn.Module) -> list[str]:
     """List the layers of a network in the order in which they are first called.
 
@@ -412,15 +432,12 @@ def call_order(model: nn.Module) -> list[str]:
         module.register_forward_pre_hook(lambda _, __, name=name: order.append(name))
         for name, module in model.named_modules()
     ]
-    mode = {m: m.training for m in model.modules()}
     try:
-        with torch.no_grad():
-            model.eval()(example(model))
+        with torch.no_grad(), evaluating(model):
+            model(example(model))
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in mode.items():
-            module.training = training
     return list(dict.fromkeys(order))
 
 

@@ -259,12 +259,13 @@ def _write(cfg: RunConfig, dataset: data.Dataset, folder: Path, outcome: unlearn
     model, fit = outcome.model, outcome.fit
     path, rows, size = models.save(model, folder), outcome.ledger, 0
     weights = files.sha256(path)
-    names = models.layers(unlearning.new_model(cfg, dataset)).prunable
+    dense = unlearning.new_model(cfg, dataset)
+    names = models.layers(dense).prunable
     if outcome.patch is not None:
         kept = patches.save_patch(outcome.patch, folder / "patch")
         size = sum(part.stat().st_size for part in kept.iterdir())
     if rows:
-        again = models.load(folder, unlearning.new_model(cfg, dataset))
+        again = models.load(folder, dense)
         rows = [*rows, ledger.measure(again, "reloaded", names)]
     metrics = audit.evaluate(model, _as_evaluated(dataset, cfg), cfg.forgotten, cfg.seed)
     record = {
@@ -275,6 +276,7 @@ def _write(cfg: RunConfig, dataset: data.Dataset, folder: Path, outcome: unlearn
         "trainable": outcome.trainable, "parameters": models.count_parameters(model),
         "peak_memory": fit.peak_memory,
         "sparsity": pruning.sparsity(model, names), "file_bytes": path.stat().st_size,
+        "channels_gone": pruning.channels_gone(model, dense, names),
         "patch_bytes": size, "ledger": rows, "frozen_once": outcome.frozen_once,
         "weights_sha256": weights,
         "skipped": list(dataset.skipped),

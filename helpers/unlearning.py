@@ -301,7 +301,7 @@ def _pruning_key(
     settings = (getattr(cfg, name) for name in fields)
     where = str(next(model.parameters()).device)
     # equal weights in another architecture are another network: what it computes tells
-    with torch.no_grad(), ledger.evaluating(model):
+    with torch.no_grad(), models.evaluating(model):
         answers = model(models.example(model)).sum().item()
     return models.fingerprint(model), answers, where, images, pruning_of(cfg), *settings
 

@@ -286,6 +286,7 @@ def test_the_sparsity_asked_for_survives_merge_save_and_reload(kind, method, qui
     assert stages == ["before", "pruned", *trained, "reloaded"]
     if kind == "channels":
         assert pruning.channels_gone(model, original, names) == pytest.approx(0.5, abs=1e-6)
+        assert run.record["channels_gone"] == pytest.approx(0.5, abs=1e-6)
         left = [row["channels"] for row in run.record["ledger"][1:]]
         assert all(row == left[0] for row in left)
     else:
