@@ -204,7 +204,9 @@ def watch_optimizer() -> Iterator[list[int]]:
 def recorded(losses: list[float]) -> training.Objective:
     """Build the cross-entropy that notes the loss of every step."""
 
-    def objective(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def objective(
+        model: nn.Module, images: torch.Tensor, labels: torch.Tensor, share: float
+    ) -> torch.Tensor:
         loss = training.cross_entropy(model, images, labels)
         losses.append(loss.item())
         return loss
@@ -488,7 +490,7 @@ def macs_of_a_step(name: str, targets: str, cache_mb: int, batch: int = 8) -> in
 @contextlib.contextmanager
 def recording(losses: list[float]) -> Iterator[None]:
     """Let the method ``recorded``, which is ``lora``, note the loss of every step."""
-    unlearning.OBJECTIVES["recorded"] = recorded(losses)
+    unlearning.OBJECTIVES["recorded"] = lambda task: recorded(losses)
     unlearning.METHODS["recorded"] = unlearning.Method(adapt="lora", objective="recorded")
     try:
         yield

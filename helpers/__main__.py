@@ -1,13 +1,15 @@
-"""The command line: ``python -m helpers run | tutorial``."""
+"""The command line: ``python -m helpers run | audit | report | tutorial``."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
+import math
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from helpers import __version__
 from helpers.config import (
@@ -20,10 +22,16 @@ from helpers.config import (
     PRESETS,
     SCOPES,
     InputError,
+    RunConfig,
     check,
     get_config,
     home,
 )
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from helpers.data import Dataset
 
 INTERRUPTED = 130  # what a shell returns for a command stopped by Ctrl-C
 
@@ -68,6 +76,16 @@ def _parser() -> argparse.ArgumentParser:
         description="Do one run, or read it back if it was done before. Prints its row beside the "
         "original and the retrained network and keeps model.safetensors and run.json.",
     ))  # fmt: skip
+    _add_report(commands.add_parser(
+        "report", help="do one run, audit it against retrained networks, write the report card",
+        description="Do one run, or read it back, audit it against networks retrained without the "
+        "class, and write report.html (one file, nothing is loaded), report.json and report.md.",
+    ))  # fmt: skip
+    _add_audit(commands.add_parser(
+        "audit", help="audit a network of your own from its safetensors file",
+        description="Audit a network that was unlearned elsewhere: compare its weights with the "
+        "original's and with those of networks retrained without the class.",
+    ))  # fmt: skip
     _add_tutorial(commands.add_parser(
         "tutorial", help="execute notebooks 00 to 05 and write them as HTML",
         description="Execute the notebooks in order, write each as HTML, print the comparison.",
@@ -83,19 +101,35 @@ def _shared(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    """Add what tells the images and the class to forget."""
     _shared(parser)
     add = parser.add_argument
-    add("--method", help="original, retrain, finetune, prune_finetune, lora, prunelora (default), "
-        "prunelora_channels")  # fmt: skip
-    add("--mode", help=f"{' or '.join(MODES)}: corrected method, or published settings and code")
     add("--data", help="digits, cifar10, or folder:PATH with one subfolder of images per class")
-    add("--model", help="digits_resnet, resnet20, resnet18, resnet50, vit, vit_tiny")
     add("--forget", metavar="CLASS",
         help="class to forget: 0 to number of classes - 1; or several, as in 3,5")  # fmt: skip
+    add("--seed", type=int, metavar="N", help="0 to 2147483647")
+    add("--device", help=f"{', '.join(DEVICES)}; auto takes CUDA where there is one")
+    add("--threads", type=int, metavar="N", help="CPU threads: 1 and up; 0 leaves torch's choice")
+    add("--image-size", type=int, metavar="PX", help="side of a folder's images: 8 to 512 pixels")
+    add("--on-corrupt", help="images of a folder that cannot be read: stop (default) or skip")
+    add("--quiet", action="store_true", help="no progress bars")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    _add_images(parser)
+    add = parser.add_argument
+    add("--method", help="original, retrain, finetune, prune_finetune, lora, prunelora (default), "
+        "prunelora_channels; the baselines finetune_sgd, gradient_ascent, neggrad_plus, "
+        "random_labels, salun, l1_sparse, scrub, bad_teacher, ssd, boundary_shrink, "
+        "weight_negation; the cheats logit_mask, head_only, prototype; or two, as in "
+        "prunelora+scrub: pruning and adapters of the first, the rest of the second")  # fmt: skip
+    add("--original-seed", type=int, metavar="N",
+        help="seed of the network to start from; default: that of --seed")  # fmt: skip
+    add("--mode", help=f"{' or '.join(MODES)}: corrected method, or published settings and code")
+    add("--model", help="digits_resnet, resnet20, resnet18, resnet50, vit, vit_tiny")
     add("--earlier", metavar="CLASSES",
         help="classes forgotten before, one request after another, as in 8,1")  # fmt: skip
-    add("--seed", type=int, metavar="N", help="0 to 2147483647")
     add("--sparsity", type=float, metavar="S", help="share to prune: 0 <= S < 1")
     add("--pruning", help=f"{', '.join(KINDS)}; default: the method's own")
     add("--criterion", help=f"what goes first, the least by {', '.join(CRITERIA)}; default l2")
@@ -113,37 +147,155 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--dropout", type=float, metavar="P", help="dropout of the adapters: 0 <= P < 1")
     add("--epochs", type=int, metavar="N", help="epochs of the unlearning stage: 1 and up")
     add("--lr", type=float, metavar="LR", help="learning rate of the unlearning stage: above 0")
-    add("--device", help=f"{', '.join(DEVICES)}; auto takes CUDA where there is one")
     add("--precision", help=f"{', '.join(PRECISIONS)}; auto is mixed precision on CUDA")
     add("--cache-mb", type=int, metavar="MB", help="memory for the outputs of the frozen part: 0 "
         "(computed anew at every step) and up; default 1024")  # fmt: skip
-    add("--threads", type=int, metavar="N", help="CPU threads: 1 and up; 0 leaves torch's choice")
     add("--train-limit", type=int, metavar="N", help="at most N training images a class: 2 and up")
-    add("--image-size", type=int, metavar="PX", help="side of a folder's images: 8 to 512 pixels")
-    add("--on-corrupt", help="images of a folder that cannot be read: stop (default) or skip")
-    add("--quiet", action="store_true", help="no progress bars")
     parser.set_defaults(command=_run)
 
 
-def _run(options: argparse.Namespace) -> int:
-    skip = {"command", "home", "quiet", "preset"}
+def _config(options: argparse.Namespace) -> RunConfig:
+    """Build the configuration from those options that are its fields."""
+    fields = {f.name for f in dataclasses.fields(RunConfig)} - {"preset"}
     changes: dict[str, Any] = {
-        k: v for k, v in vars(options).items() if k not in skip and v is not None
+        k: v for k, v in vars(options).items() if k in fields and v is not None
     }
     for field in {"forget", "earlier"} & changes.keys():
         changes[field] = _classes(field, changes[field])
-    cfg = get_config(options.preset, **changes)
-    from helpers import audit, data, report, runs, unlearning
+    return get_config(options.preset, **changes)
+
+
+def _run(options: argparse.Namespace) -> int:
+    cfg = _config(options)
+    from helpers import audit, data, report, runs, statistics, unlearning
 
     unlearning.method(cfg.method)
     dataset = data.load_dataset(cfg, progress=not options.quiet)
     methods = dict.fromkeys(["original", "retrain", cfg.method])
     done = runs.run_all(cfg, methods, [cfg.seed], dataset, not options.quiet)
     table = audit.compare(run.row for run in done)
-    print(report.text_table(report.cells(audit.summary(table))))
+    print(report.text_table(report.cells(statistics.summary(table))))
     asked = next(run for run in done if run.config.method == cfg.method)
     print(f"{'read back from' if asked.from_disk else 'kept in'} {asked.folder}")
     return 0
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("--oracles", type=int, metavar="N", default=5,
+        help="networks retrained without the class, each with a seed of its own: 3 and up; "
+        "default 5")  # fmt: skip
+    parser.add_argument("--out", default="report", metavar="DIR",
+        help="folder for report.html, report.json and report.md; default: report")  # fmt: skip
+    parser.set_defaults(command=_report)
+
+
+def _report(options: argparse.Namespace) -> int:
+    cfg = _config(options)
+    from helpers import card, data, report, study
+
+    dataset = data.load_dataset(cfg, progress=not options.quiet)
+    record = study.audit_run(cfg, options.oracles, dataset, not options.quiet)
+    print(report.text_table(report.audit_cells(record)))
+    for path in card.write(record, Path(options.out)).values():
+        print(path)
+    return 0
+
+
+def _add_audit(parser: argparse.ArgumentParser) -> None:
+    _add_images(parser)
+    add = parser.add_argument
+    add("--model", required=True, dest="judged", metavar="PATH",
+        help="the network to judge: a safetensors file, or a folder of this package")  # fmt: skip
+    add("--original", required=True, metavar="PATH", help="the network before unlearning")
+    add("--oracle", required=True, action="append", dest="oracles", metavar="PATH",
+        help="a network trained without the class; give three or more")  # fmt: skip
+    add("--architecture", dest="built", metavar="NAME",
+        help="one of this package's architectures, or MODULE:FUNCTION of your own code, which "
+        "returns an untrained network; not needed for folders that this package wrote")  # fmt: skip
+    for name in ("mean", "std"):
+        add(f"--{name}", metavar="C,C,C", help=f"{name} of each channel, of pixels from 0 to 1, as "
+            "in training; default: measured on the training images")  # fmt: skip
+    add("--out", metavar="DIR", help="also write report.html, report.json and report.md there")
+    parser.set_defaults(command=_audit)
+
+
+def _audit(options: argparse.Namespace) -> int:
+    cfg = _config(options)
+    from helpers import audit, card, data, report, runs
+
+    dataset = data.load_dataset(cfg, progress=not options.quiet)
+    dataset = _normalised(dataset, options.mean, options.std)
+    networks = [
+        _network(Path(path), options.built, dataset, cfg.seed).to(cfg.device)
+        for path in (options.judged, options.original, *options.oracles)
+    ]
+    split = dataset.split(cfg.forgotten)
+    record = audit.audit(networks[0], networks[1], networks[2:], split, seed=cfg.seed)
+    record |= {"how": None, "costs": None, **runs.environment(cfg.device)}
+    print(report.text_table(report.audit_cells(record)))
+    if options.out:
+        for path in card.write(record, Path(options.out)).values():
+            print(path)
+    return 0
+
+
+def _network(path: Path, built: str | None, dataset: Dataset, seed: int) -> nn.Module:
+    """Build a network and read its weights."""
+    from helpers import models
+
+    if built is None:
+        check("architecture", built, path.is_dir(), "a name, or MODULE:FUNCTION, for a plain file")
+        return models.load(path)
+    _, channels, _, side = dataset.train.images.shape
+    if ":" in built:
+        base = _own_network(built)
+        if getattr(base, "input_shape", None) is None:
+            base.input_shape = (channels, side, side)
+    else:
+        base = models.build_model(built, len(dataset.classes), channels, side, seed)
+    return models.load(path, base)
+
+
+def _own_network(built: str) -> nn.Module:
+    """Call the user's own function, from the working folder or an installed module."""
+    import importlib
+
+    from torch import nn
+
+    module, _, function = built.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        network = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise InputError(
+            f"architecture = {built!r} cannot be had: {error}; use MODULE:FUNCTION of a function "
+            "without arguments in the working folder or an installed module"
+        ) from error
+    finally:
+        sys.path.remove(os.getcwd())
+    ok = isinstance(network, nn.Module)
+    check("architecture", type(network).__name__, ok, "a function that returns an nn.Module")
+    return network
+
+
+def _normalised(dataset: Dataset, mean: str | None, std: str | None) -> Dataset:
+    """Take the user's normalisation in place of the measured one."""
+    import torch
+
+    for name, text in (("mean", mean), ("std", std)):
+        if text is None:
+            continue
+        own = getattr(dataset, name)
+        try:
+            values = [float(part) for part in text.split(",")]
+        except ValueError:
+            values = []
+        ok = len(values) == len(own) and all(math.isfinite(v) for v in values)
+        ok = ok and (name == "mean" or min(values) > 0)
+        check(name, text, ok, f"{len(own)} number(s), one a channel, separated by commas")
+        dataset = dataclasses.replace(dataset, **{name: torch.tensor(values).to(own)})
+    return dataset
 
 
 def _classes(field: str, text: str) -> tuple[int, ...]:

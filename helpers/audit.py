@@ -1,175 +1,259 @@
-"""Did it forget? The classic numbers, each beside networks that never saw the class.
+"""Did it forget? Every metric of a network, beside networks that never saw the class.
 
-Every function takes predictions and returns numbers. Closer to the oracle (a network retrained
-without the class) is better, not higher.
+The classic numbers (UA, RA, TA, MIA-Efficacy, Avg Gap, ToW) see answers alone. :func:`audit` adds
+what the features hold, how fast the class comes back and what attacks can tell, and sets each
+beside the band that held-out oracles span. Closer to the oracles is better, not higher.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from helpers.config import InputError, check
-from helpers.data import Dataset
+from helpers import attacks, features, models, outputs, pruning, relearning, statistics
+from helpers.config import check
+from helpers.data import ClassSplit, Dataset, ImageSet
 from helpers.training import predict
 
 if TYPE_CHECKING:
     import pandas as pd
 
 GAP_METRICS = ("UA", "RA", "TA", "MIA")  # what Avg Gap averages over
-METRICS = ("UA", "UA_test", "RA", "TA", "MIA")
+CLASSIC = ("UA", "UA_test", "RA", "TA", "MIA")
+LEAST_ORACLES = 3
+ENOUGH = f"at least {LEAST_ORACLES} retrained networks, better five; train more seeds"
+PARTS = ("forget", "retain", "test_forget", "test_retain")
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Return the share of images whose largest logit is that of their label.
+@dataclass(frozen=True)
+class Metric:
+    """How one number of an audit is called, grouped and judged.
 
-    Args:
-        logits: (N, C) float32, unnormalised; N at least 1.
-        labels: (N,) int64.
+    Attributes:
+        group: ``classic``, ``outputs``, ``features``, ``relearning`` or ``privacy``.
+        title: For tables.
+        side: Which side of the oracles' band counts against a network: ``both``, ``upper`` or
+            ``lower``.
+        what: One sentence.
+        part: The images that it is a share of; empty if it is no share.
 
-    Returns:
-        A share in [0, 1].
-
-    Raises:
-        InputError: If there are no images, the sizes differ, or a logit is not finite.
-
-    Source: the usual definition.
-    Lesson: 05_evaluation, "Four classic numbers".
+    Source: this project.
+    Lesson: 05_evaluation, "The lie detector".
     """
-    _check_predictions(logits, labels)
-    return (logits.argmax(1) == labels.to(logits.device)).double().mean().item()
+
+    group: str
+    title: str
+    side: str
+    what: str
+    part: str = ""
 
 
-def confidence(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the softmax probability of each image's own label.
-
-    Args:
-        logits: (N, C) float32, unnormalised.
-        labels: (N,) int64.
-
-    Returns:
-        (N,) float64 in [0, 1].
-
-    Raises:
-        InputError: As :func:`accuracy`.
-
-    Source: the confidence score of OPTML's SVC_MIA.
-    Lesson: 05_evaluation, "The membership attack".
-    """
-    _check_predictions(logits, labels)
-    chosen = labels.to(logits.device).view(-1, 1)
-    return logits.double().softmax(1).gather(1, chosen).squeeze(1)
-
-
-def losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy of each image.
-
-    Args:
-        logits: (N, C) float32, unnormalised.
-        labels: (N,) int64.
-
-    Returns:
-        (N,) float64, at least 0, in nats.
-
-    Raises:
-        InputError: As :func:`accuracy`.
-
-    Source: the usual definition.
-    Lesson: 05_evaluation, "The membership attack".
-    """
-    _check_predictions(logits, labels)
-    return F.cross_entropy(logits.double(), labels.to(logits.device), reduction="none")
-
-
-def _check_predictions(logits: Tensor, labels: Tensor) -> None:
-    if logits.ndim != 2 or len(logits) != len(labels) or not len(labels):
-        raise InputError(
-            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not fit: allowed "
-            "are (N, C) and (N,) with N at least 1"
+METRICS: dict[str, Metric] = {
+    "UA": Metric("classic", "UA", "both", "1 - accuracy on the forget set", "forget"),
+    "UA_test": Metric(
+        "classic", "UA test", "both", "1 - accuracy on test images of the class", "test_forget"
+    ),
+    "RA": Metric("classic", "RA", "both", "accuracy on the retain set", "retain"),
+    "TA": Metric(
+        "classic", "TA", "both", "accuracy on test images of the other classes", "test_retain"
+    ),
+    "MIA": Metric(
+        "classic", "MIA-Eff.", "both",
+        "share of the forget set that a balanced attack on confidences calls unseen", "forget",
+    ),
+    "Avg Gap": Metric(
+        "classic", "Avg Gap", "upper", "mean distance of UA, RA, TA and MIA to the oracles"
+    ),
+    "ToW": Metric("classic", "ToW", "lower", "product of 1 - distance of UA, RA and TA"),
+    "TV": Metric(
+        "outputs", "TV", "upper",
+        "total variation between the labels given to the class's test images and the oracles'",
+    ),
+    "JS": Metric("outputs", "JS", "upper", "Jensen-Shannon divergence of the same, in bits"),
+    "activation": Metric(
+        "outputs", "activation", "upper",
+        "distance of the softmax outputs on the forget set to the oracles'",
+    ),
+    "ZRF": Metric(
+        "outputs", "ZRF", "both", "likeness of the outputs on the forget set to random ones"
+    ),
+    "linear_probe": Metric(
+        "features", "linear probe", "upper",
+        "share of the class's test images that a linear classifier on frozen features recognises",
+        "test_forget",
+    ),
+    "knn_probe": Metric(
+        "features", "kNN probe", "upper", "the same by the nearest neighbours", "test_forget"
+    ),
+    "head_refit": Metric(
+        "features", "head refit", "upper",
+        "the same by a classifier fitted on 2 % of the training images", "test_forget",
+    ),
+    "CKA_forget": Metric(
+        "features", "CKA forget", "lower",
+        "likeness of the layers to the oracles' on test images of the class",
+    ),
+    "CKA_retain": Metric(
+        "features", "CKA retain", "lower", "the same on test images of the other classes"
+    ),
+    "IDI": Metric(
+        "features", "IDI", "upper",
+        "information on the class in the layers: 0 as in the oracles, 1 as in the original",
+    ),
+    "prototype_attack": Metric(
+        "relearning", "prototype", "upper",
+        "share recognised after a few images' mean feature became the class's classifier row",
+        "test_forget",
+    ),
+    "relearn_steps": Metric(
+        "relearning", "steps back", "lower",
+        "optimiser steps until the class is recognised again, on a few images of each class",
+    ),
+    "relearn_area": Metric(
+        "relearning", "relearned", "upper", "mean accuracy on the class over these steps",
+        "test_forget",
+    ),
+    **{
+        f"MIA_{kind}": Metric(
+            "privacy", f"MIA {kind}", "both",
+            f"share of the forget set that the published attack on {kind} calls unseen", "forget",
         )
-    check("logits", "nan or inf", bool(logits.isfinite().all()), "every logit must be finite")
+        for kind in attacks.SCORES
+    },
+    "epsilon": Metric(
+        "privacy", "ε", "upper",
+        "worst case over thresholds on the confidence, against the oracles, forget set",
+    ),
+}  # fmt: skip
 
 
-def mia_efficacy(members: Tensor, non_members: Tensor, forget: Tensor, seed: int = 0) -> float:
-    """Fit a membership attack and return the share of the forget set that it calls non-members.
+@dataclass
+class Look:
+    """What is measured on one network alone, once, before it is compared with others.
 
-    A support vector machine learns to tell members from non-members by one score. Both groups are
-    cut to the size of the smaller one: unbalanced, it may answer the same for everyone.
+    Attributes:
+        own: Metrics that need no other network.
+        logits: Part -> (N, C) float32.
+        labels: Part -> (N,) int64.
+        layers: Point -> (N, K) outputs on test images, those of the class first.
+        information: Point -> what it tells about the class, in nats.
+        curves: One relearning curve a draw.
+
+    Source: this project.
+    Lesson: 05_evaluation, "The oracle band".
+    """
+
+    own: dict[str, float]
+    logits: dict[str, Tensor]
+    labels: dict[str, Tensor]
+    layers: dict[str, Tensor] = field(default_factory=dict)
+    information: dict[str, float] = field(default_factory=dict)
+    curves: list[relearning.Curve] = field(default_factory=list)
+
+
+def look(model: nn.Module, split: ClassSplit, seed: int = 0, draws: int = 1) -> Look:
+    """Measure everything that can be measured on one network alone.
 
     Args:
-        members: (N,) scores of retained training images.
-        non_members: (M,) scores of retained test images.
-        forget: (K,) scores of training images of the forgotten class.
-        seed: Of the choice of the larger group's images.
+        model: (N, C, H, W) float32 -> (N, classes) logits; on the device of the images; stays as it
+            is. Its classifier is the linear layer that was registered last.
+        split: The forget set, the retain set and their test images.
+        seed: Of the attacks' samples, the few images of the probes and of relearning.
+        draws: How many times relearning is repeated, each time with other images.
 
     Returns:
-        A share in [0, 1]; 1 where every forgotten image looks unseen.
+        Metrics, predictions, features' likeness and information, relearning curves.
 
     Raises:
-        InputError: If a group is empty or a score is not finite.
+        InputError: If the outputs are not one finite number a class, or there are too few images.
 
-    Source: ``SVC_MIA`` of OPTML-Group/Unlearn-Sparse (C = 3, RBF, gamma "auto"), balanced.
-    Lesson: 05_evaluation, "The membership attack".
+    Source: the papers named at each metric.
+    Lesson: 05_evaluation, "The oracle band".
     """
-    from sklearn.svm import SVC
-
-    groups = {"members": members, "non_members": non_members, "forget": forget}
-    for name, scores in groups.items():
-        ok = bool(len(scores)) and bool(torch.as_tensor(scores).isfinite().all())
-        check(name, f"{len(scores)} scores", ok, "at least one, all finite")
-    draw = torch.Generator().manual_seed(seed)
-    size = min(len(members), len(non_members))
-    scores = torch.cat([
-        group[torch.randperm(len(group), generator=draw)[:size]] for group in (members, non_members)
-    ])  # fmt: skip
-    truth = torch.cat([torch.ones(size), torch.zeros(size)]).long()
-    attack = SVC(C=3, kernel="rbf", gamma="auto").fit(scores.view(-1, 1).numpy(), truth.numpy())
-    return float((attack.predict(forget.view(-1, 1).numpy()) == 0).mean())
-
-
-def label_histogram(logits: Tensor) -> Tensor:
-    """Return how often each class is predicted.
-
-    Args:
-        logits: (N, C) float32, unnormalised; N at least 1.
-
-    Returns:
-        (C,) float64 shares that sum to 1.
-
-    Raises:
-        InputError: If there are no predictions.
-
-    Source: Unlearning Comparator; where a network sends the class that it does not know.
-    Lesson: 04_class_unlearning, "Where the forgotten class goes".
-    """
-    check("logits", tuple(logits.shape), logits.ndim == 2 and len(logits) > 0, "(N, C), N ≥ 1")
-    return torch.bincount(logits.argmax(1), minlength=logits.shape[1]).double() / len(logits)
+    found = _predictions(model, split)
+    own = _classic(found, seed)
+    members, strangers, forget = ((found.logits[n], found.labels[n])
+                                  for n in ("retain", "test_retain", "forget"))  # fmt: skip
+    for kind in attacks.SCORES:
+        own[f"MIA_{kind}"] = attacks.membership(
+            members, strangers, forget, kind, balanced=False, seed=seed
+        )
+    _probe(model, split, found, own, seed)
+    train = _both(split.forget, split.retain)
+    found.curves = [
+        relearning.relearn(
+            model, train, split.test_forget, split.dataset, split.forgotten, seed=seed + draw
+        )
+        for draw in range(draws)
+    ]
+    own["relearn_area"] = _average(relearning.area(curve) for curve in found.curves)
+    found.own = own
+    return found
 
 
-def total_variation(one: Sequence[float], other: Sequence[float]) -> float:
-    """Return the total variation distance of two distributions over the same classes.
+def _both(forget: ImageSet, retain: ImageSet) -> ImageSet:
+    return ImageSet(*(torch.cat([getattr(part, name) for part in (forget, retain)])
+                      for name in ("images", "labels")))  # fmt: skip
 
-    Args:
-        one: (C,) shares that sum to 1.
-        other: (C,) shares that sum to 1.
 
-    Returns:
-        Half the sum of the absolute differences: 0 for the same, 1 for disjoint ones.
+@torch.no_grad()
+def _probe(
+    model: nn.Module, split: ClassSplit, found: Look, own: dict[str, float], seed: int
+) -> None:
+    """Measure what the layers and the classifier's input hold. Fills the look and its metrics."""
+    names, dataset = (*features.points(model), features.HEAD_INPUT), split.dataset
+    train = _both(split.forget, split.retain)
+    unseen = _both(split.test_forget, split.test_retain)
+    layers = [features.collect(model, part, dataset, names) for part in (train, unseen)]
+    gone = torch.tensor(split.forgotten)
+    labels = [part.labels.cpu() for part in (train, unseen)]
+    sides = [torch.isin(part, gone) for part in labels]
+    for place, name in enumerate(names):  # by place: a wrapped network has other names
+        rows = [layer[name] for layer in layers]
+        found.layers[str(place)] = rows[1]
+        found.information[str(place)] = features.information(
+            rows[0], sides[0], rows[1], sides[1], seed
+        )
+    inputs = [layer[features.HEAD_INPUT] for layer in layers]
+    mine = sides[1]
+    known = inputs[0], labels[0], inputs[1][mine], labels[1][mine]
+    own["linear_probe"] = features.linear_probe(*known, split.forgotten)
+    own["knn_probe"] = features.knn_probe(*known, split.forgotten, seed=seed)
+    own["head_refit"] = features.refit_head(*known, split.forgotten, seed=seed)
+    head = model.get_submodule(models.layers(model).head)
+    own["prototype_attack"] = features.prototype_attack(
+        inputs[0], labels[0], head.weight, head.bias, inputs[1][mine], labels[1][mine],
+        split.forgotten, seed=seed,
+    )  # fmt: skip
+    stranger = models.fresh(model, seed)
+    own["ZRF"] = outputs.zrf(found.logits["forget"], predict(stranger, split.forget, dataset))
 
-    Raises:
-        InputError: If the sizes differ or one is no distribution.
 
-    Source: the usual definition; used for label histograms by the Unlearning Comparator.
-    Lesson: 04_class_unlearning, "Where the forgotten class goes".
-    """
-    sums = sum(one), sum(other)
-    ok = len(one) == len(other) and max(abs(total - 1) for total in sums) < 1e-6
-    check("distributions", [len(one), len(other), *sums], ok, "equal sizes, each summing to 1")
-    return sum(abs(a - b) for a, b in zip(one, other, strict=True)) / 2
+def _predictions(model: nn.Module, split: ClassSplit) -> Look:
+    found = Look({}, {}, {})
+    classes = len(split.dataset.classes)
+    for name in PARTS:
+        part = getattr(split, name)
+        logits = predict(model, part, split.dataset)
+        check("outputs", logits.shape[1:], logits.shape[1:] == (classes,),
+              f"one for each of the {classes} classes, the forgotten ones included")  # fmt: skip
+        outputs.check_predictions(logits, part.labels)
+        found.logits[name], found.labels[name] = logits, part.labels.cpu()
+    return found
+
+
+def _classic(found: Look, seed: int) -> dict[str, float]:
+    right = {n: outputs.accuracy(found.logits[n], found.labels[n]) for n in PARTS}
+    sure = {n: outputs.confidence(found.logits[n], found.labels[n]) for n in PARTS}
+    return {
+        "UA": 1 - right["forget"], "UA_test": 1 - right["test_forget"], "RA": right["retain"],
+        "TA": right["test_retain"],
+        "MIA": attacks.mia_efficacy(sure["retain"], sure["test_retain"], sure["forget"], seed),
+    }  # fmt: skip
 
 
 def evaluate(
@@ -185,8 +269,9 @@ def evaluate(
 
     Returns:
         UA (1 - accuracy on the forget set), UA_test (the same on test images of the class), RA
-        (retain set), TA (retained test images), MIA (:func:`mia_efficacy` on confidences), all in
-        [0, 1], and ``predicted``: :func:`label_histogram` of the class's test images.
+        (retain set), TA (retained test images), MIA (:func:`helpers.attacks.mia_efficacy` on
+        confidences), all in [0, 1], and ``predicted``: :func:`helpers.outputs.label_histogram` of
+        the class's test images.
 
     Raises:
         InputError: If the class does not exist or a prediction is not finite.
@@ -194,20 +279,77 @@ def evaluate(
     Source: Unlearn-Sparse (arXiv 2304.04934), section 3; arXiv 2411.11907.
     Lesson: 05_evaluation, "Four classic numbers".
     """
-    split = dataset.split(forgotten)
-    logits, labels = {}, {}
-    for name in ("forget", "retain", "test_forget", "test_retain"):
-        part = getattr(split, name)
-        logits[name], labels[name] = predict(model, part, dataset), part.labels.cpu()
-    scores = {name: confidence(logits[name], labels[name]) for name in logits}
-    return {
-        "UA": 1 - accuracy(logits["forget"], labels["forget"]),
-        "UA_test": 1 - accuracy(logits["test_forget"], labels["test_forget"]),
-        "RA": accuracy(logits["retain"], labels["retain"]),
-        "TA": accuracy(logits["test_retain"], labels["test_retain"]),
-        "MIA": mia_efficacy(scores["retain"], scores["test_retain"], scores["forget"], seed),
-        "predicted": label_histogram(logits["test_forget"]).tolist(),
-    }
+    found = _predictions(model, dataset.split(forgotten))
+    shares = outputs.label_histogram(found.logits["test_forget"]).tolist()
+    return {**_classic(found, seed), "predicted": shares}
+
+
+def against(found: Look, oracles: Sequence[Look], original: Look) -> dict[str, float]:
+    """Compare one network with networks that never saw the class.
+
+    Every distance is taken to each oracle and then averaged, so that an oracle which is compared
+    with the others is treated as the network is.
+
+    Args:
+        found: What was seen of the network.
+        oracles: What was seen of the oracles; the network is none of them.
+        original: What was seen of the network before unlearning.
+
+    Returns:
+        Every metric of ``METRICS``; IDI only if the layers of the original hold more information
+        than those of the oracles.
+
+    Source: the papers named at each metric.
+    Lesson: 05_evaluation, "The oracle band".
+    """
+    mean = {m: _average(o.own[m] for o in oracles) for m in GAP_METRICS}
+    own = found.own
+    mine = _histogram(found)
+    rows = {
+        **own, "Avg Gap": average_gap(own, mean), "ToW": tow(own, mean),
+        "TV": _average(outputs.total_variation(mine, _histogram(o)) for o in oracles),
+        "JS": _average(outputs.jensen_shannon(mine, _histogram(o)) for o in oracles),
+        "activation": _average(
+            outputs.activation_distance(found.logits["forget"], o.logits["forget"])
+            for o in oracles
+        ),
+        "relearn_steps": _average(_steps(curve, original) for curve in found.curves),
+        "epsilon": _average(
+            attacks.worst_case_epsilon(_sure(found), _sure(o)) for o in oracles
+        ),
+    }  # fmt: skip
+    first = len(found.labels["test_forget"])
+    for name, images in (("CKA_forget", slice(first)), ("CKA_retain", slice(first, None))):
+        rows[name] = _average(
+            features.cka(layer[images], o.layers[point][images])
+            for o in oracles for point, layer in found.layers.items()
+        )  # fmt: skip
+    told = {p: _average(o.information[p] for o in oracles) for p in found.information}
+    excess = sum(max(0.0, original.information[p] - told[p]) for p in told)
+    if excess >= features.LEAST_INFORMATION:
+        every = (list(told.values()) if one is None else list(one.information.values())
+                 for one in (found, None, original))  # fmt: skip
+        rows["IDI"] = features.idi(*every)
+    return {name: rows[name] for name in METRICS if name in rows}
+
+
+def _steps(curve: relearning.Curve, original: Look) -> int:
+    """Count the steps to the level of the original's accuracy before unlearning."""
+    known = 1 - original.own["UA_test"]
+    return relearning.steps_to_regain(curve, known)
+
+
+def _average(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers)
+
+
+def _histogram(found: Look) -> list[float]:
+    return outputs.label_histogram(found.logits["test_forget"]).tolist()
+
+
+def _sure(found: Look) -> Tensor:
+    return attacks.scaled_logit(found.logits["forget"], found.labels["forget"])
 
 
 def average_gap(metrics: Mapping[str, float], oracle: Mapping[str, float]) -> float:
@@ -280,57 +422,247 @@ def compare(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Average a table of runs over the seeds of each method.
+# ------------------------------------------------------------------------------------------------
+# a whole audit
+
+
+def bands(oracles: Sequence[Look], original: Look, split: ClassSplit) -> dict[str, statistics.Band]:
+    """Find out within what limits networks that never saw the class lie.
 
     Args:
-        table: From :func:`compare`.
+        oracles: What was seen of at least three of them.
+        original: What was seen of the network before unlearning.
+        split: Gives the number of images, which is how finely a share can be told.
 
     Returns:
-        One row a method, in the order of first appearance: for every numeric column its mean and
-        its standard deviation (columns ``(name, "mean")`` and ``(name, "sd")``, the latter NaN for
-        a single seed) and the number of runs, ``("n", "")``.
-
-    Source: this project.
-    Lesson: 05_evaluation, "The comparison".
-    """
-    numeric = [c for c in table.columns if c != "seed" and table[c].dtype.kind in "fi"]
-    groups = table.groupby("method", sort=False)[numeric]
-    result = groups.agg(["mean", "std"]).rename(columns={"std": "sd"}, level=1)
-    result[("n", "")] = groups.size()
-    return result
-
-
-def paired_difference(
-    table: pd.DataFrame, method: str, other: str, metric: str = "Avg Gap", level: float = 0.95
-) -> tuple[float, float, float]:
-    """Compare two methods that started from the same networks, seed by seed.
-
-    Args:
-        table: From :func:`compare`.
-        method: Name of the first method.
-        other: Name of the second.
-        metric: A column of the table.
-        level: Of confidence, in (0, 1).
-
-    Returns:
-        The mean of first - second over their common seeds, and the ends of its confidence
-        interval by Student's t; infinite for a single seed.
+        Metric -> the interval in which one more oracle is expected, from each oracle compared with
+        the others.
 
     Raises:
-        InputError: If they have no seed in common.
+        InputError: If there are too few oracles.
 
-    Source: the paired t interval; ``scipy.stats.t``.
-    Lesson: 05_evaluation, "The comparison".
+    Source: this project; leave one out.
+    Lesson: 05_evaluation, "The oracle band".
     """
-    from scipy import stats
+    found = held_out(oracles, original)
+    limits = {}
+    for name, metric in METRICS.items():
+        values = [row[name] for row in found if name in row]
+        if len(values) == len(found):
+            resolution = 1 / len(getattr(split, metric.part)) if metric.part else 0.0
+            resolution = 1.0 if name == "relearn_steps" else resolution
+            limit = statistics.band(values, resolution=resolution, side=metric.side)
+            if metric.part:  # a share
+                limit = replace(limit, low=max(limit.low, 0.0), high=min(limit.high, 1.0))
+            limits[name] = limit
+    return limits
 
-    values = table.pivot(index="seed", columns="method", values=metric)
-    known = {method, other} <= set(values.columns)
-    difference = (values[method] - values[other]).dropna() if known else []
-    check("methods", (method, other), len(difference) > 0, "two methods with a common seed")
-    n, mean = len(difference), float(difference.mean())
-    if n == 1:
-        return mean, float("-inf"), float("inf")
-    half = float(stats.t.ppf((1 + level) / 2, n - 1) * difference.std() / n**0.5)
-    return mean, mean - half, mean + half
+
+def held_out(oracles: Sequence[Look], original: Look) -> list[dict[str, float]]:
+    """Compare each oracle with the others.
+
+    Args:
+        oracles: What was seen of at least three of them.
+        original: What was seen of the network before unlearning.
+
+    Returns:
+        One mapping an oracle, as from :func:`against`.
+
+    Raises:
+        InputError: If there are too few.
+
+    Source: this project; leave one out.
+    Lesson: 05_evaluation, "The oracle band".
+    """
+    check("oracles", len(oracles), len(oracles) >= LEAST_ORACLES, ENOUGH)
+    return [
+        against(one, [o for o in oracles if o is not one], original) for one in oracles
+    ]  # fmt: skip
+
+
+def audit(
+    model: nn.Module,
+    original: nn.Module,
+    oracles: Sequence[nn.Module],
+    split: ClassSplit,
+    *,
+    seed: int = 0,
+    draws: int = 3,
+) -> dict[str, Any]:
+    """Find out whether a network forgot: every metric, beside the band of the oracles.
+
+    Args:
+        model: The network to judge; any ``nn.Module`` with a linear classifier, on the device of
+            the images.
+        original: The network before unlearning.
+        oracles: At least three networks trained without the class, by the recipe of the original
+            and with different seeds.
+        split: The images, from :meth:`helpers.data.Dataset.split`.
+        seed: Of the attacks' and probes' samples.
+        draws: Repetitions of relearning.
+
+    Returns:
+        A record of plain data: ``about``, ``networks`` (with their hashes) and ``metrics``, one
+        mapping each with value, interval over images, band, the oracles' values, the original's,
+        and whether it lies inside.
+
+    Raises:
+        InputError: If the networks cannot be judged: too few oracles, an oracle that knows the
+            class or lacks another one, outputs in another order or not finite, too few images.
+
+    Source: the papers named at each metric; the band is this project's.
+    Lesson: 05_evaluation, "Audit your own model".
+    """
+    oracles = list(oracles)
+    check_networks(model, original, oracles, split)
+    judged, before, *others = (
+        look(one, split, seed, draws) for one in (model, original, *oracles)
+    )  # fmt: skip
+    limits, held = bands(others, before, split), held_out(others, before)
+    found, known = against(judged, others, before), against(before, others, before)
+    rows = []
+    for name, limit in limits.items():
+        if name not in found:
+            continue
+        metric = METRICS[name]
+        rows.append({
+            "name": name, "title": metric.title, "group": metric.group, "what": metric.what,
+            "value": found[name], "interval": _interval(name, judged, found[name], split, seed),
+            "band": [_finite(limit.low), _finite(limit.high)], "side": metric.side,
+            "oracles": [row[name] for row in held], "original": known[name],
+            "inside": limit.holds(found[name]), "original_inside": limit.holds(known[name]),
+        })  # fmt: skip
+    dataset = split.dataset
+    about = {
+        "forgotten": list(split.forgotten), "classes": list(dataset.classes),
+        "data": dataset.name, "data_sha256": dataset.fingerprint,
+        "images": {name: len(getattr(split, name)) for name in PARTS}, "seed": seed, "level": 0.95,
+    }  # fmt: skip
+    networks = {"model": _describe(model), "original": _describe(original),
+                "oracles": [_describe(o) for o in oracles]}  # fmt: skip
+    return {"about": about, "networks": networks, "metrics": rows}
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) != float("inf") else None
+
+
+def _describe(model: nn.Module) -> dict[str, Any]:
+    names = models.layers(model).prunable
+    return {
+        "sha256": models.fingerprint(model), "architecture": type(model).__name__,
+        "parameters": models.count_parameters(model), "zeros": pruning.sparsity(model, names),
+    }  # fmt: skip
+
+
+def _interval(
+    name: str, found: Look, value: float, split: ClassSplit, seed: int
+) -> list[float] | None:
+    """Say how far a number would move with other images; None where that is not known."""
+    part = METRICS[name].part
+    if name == "relearn_area":
+        values = [relearning.area(curve) for curve in found.curves]
+        return [min(values), max(values)]
+    if not part:
+        return None
+    n = len(getattr(split, part))
+    hits = round(value * n)
+    interval = statistics.image_interval([1.0] * hits + [0.0] * (n - hits), seed=seed)
+    return [min(interval.low, value), max(interval.high, value)]
+
+
+def check_networks(
+    model: nn.Module, original: nn.Module, oracles: Sequence[nn.Module], split: ClassSplit
+) -> None:
+    """Refuse networks whose comparison would mean nothing.
+
+    Args:
+        model: The network to judge.
+        original: The network before unlearning.
+        oracles: Networks trained without the class.
+        split: The images.
+
+    Raises:
+        InputError: If there are too few oracles or two are the same, an oracle recognises the
+            forgotten class or knows nothing of another, the original does not know the class,
+            the outputs are in another order than the labels, or a network is on another device.
+
+    Source: this project.
+    Lesson: 05_evaluation, "Audit your own model".
+    """
+    check("oracles", len(oracles), len(oracles) >= LEAST_ORACLES, ENOUGH)
+    named = {"model": model, "original": original}
+    named |= {f"oracle {i}": o for i, o in enumerate(oracles, 1)}
+    hashes: dict[str, str] = {}
+    for name, network in named.items():
+        device = next(network.parameters()).device.type
+        check(name, device, device == split.forget.images.device.type, "the device of the images")
+        twin = hashes.setdefault(models.fingerprint(network), name)
+        check(name, f"the same weights as {twin}", twin == name or name == "original",
+              "networks of their own; another seed gives another oracle")  # fmt: skip
+        _check_one(name, network, split)
+
+
+def _check_one(name: str, network: nn.Module, split: ClassSplit) -> None:
+    found = _predictions(network, split)
+    classes = split.dataset.classes
+    _check_order(name, found, classes)
+    right = _recall(found, "test_forget", len(classes)), _recall(found, "retain", len(classes))
+    forgotten = [classes[c] for c in split.forgotten]
+    share = _average(right[0][c] for c in split.forgotten)
+    if name == "original":
+        check(name, f"{share:.0%} of {forgotten} recognised", share > 2 / len(classes),
+              "a network that knows the class: else there is nothing to forget")  # fmt: skip
+    if name.startswith("oracle"):
+        check(name, f"{share:.0%} of {forgotten} recognised", share < 0.5,
+              "a network that was trained without the class")  # fmt: skip
+        for c, recall in right[1].items():
+            check(name, f"{recall:.0%} of class {classes[c]!r} recognised", recall > 0.1,
+                  "a network that knows every class but the forgotten ones")  # fmt: skip
+
+
+def _recall(found: Look, part: str, classes: int) -> dict[int, float]:
+    """Return class -> share of its images that are recognised, for the classes that occur."""
+    answers, labels = found.logits[part].argmax(1), found.labels[part]
+    return {
+        c: (answers[labels == c] == c).double().mean().item()
+        for c in range(classes) if bool((labels == c).any())
+    }  # fmt: skip
+
+
+def _check_order(name: str, found: Look, classes: Sequence[str]) -> None:
+    """Refuse outputs that fit the labels much better in another order."""
+    from scipy.optimize import linear_sum_assignment
+
+    answers, labels = found.logits["retain"].argmax(1), found.labels["retain"]
+    size = len(classes)
+    table = torch.bincount(labels * size + answers, minlength=size * size).view(size, size)
+    rows, columns = linear_sum_assignment(table.numpy(), maximize=True)
+    own, best = (table.diagonal().sum().item(), table.numpy()[rows, columns].sum().item())
+    moved = [
+        f"{classes[c]!r} where {classes[r]!r} is meant"
+        for r, c in zip(rows, columns, strict=True) if r != c and table[r, c] > table[r, r]
+    ]  # fmt: skip
+    check(name, f"{own / len(labels):.0%} right", best - own < 0.25 * len(labels),
+          f"the order of the labels, {', '.join(classes)}; it seems to answer "
+          f"{', '.join(moved[:3])}")  # fmt: skip
+
+
+def shown(name: str, value: float) -> str:
+    """Write a metric's number for a person.
+
+    Args:
+        name: One of ``METRICS``.
+        value: The number.
+
+    Returns:
+        Shares in per cent, everything else with two decimals or more.
+
+    Source: this project.
+    Lesson: 05_evaluation, "The lie detector".
+    """
+    if METRICS[name].part:
+        return f"{100 * value:.1f} %"
+    if name == "Avg Gap":
+        return f"{100 * value:.2f} pp"
+    return f"{value:.1f}" if name == "relearn_steps" else f"{value:.3f}"

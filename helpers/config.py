@@ -152,6 +152,8 @@ class Recipe:
         schedule: ``constant``, or ``cosine`` down to zero over the stage.
         augment: ``none``, ``flip``, ``crop`` or ``crop+flip``, drawn anew for every image.
         mixup: Parameter of the Beta distribution of MixUp; 0 switches it off.
+        strength: Of the method's own term, at least 0; None takes the method's default. What it
+            means is said by each of ``helpers.objectives`` and ``helpers.edits``.
 
     Source: the paper's settings and those of the field (Unlearn-Sparse, airbench).
     Lesson: 01_baseline_training, "The training recipe".
@@ -166,6 +168,7 @@ class Recipe:
     schedule: str = "constant"
     augment: str = "none"
     mixup: float = 0.0
+    strength: float | None = None
 
     def __post_init__(self) -> None:
         """Validate; raises InputError."""
@@ -181,7 +184,9 @@ class Recipe:
         choose("schedule", self.schedule, SCHEDULES)
         choose("augment", self.augment, AUGMENTATIONS)
         check("mixup", self.mixup, _finite(self.mixup) and self.mixup >= 0, "a number ≥ 0")
-        _as_floats(self, "lr", "momentum", "weight_decay", "mixup")
+        ok = self.strength is None or (_finite(self.strength) and self.strength >= 0)
+        check("strength", self.strength, ok, "a number ≥ 0, or None")
+        _as_floats(self, "lr", "momentum", "weight_decay", "mixup", "strength")
 
 
 # The paper's unlearning stage, the same for every method (arXiv 2411.11907, section 3 and code).
@@ -196,6 +201,26 @@ TUNED = {
         "lora": Recipe(epochs=10, lr=0.04, schedule="cosine"),
         "prunelora": Recipe(epochs=10, lr=0.01),
         "prunelora_channels": Recipe(epochs=10, lr=0.02, schedule="cosine"),
+        "finetune_sgd": Recipe(
+            epochs=10,
+            lr=0.2,
+            optimizer="sgd",
+            weight_decay=1e-4,
+            batch_size=64,
+            schedule="cosine",
+            augment="crop",
+        ),
+        "gradient_ascent": Recipe(epochs=10, lr=0.002, schedule="cosine"),
+        "neggrad_plus": Recipe(epochs=10, lr=0.003, schedule="cosine", strength=0.01),
+        "random_labels": Recipe(epochs=10, lr=0.003, schedule="cosine", strength=0.3),
+        "salun": Recipe(epochs=10, lr=0.003, schedule="cosine", strength=0.3),
+        "l1_sparse": Recipe(epochs=10, lr=0.01, schedule="cosine", strength=0.003),
+        "scrub": Recipe(epochs=10, lr=0.003, schedule="cosine", strength=0.1),
+        "bad_teacher": Recipe(epochs=10, lr=0.01, schedule="cosine", strength=1.0),
+        "ssd": Recipe(epochs=10, lr=1.0, schedule="cosine", strength=3.5),  # does not train
+        "boundary_shrink": Recipe(epochs=10, lr=0.003, schedule="cosine", strength=0.3),
+        "weight_negation": Recipe(epochs=10, lr=0.01),
+        "head_only": Recipe(epochs=10, lr=0.08),
     },
 }
 
@@ -240,6 +265,7 @@ class RunConfig:
         earlier: Classes that were forgotten before, one request after another in this order, by
             the same method with the same settings; ``forget`` is the newest request.
         seed: Of the initial weights, the order of batches and the adapters.
+        original_seed: Seed of the network that the method starts from; None means ``seed``.
         sparsity: Share to prune, of whatever the kind of pruning counts; in [0, 1).
         pruning: Kind of pruning, one of ``KINDS``; None takes the method's own.
         criterion: What makes a weight or filter weak: ``l2``, ``l1``, ``random`` or ``taylor``.
@@ -283,6 +309,7 @@ class RunConfig:
     forget: int | tuple[int, ...] = 3
     earlier: tuple[int, ...] = ()
     seed: int = 0
+    original_seed: int | None = None
     sparsity: float = 0.5
     pruning: str | None = None
     criterion: str = "l2"
@@ -318,7 +345,7 @@ class RunConfig:
         for field, low, high in _WHOLE_NUMBERS:
             value = getattr(self, field)
             ok = _whole(value) and low <= value <= high
-            ok = ok or (value is None and field in ("epochs", "train_limit"))
+            ok = ok or (value is None and field in ("epochs", "train_limit", "original_seed"))
             limit = f"from {low} to {high}" if high < math.inf else f"≥ {low}"
             check(field, value, ok, f"a whole number {limit}")
         ok = _finite(self.sparsity) and 0 <= self.sparsity < 1
@@ -364,11 +391,18 @@ class RunConfig:
         return tuple(sorted({*self.earlier, *newest}))
 
     @property
+    def start_seed(self) -> int:
+        """The seed of the network that the method starts from."""
+        return self.seed if self.original_seed is None else self.original_seed
+
+    @property
     def unlearn(self) -> Recipe:
         """The recipe of the unlearning stage: tuned or the paper's, with the overrides applied."""
         recipe = PAPER_UNLEARN
         if self.mode == "default" and self.tuned:
-            recipe = TUNED[self.tuned].get(self.method, PAPER_UNLEARN)
+            known = TUNED[self.tuned]  # of prunelora+scrub, if it has none itself, that of scrub
+            own = self.method.rpartition("+")[2]
+            recipe = known.get(self.method, known.get(own, PAPER_UNLEARN))
         changes = {"epochs": self.epochs, "lr": self.lr}
         return dataclasses.replace(recipe, **{k: v for k, v in changes.items() if v is not None})
 
@@ -392,8 +426,9 @@ _NAMES = (
 )  # fmt: skip
 _WHOLE_NUMBERS = (
     ("image_size", 8, 512), ("cache_mb", 0, math.inf), ("seed", 0, 2**31 - 1),
-    ("rank", 1, math.inf), ("epochs", 1, math.inf), ("threads", 0, 1024),
-    ("train_limit", 2, math.inf), ("split_seed", 0, 2**31 - 1), ("seeds", 1, 1000),
+    ("original_seed", 0, 2**31 - 1), ("rank", 1, math.inf), ("epochs", 1, math.inf),
+    ("threads", 0, 1024), ("train_limit", 2, math.inf), ("split_seed", 0, 2**31 - 1),
+    ("seeds", 1, 1000),
 )  # fmt: skip
 
 

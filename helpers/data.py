@@ -12,7 +12,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,6 +78,7 @@ class ClassSplit:
         test_forget: Test images of the forgotten classes (T_f).
         test_retain: Test images of all others (T_r).
         forgotten: Indices of the forgotten classes.
+        dataset: What was divided; gives the classes and the normalisation.
 
     Source: arXiv 2411.11907, section 2; Unlearn-Sparse (arXiv 2304.04934).
     Lesson: 04_class_unlearning, "Forget set and retain set".
@@ -90,6 +91,7 @@ class ClassSplit:
     test_forget: ImageSet
     test_retain: ImageSet
     forgotten: tuple[int, ...]
+    dataset: Dataset = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class Dataset:
         for part in (self.train, self.validation, self.test):
             mine = torch.isin(part.labels, torch.tensor(chosen, device=part.labels.device))
             halves += [part.where(mine), part.where(~mine)]
-        return ClassSplit(*halves, chosen)
+        return ClassSplit(*halves, chosen, self)
 
     def with_std(self, factor: Tensor) -> Dataset:
         """Return the same dataset with another normalisation, to show what a mismatch does.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from helpers import audit, models, pruning, runs, training, unlearning
+from helpers import audit, models, outputs, pruning, runs, training, unlearning
 from helpers.config import RunConfig
 from helpers.data import Dataset
 
@@ -63,7 +63,7 @@ def _network(cfg: RunConfig, dataset: Dataset, method: str = "original") -> nn.M
 
 def _accuracy(model: nn.Module, dataset: Dataset, classes: str, cfg: RunConfig) -> float:
     part = getattr(dataset.split(cfg.forgotten), classes)
-    return audit.accuracy(training.predict(model, part, dataset), part.labels)
+    return outputs.accuracy(training.predict(model, part, dataset), part.labels)
 
 
 def two_normalisations(cfg: RunConfig, dataset: Dataset) -> Defect:
@@ -162,7 +162,7 @@ def pruned_classifier(cfg: RunConfig, dataset: Dataset) -> Defect:
 
 
 def _right(model: nn.Module, dataset: Dataset) -> float:
-    return audit.accuracy(training.predict(model, dataset.test, dataset), dataset.test.labels)
+    return outputs.accuracy(training.predict(model, dataset.test, dataset), dataset.test.labels)
 
 
 def dropped_masks(cfg: RunConfig, dataset: Dataset) -> Defect:
@@ -289,7 +289,7 @@ def unbalanced_attack(cfg: RunConfig, dataset: Dataset) -> Defect:
 
     model, split = _network(cfg, dataset), dataset.split(cfg.forgotten)
     loss = {
-        name: audit.losses(training.predict(model, part, dataset), part.labels.cpu())
+        name: outputs.losses(training.predict(model, part, dataset), part.labels.cpu())
         for name, part in (("in", split.retain), ("out", split.test_retain), ("f", split.forget))
     }
     values = {}

@@ -116,6 +116,7 @@ def cut(plain: nn.Module, adapted: nn.Module, trained: Iterable[str]) -> Cut:
     if not crossing or any(n.op == "placeholder" for n in crossing):
         raise InputError(f"nothing of {kind} lies before the layers that train")
     front = fx.GraphModule(adapted, _part(graph, [], crossing)).eval()
+    front.input_shape = plain.input_shape
     random = [n for n, m in front.named_modules() if _is_random(m)]
     check("frozen part", random, not random, "layers that give the same at every step")
     with torch.no_grad():

@@ -503,6 +503,28 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def fresh(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Copy a network and give the copy fresh weights: one that knows nothing.
+
+    Args:
+        model: Any network of PyTorch's own layers; stays as it is.
+        seed: Of the weights; the global random state is left as it was.
+
+    Returns:
+        The copy, in evaluation mode, on the same device.
+
+    Source: the random teacher of Chundawat et al. 2022 (arXiv 2205.08096).
+    Lesson: 05_evaluation, "Where the answers go".
+    """
+    copied = copy.deepcopy(model).cpu()
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(seed)
+        for module in copied.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    return copied.to(next(model.parameters()).device).eval()
+
+
 @torch.no_grad()
 def resize(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
     """Give the layers of a network other sizes; their weights are then undefined. In place.
@@ -580,21 +602,28 @@ def load(folder: Path, base: nn.Module | None = None) -> nn.Module:
     before anything is allocated, and the layers must fit each other.
 
     Args:
-        folder: The folder that :func:`save` wrote.
+        folder: The folder that :func:`save` wrote; or a plain safetensors file, whose shapes are
+            then taken from the file itself.
         base: A network of the original size and of the same architecture; it stays as it is. None
-            builds one of ours from the stored blueprint.
+            builds one of ours from the stored blueprint, which a plain file does not have.
 
     Returns:
         The network in evaluation mode, on the device of ``base`` or the CPU.
 
     Raises:
         FileProblem: If a file is missing or damaged, or does not belong to the architecture.
+        InputError: If a plain file comes without a network of its architecture.
 
     Source: https://huggingface.co/docs/safetensors; nothing is unpickled.
     Lesson: 02_pruning, "Channels that are gone".
     """
-    path, plain_path = folder / "model.safetensors", folder / "architecture.json"
-    plain = files.read_json(plain_path, ("blueprint", "shapes"))
+    if folder.is_dir():
+        path = folder / "model.safetensors"
+        plain = files.read_json(folder / "architecture.json", ("blueprint", "shapes"))
+    else:
+        path, shapes_found = folder, files.tensor_shapes(folder)
+        check("base", base, base is not None, "a network of the architecture, for a plain file")
+        plain = {"shapes": {name: shape for name, (shape, _) in shapes_found.items()}}
     try:
         if base is None:
             with torch.device("meta"):  # shapes only: an absurd blueprint costs no memory

@@ -1,20 +1,25 @@
 """Figures: tidy data in, axes out; nothing is trained or computed here that a reader must trust.
 
 Every method has one colour in the whole series, from a palette that colour-blind readers can tell
-apart (Okabe & Ito), and a marker of its own.
+apart (Okabe & Ito), and a marker of its own; baselines and cheats share one colour a family.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from helpers import unlearning
+from helpers.config import check
 from helpers.report import COLUMNS
 
 if TYPE_CHECKING:
@@ -31,8 +36,13 @@ COLORS = {
     "prunelora": "#D55E00",
     "prunelora_channels": "#009E73",
 }
-MARKERS = dict(zip(COLORS, "Xso^vDP", strict=True))
+_FAMILIES = {"baseline": "#6B5B3E", "cheat": "#8B0000"}  # more hues nobody could tell apart
+COLORS |= {name: _FAMILIES[method.family] for name, method in unlearning.METHODS.items()
+           if method.family in _FAMILIES}  # fmt: skip
+MARKERS = dict(zip(COLORS, "Xso^vDP<>hHpd8*1234x+", strict=True))
 ORACLE, FORGET, CHANCE = COLORS["retrain"], "#D55E00", "#767676"
+EDGE = 6.0  # half-widths of a band; what lies beyond is written at the edge
+UNKNOWN = "#d9d9d9"  # cells without a measurement
 
 
 def style() -> None:
@@ -209,7 +219,7 @@ def destinations(
     """Draw which classes are predicted for the images of the forgotten one, a bar per method.
 
     Args:
-        shares: Method -> (C,) shares that sum to 1, from :func:`helpers.audit.label_histogram`.
+        shares: Method -> (C,) shares that sum to 1, from :func:`helpers.outputs.label_histogram`.
         classes: Names of the classes.
         ax: Where to draw.
 
@@ -280,7 +290,7 @@ def comparison(
     methods = list(dict.fromkeys(table["method"]))
     across = min(3, len(metrics))
     down = -(-len(metrics) // across)
-    size = (3.1 * across, 0.36 * len(methods) * down + 0.9 * down)
+    size = (3.1 * across, 0.24 * len(methods) * down + 0.9 * down)
     _, grid = plt.subplots(down, across, figsize=size, sharey=True, squeeze=False)
     for ax, metric in zip(grid.flat, metrics, strict=False):
         values = {name: table.loc[table["method"] == name, metric].dropna() for name in methods}
@@ -315,3 +325,177 @@ def _panel(ax: Axes, values: Mapping[str, pd.Series], band: bool) -> None:
         ax.plot(mean, place, MARKERS[name], color=COLORS[name])
         low, high = min(low, seeds.min()), max(high, seeds.max())
     ax.set_xlim(low - margin, high + margin)
+
+
+def _plain_text(text: str) -> str:
+    return text.replace("$", r"\$")  # a lone dollar would begin a formula
+
+
+def _scale(metric: Mapping[str, Any]) -> Callable[[float], float]:
+    """Return what maps the band of a metric to [-1, 1]; a missing end is that of the oracles."""
+    low, high = metric["band"]
+    known = [v for v in (low, high, *metric["oracles"]) if v is not None] or [metric["value"]]
+    low, high = min(known) if low is None else low, max(known) if high is None else high
+    center, half = (low + high) / 2, (high - low) / 2
+
+    def place(value: float) -> float:
+        away = value - center
+        if abs(away) <= half or abs(away) < 1e-12:
+            return away / half if half > 0 else 0.0
+        return away / half if half > 0 else float(np.copysign(np.inf, away))
+
+    return place
+
+
+def oracle_bands(
+    metrics: Sequence[Mapping[str, Any]],
+    ax: Axes | None = None,
+    *,
+    write: Callable[[str, float], str] = lambda name, value: f"{value:.3g}",
+) -> Axes:
+    """Draw where a network lies among networks that never saw the class, one row a metric.
+
+    Every band is scaled to [-1, 1]; one without an end runs to the edge of the figure. A value
+    that is more than six half-widths away is written at the edge.
+
+    Args:
+        metrics: Rows with ``title``, ``name``, ``value``, ``band`` (two ends, None for no bound),
+            ``oracles``, ``original`` and ``inside``.
+        ax: Where to draw.
+        write: Metric's name and value -> how a value at the edge is written.
+
+    Returns:
+        The axes.
+
+    Raises:
+        InputError: If there are no metrics.
+
+    Source: this project.
+    Lesson: 05_evaluation, "The oracle band".
+    """
+    check("metrics", list(metrics), len(metrics) > 0, "at least one")
+    ax = _axes(ax, (8, 0.3 * len(metrics) + 1.3))
+    for row, metric in enumerate(metrics):
+        place, (low, high) = _scale(metric), metric["band"]
+        left = -2 * EDGE if low is None else place(low)
+        right = 2 * EDGE if high is None else place(high)
+        ax.barh(row, right - left, left=left, height=0.66, color=ORACLE, alpha=0.22,
+                edgecolor=ORACLE, lw=1.5 if left == right else 0)  # fmt: skip
+        oracles = [float(np.clip(place(v), -EDGE, EDGE)) for v in metric["oracles"]]
+        ax.plot(oracles, [row] * len(oracles), ".", color=ORACLE, alpha=0.6, ms=5)
+        color = ORACLE if metric["inside"] else FORGET
+        drawn = np.clip([place(metric["value"]), place(metric["original"])], -EDGE, EDGE)
+        shift = 0.2 if abs(drawn[0] - drawn[1]) < 0.6 else 0  # neither hides the other
+        for value, marker, ink, up in (
+            (metric["original"], "X", COLORS["original"], shift),
+            (metric["value"], "D", color, -shift),
+        ):
+            text = _plain_text(write(metric["name"], value))
+            _mark(ax, place(value), row + up, marker, ink, text)
+    ax.set_yticks(range(len(metrics)), [_plain_text(m["title"]) for m in metrics])
+    ax.set(xlim=(-EDGE - 2.2, EDGE + 2.2), ylim=(len(metrics) - 0.4, -0.6))
+    ax.set_xticks(range(-6, 7, 2))
+    ax.set_xlabel("half-widths of the oracles' band, from its middle")
+    ax.grid(False, axis="y")
+    _legend_of_bands(ax)
+    return ax
+
+
+def _mark(ax: Axes, x: float, y: float, marker: str, color: str, text: str) -> None:
+    if abs(x) <= EDGE:
+        ax.plot(x, y, marker, color=color, ms=7, markeredgecolor="white", markeredgewidth=0.7)
+        return
+    side = float(np.copysign(1, x))
+    ax.plot(side * EDGE, y, marker, color=color, ms=6, markeredgecolor="white", markeredgewidth=0.7)
+    ax.text(side * (EDGE + 0.25), y, f"{text} ▸" if side > 0 else f"◂ {text}", color=color,
+            ha="left" if side > 0 else "right", va="center", size=7.5)  # fmt: skip
+
+
+def _legend_of_bands(ax: Axes) -> None:
+    looks = {"original": ("X", COLORS["original"]), "network, inside": ("D", ORACLE),
+             "network, outside": ("D", FORGET), "oracles": (".", ORACLE)}  # fmt: skip
+    handles = [Line2D([], [], marker=marker, color=ink, label=name, ls="", ms=7)
+               for name, (marker, ink) in looks.items()]  # fmt: skip
+    handles.append(Patch(facecolor=ORACLE, alpha=0.22, label="their band"))
+    ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5,
+              frameon=False, columnspacing=1.2, handletextpad=0.4)  # fmt: skip
+
+
+def lie_detector(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw which metric catches which method: blue inside the oracle band, vermillion outside.
+
+    Args:
+        table: One row a method and metric: ``method``, ``family``, ``metric``, ``title``,
+            ``group``, ``inside`` (share of runs inside the band, in [0, 1], or NaN) and ``text``
+            (the mean value, as it shall be read). Missing pairs are not measured.
+        ax: Where to draw.
+
+    Returns:
+        The axes: methods down, metrics across.
+
+    Raises:
+        InputError: If a column is missing, a pair stands there twice, or a share is no share.
+
+    Source: this project; the layout of Unlearning Comparator's matrices.
+    Lesson: 05_evaluation, "The lie detector".
+    """
+    needed = ["method", "family", "metric", "title", "group", "inside", "text"]
+    check("columns", list(table.columns), set(needed) <= set(table.columns), f"needs {needed}")
+    pairs = table.duplicated(["method", "metric"]).sum() if len(table) else "no rows"
+    check("table", f"{pairs} repeated", len(table) > 0 and pairs == 0, "one row a pair, at least 1")
+    ok = bool((table["inside"].isna() | table["inside"].between(0, 1)).all())
+    check("inside", table["inside"].tolist(), ok, "shares in [0, 1], or NaN")
+    methods = table.drop_duplicates("method").set_index("method")["family"]
+    metrics = table.drop_duplicates("metric").set_index("metric")
+    groups = list(dict.fromkeys(metrics["group"]))
+    metrics = metrics.loc[sorted(metrics.index, key=lambda m: groups.index(metrics["group"][m]))]
+    rows = {(r.method, r.metric): r for r in table.itertuples()}
+    ax = _axes(ax, (max(0.56 * len(metrics) + 3.2, 8), 0.3 * len(methods) + 2.6))
+    colors = LinearSegmentedColormap.from_list("band", [FORGET, "#ffffff", ORACLE])
+    picture = np.empty((len(methods), len(metrics), 3))
+    for y, method in enumerate(methods.index):
+        for x, metric in enumerate(metrics.index):
+            cell = rows.get((method, metric))
+            known = cell is not None and not pd.isna(cell.inside)
+            picture[y, x] = colors(float(cell.inside))[:3] if known else to_rgb(UNKNOWN)
+            ax.text(x, y, _plain_text(str(cell.text)) if known else "–", ha="center", va="center",
+                    size=7, color=_ink(picture[y, x]))  # fmt: skip
+    ax.imshow(picture, aspect="auto")
+    _headings(ax, methods, metrics)
+    keys = {"inside the band in all runs": ORACLE, "in half of them": "#ffffff",
+            "in none": FORGET, "not measured": UNKNOWN}  # fmt: skip
+    handles = [Patch(facecolor=c, edgecolor=CHANCE, lw=0.6) for c in keys.values()]
+    ax.legend(handles, list(keys), loc="lower left", ncols=4, frameon=False, fontsize=8,
+              bbox_to_anchor=(0, 1, 1, 0.2), borderaxespad=2.2)  # fmt: skip
+    return ax
+
+
+def _ink(background: Sequence[float]) -> str:
+    """Return black or white, whichever can be read better (WCAG 2.2, relative luminance)."""
+    rgb = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in background]
+    luminance = float(np.dot([0.2126, 0.7152, 0.0722], rgb))
+    return "#000000" if (luminance + 0.05) / 0.05 >= 1.05 / (luminance + 0.05) else "#ffffff"
+
+
+def _headings(ax: Axes, methods: pd.Series, metrics: pd.DataFrame) -> None:
+    """Name rows and columns; draw a line where a family or a group begins."""
+    ax.set_yticks(range(len(methods)), [_plain_text(m) for m in methods.index], size=8)
+    ax.set_xticks(range(len(metrics)), [_plain_text(t) for t in metrics["title"]], size=8,
+                  rotation=50, ha="right", rotation_mode="anchor")  # fmt: skip
+    ax.grid(False)
+    ax.set_xticks(np.arange(len(metrics) + 1) - 0.5, minor=True)
+    ax.set_yticks(np.arange(len(methods) + 1) - 0.5, minor=True)
+    ax.grid(True, which="minor", color="white", lw=1)
+    ax.tick_params(which="both", length=0)
+    ax.spines[:].set_visible(False)
+    for start, name in _starts(metrics["group"]):
+        ax.axvline(start - 0.5, color="black", lw=1.2 if start else 0)
+        ax.text(start - 0.45, -0.62, _plain_text(name), size=8, weight="bold", ha="left")
+    for start, name in _starts(methods):
+        ax.axhline(start - 0.5, color="black", lw=1.2 if start else 0)
+        ax.text(len(metrics) - 0.4, start, _plain_text(name), size=8, weight="bold", va="center")
+
+
+def _starts(names: pd.Series) -> list[tuple[int, str]]:
+    listed = list(names)
+    return [(i, n) for i, n in enumerate(listed) if i == 0 or n != listed[i - 1]]

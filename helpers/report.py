@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from helpers import audit, files, runs
+from helpers import audit, files, runs, statistics
 from helpers.config import check
 
 Format = Callable[[float], str]
@@ -26,6 +26,7 @@ COLUMNS: dict[str, tuple[str, Format]] = {
     "seconds": ("seconds", lambda v: f"{v:.2f}"),
     "trainable": ("trainable", lambda v: f"{v:,.0f}"),
     "memory_mb": ("memory MB", lambda v: f"{v:.1f}"),
+    "gmacs": ("GMACs", lambda v: f"{v:.1f}"),
     "file_kb": ("file kB", lambda v: f"{v:.0f}"),
     "sparsity": ("sparsity %", lambda v: f"{100 * v:.1f}"),
 }
@@ -46,7 +47,7 @@ def cells(summary: pd.DataFrame) -> list[list[str]]:
     """Format a summary of runs, mean ± standard deviation over seeds.
 
     Args:
-        summary: From :func:`helpers.audit.summary`.
+        summary: From :func:`helpers.statistics.summary`.
 
     Returns:
         Rows of text; the first one is the heading.
@@ -65,6 +66,29 @@ def cells(summary: pd.DataFrame) -> list[list[str]]:
                 text += f" ± {how(sd)}"
             row.append(text)
         rows.append([*row, str(int(values[("n", "")]))])
+    return rows
+
+
+def audit_cells(record: Mapping[str, Any]) -> list[list[str]]:
+    """Format an audit, one row a metric.
+
+    Args:
+        record: From :func:`helpers.audit.audit`.
+
+    Returns:
+        Rows of text; the first one is the heading.
+
+    Source: this project.
+    Lesson: 05_evaluation, "Audit your own model".
+    """
+    rows = [["metric", "value", "oracles' band", "original", "inside"]]
+    for metric in record["metrics"]:
+        name, (low, high) = metric["name"], metric["band"]
+        ends = [audit.shown(name, v) if v is not None else "" for v in (low, high)]
+        rows.append([
+            metric["title"], audit.shown(name, metric["value"]), " – ".join(ends),
+            audit.shown(name, metric["original"]), "yes" if metric["inside"] else "NO",
+        ])  # fmt: skip
     return rows
 
 
@@ -226,7 +250,7 @@ def render_readme(path: Path) -> None:
     Lesson: 00_start_here, "What it costs".
     """
     record = files.read_json(runs.results_folder() / "comparison-cpu.json", ("rows", "hardware"))
-    table = markdown_table(cells(audit.summary(audit.compare(record["rows"]))))
+    table = markdown_table(cells(statistics.summary(audit.compare(record["rows"]))))
     text = path.read_text(encoding="utf-8")
     blocks = {"comparison": f"{table}\n{provenance(record)} {NOTE}\n", "budget": budget("all"),
               "savings": savings()}  # fmt: skip

@@ -29,7 +29,8 @@ from helpers.ledger import count_saved
 
 log = logging.getLogger(__name__)
 
-Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, images, labels) -> loss
+# (model, images, labels, share of the training that is done) -> loss
+Objective = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 CHECKPOINT_SECONDS = 60  # at most about this much work is lost when a process is killed
 
 
@@ -48,6 +49,7 @@ class Fit:
         steps: Optimiser steps.
         peak_memory: Bytes; on CUDA the peak of its allocator, on the CPU parameters + gradients +
             optimiser state + tensors saved for the backward pass.
+        macs: Multiply-accumulates of all forward and backward passes, counted for one batch.
 
     Source: this project.
     Lesson: 01_baseline_training, "Train".
@@ -57,15 +59,17 @@ class Fit:
     seconds: float = 0.0
     steps: int = 0
     peak_memory: int = 0
+    macs: int = 0
 
 
-def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor, share: float = 0.0) -> Tensor:
     """Return the mean cross-entropy; on the retain set this is the paper's unlearning objective.
 
     Args:
         model: (B, C, H, W) float32 -> (B, classes) logits.
         images: A batch, normalised.
         labels: (B,) int64.
+        share: Of the training that is done, in [0, 1); unused here.
 
     Returns:
         A scalar.
@@ -89,12 +93,12 @@ def mixup(concentration: float) -> Objective:
     Lesson: 01_baseline_training, "The training recipe".
     """
 
-    def objective(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        share = torch.distributions.Beta(concentration, concentration).sample().item()
+    def objective(model: nn.Module, images: Tensor, labels: Tensor, share: float = 0.0) -> Tensor:
+        blend = torch.distributions.Beta(concentration, concentration).sample().item()
         other = torch.randperm(len(labels)).to(labels.device)
-        logits = model(share * images + (1 - share) * images[other])
+        logits = model(blend * images + (1 - blend) * images[other])
         losses = F.cross_entropy(logits, labels), F.cross_entropy(logits, labels[other])
-        return share * losses[0] + (1 - share) * losses[1]
+        return blend * losses[0] + (1 - blend) * losses[1]
 
     return objective
 
@@ -167,6 +171,10 @@ def fit(
             loop.end_epoch(model, dataset, monitor or {})
             loop.pause(stop, checkpoint, bar)
         bar.close()
+        if not loop.fit.macs:
+            images, labels = next(batches(part, size, augment=recipe.augment, seed=(seed, 0)))
+            counted = loop.count_macs(objective, dataset.normalise(images), labels)
+            loop.fit.macs = counted * loop.fit.steps * n // (per_epoch * len(labels))
     model.eval()
     return loop.fit
 
@@ -222,7 +230,7 @@ class _Loop:
         amp = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
         counting = count_saved(self.model) if measured else contextlib.nullcontext([0])
         with counting as saved, amp:
-            loss = objective(self.model, images, labels)
+            loss = objective(self.model, images, labels, share)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -234,6 +242,23 @@ class _Loop:
         self.images += len(labels)
         self.fit.steps += 1
         self.steps_in_epoch += 1
+
+    def count_macs(self, objective: Objective, images: Tensor, labels: Tensor) -> int:
+        """Count one step, outside the clock; what it moves is put back."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        self.model.train()
+        for module in self.frozen:
+            module.eval()
+        before = [(b, b.clone()) for b in self.model.buffers()]
+        counter = FlopCounterMode(display=False)
+        with counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            objective(self.model, images, labels, 0.0).backward()
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
+        self.optimizer.zero_grad(set_to_none=True)
+        return counter.get_total_flops() // 2
 
     def end_epoch(
         self, model: nn.Module, dataset: Dataset, monitor: Mapping[str, ImageSet]

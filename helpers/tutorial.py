@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers import audit, files, plots, report, runs
+from helpers import audit, files, plots, report, runs, statistics
 from helpers.config import InputError, RunConfig
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def play(
         say("")
         every = runs.run_all(cfg, progress=False)
     table = audit.compare(run.row for run in every)
-    say(report.text_table(report.cells(audit.summary(table))) + f"\n\n{report.NOTE}\n")
+    say(report.text_table(report.cells(statistics.summary(table))) + f"\n\n{report.NOTE}\n")
     if write:
         _keep(cfg, notebooks.resolve().parent, costs, table)
         for path, notebook in done.items():

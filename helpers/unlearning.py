@@ -1,11 +1,12 @@
-"""The methods: a table of compositions *prune? x adapt? x objective*, run by one loop."""
+"""The methods: a table of compositions *prune? x edit? x adapt? x objective*, run by one loop."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from helpers import frozen, ledger, lora, models, patches, pruning, training
+from helpers import (
+    edits,
+    frozen,
+    ledger,
+    lora,
+    models,
+    objectives,
+    patches,
+    pruning,
+    training,
+)
 from helpers.config import InputError, Recipe, RunConfig, check, choose
-from helpers.data import Dataset, ImageSet
+from helpers.data import ClassSplit, Dataset, ImageSet
 
 log = logging.getLogger(__name__)
 
@@ -25,30 +36,39 @@ class Method:
     """One way to a network that shall not know the forgotten class.
 
     Attributes:
+        family: ``reference``, ``paper`` (the methods compared there), ``baseline`` (what the field
+            compares with) or ``cheat`` (nothing is forgotten).
         start: ``scratch`` (fresh weights) or ``original`` (the trained network).
-        data: ``all`` training images, or those to ``retain``.
+        data: ``all`` training images, those to ``retain``, or those to ``forget``.
         prune: ``none``, or a kind of pruning; the configuration can name another kind.
-        adapt: ``full`` (every weight trains) or ``lora``.
-        objective: Name of the loss in ``OBJECTIVES``.
+        edit: Name of a change without training in ``helpers.edits.EDITS``, or ``none``.
+        adapt: ``full`` (every weight trains), ``lora``, or ``head`` (the classifier alone).
+        objective: Name of the loss in ``OBJECTIVES``; ``none`` does not train.
+        salient: Whether only the weights that matter most to the forget set move.
         summary: One line for tables and ``--help``.
 
     Source: arXiv 2411.11907, section 3.
     Lesson: 04_class_unlearning, "A table of methods".
     """
 
+    family: str = "paper"
     start: str = "original"
     data: str = "retain"
     prune: str = "none"
+    edit: str = "none"
     adapt: str = "full"
     objective: str = "cross_entropy"
+    salient: bool = False
     summary: str = ""
 
 
-OBJECTIVES: dict[str, training.Objective] = {"cross_entropy": training.cross_entropy}
+OBJECTIVES = objectives.OBJECTIVES
 
 METHODS: dict[str, Method] = {
-    "original": Method("scratch", "all", summary="trained on all classes: nothing forgotten"),
-    "retrain": Method("scratch", summary="trained without the class: the oracle"),
+    "original": Method(
+        "reference", "scratch", "all", summary="trained on all classes: nothing forgotten"
+    ),
+    "retrain": Method("reference", "scratch", summary="trained without the class: the oracle"),
     "finetune": Method(summary="every weight, retain set"),
     "prune_finetune": Method(
         prune="mask_structured", summary="weak filters masked, then every weight"
@@ -60,7 +80,42 @@ METHODS: dict[str, Method] = {
     "prunelora_channels": Method(
         prune="channels", adapt="lora", summary="weak channels removed, then adapters"
     ),
-}
+    "finetune_sgd": Method("baseline", summary="every weight, SGD with augmentation and cosine"),
+    "gradient_ascent": Method(
+        "baseline", data="forget", objective="gradient_ascent", summary="away from the labels"
+    ),
+    "neggrad_plus": Method(
+        "baseline", data="all", objective="neggrad_plus", summary="descend here, ascend there"
+    ),
+    "random_labels": Method(
+        "baseline", data="all", objective="random_labels", summary="other labels for the class"
+    ),
+    "salun": Method(
+        "baseline", data="all", objective="random_labels", salient=True,
+        summary="other labels, the weights that matter alone",
+    ),
+    "l1_sparse": Method("baseline", objective="l1_sparse", summary="fine-tuning that shrinks"),
+    "scrub": Method("baseline", data="all", objective="scrub", summary="a student that disobeys"),
+    "bad_teacher": Method(
+        "baseline", data="all", objective="bad_teacher", summary="two teachers, one of them bad"
+    ),
+    "ssd": Method(
+        "baseline", edit="dampen", objective="none", summary="what matters to the class shrinks"
+    ),
+    "boundary_shrink": Method(
+        "baseline", data="forget", objective="boundary_shrink", summary="the label next door"
+    ),
+    "weight_negation": Method(
+        "baseline", edit="negate", summary="first layer negated (NoT), then fine-tuning"
+    ),
+    "logit_mask": Method(
+        "cheat", edit="logit_mask", objective="none", summary="one logit overwritten"
+    ),
+    "head_only": Method("cheat", adapt="head", summary="the classifier alone, retain set"),
+    "prototype": Method(
+        "cheat", edit="prototype", objective="none", summary="one row of the classifier overwritten"
+    ),
+}  # fmt: skip
 
 
 @dataclass
@@ -90,22 +145,35 @@ class Outcome:
 
 
 def method(name: str) -> Method:
-    """Look a method up.
+    """Look a method up, or compose one of two.
 
     Args:
-        name: One of ``METHODS``.
+        name: One of ``METHODS``; or two of them, such as ``prunelora+scrub``: pruning and adapters
+            of the first, everything else of the second.
 
     Returns:
         Its composition.
 
     Raises:
-        InputError: If there is none of that name; the message lists the known ones.
+        InputError: If there is none of that name (the message lists the known ones), or the two
+            cannot be composed.
 
     Source: this project.
     Lesson: 04_class_unlearning, "A table of methods".
     """
-    choose("method", name, METHODS)
-    return METHODS[name]
+    first, plus, second = name.partition("+")
+    for part in (first, second) if plus else (first,):
+        choose("method", part, METHODS)
+    if not plus:
+        return METHODS[first]
+    frame, rest = METHODS[first], METHODS[second]
+    whole = frame.family == "paper" and rest.family in ("baseline", "cheat")
+    ok = whole and (rest.adapt == "full" or frame.adapt == "full")
+    frames = ", ".join(n for n, m in METHODS.items() if m.family == "paper")
+    check("method", name, ok, f"FIRST+SECOND with FIRST of {frames} and SECOND a baseline")
+    adapt = rest.adapt if frame.adapt == "full" else frame.adapt
+    summary = f"{frame.summary}; {rest.summary}"
+    return dataclasses.replace(rest, prune=frame.prune, adapt=adapt, summary=summary)
 
 
 def new_model(cfg: RunConfig, dataset: Dataset) -> nn.Module:
@@ -150,7 +218,7 @@ def validate(cfg: RunConfig, dataset: Dataset) -> None:
     layers, kind = models.layers(model), pruning_of(cfg)
     if kind in ("channels", "mask_nm") and cfg.mode == "default":  # may refuse, or change the sizes
         model = pruning.prune(model, cfg.sparsity, kind, measured=False).model
-    if chosen.adapt == "lora":
+    if chosen.adapt == "lora" and chosen.objective != "none":
         targets = _targets(layers, cfg)
         lora.check_rank(model, cfg.rank, [name for name in targets if name != layers.head])
         if cfg.lora_dropout and cfg.mode == "default":
@@ -197,7 +265,7 @@ def unlearn(
     cache: frozen.Cache | None = None,
     measured: bool = False,
 ) -> Outcome:
-    """Run the method of a configuration: prune?, adapt?, train, merge.
+    """Run the method of a configuration: prune?, edit?, adapt?, train, merge.
 
     In the default mode a mask holds through training and merge, BatchNorm is measured anew after
     pruning, an adapter keeps its own classifier and BatchNorm state, and what lies before the first
@@ -241,22 +309,32 @@ def unlearn(
         pruned = cache.once(_pruning_key(model, seen, dataset, cfg),
                             partial(_prune, model, seen, dataset, cfg))  # fmt: skip
         rows += [ledger.measure(pruned.model, "pruned", names)] if measured else []
-    part = dataset.train if chosen.data == "all" else split.retain
+    pruned, edited = _edit(pruned, split, dataset, cfg, recipe)
+    rows += [ledger.measure(pruned.model, "edited", names)] if measured and edited else []
+    if chosen.objective == "none":
+        return Outcome(pruned.model.eval(), edited or training.Fit(), 0, pruned.masks, rows)
+    part = {"all": dataset.train, "retain": split.retain, "forget": split.forget}[chosen.data]
     stage = partial(
         training.fit, dataset=dataset, recipe=recipe, seed=cfg.seed,
-        objective=OBJECTIVES[chosen.objective], checkpoint=checkpoint, precision=cfg.precision,
-        progress=progress,
+        objective=_objective(original, dataset, cfg, recipe), checkpoint=checkpoint,
+        precision=cfg.precision, progress=progress,
     )  # fmt: skip
-    if chosen.adapt == "full":
+    holder = partial(_hold, chosen, split.forget, dataset, recipe)
+    if chosen.adapt != "lora":
         fresh = chosen.start == "scratch" and chosen.prune == "none"
         model = pruned.model if fresh else copy.deepcopy(pruned.model)
-        hold = partial(pruning.apply_masks, model, pruned.masks) if pruned.masks else None
-        fit = stage(model, part, after_step=hold, monitor=monitor)
+        still = _only_the_head(model) if chosen.adapt == "head" else ()
+        trainable = models.count_parameters(model, trainable=True)
+        masked = partial(pruning.apply_masks, model, pruned.masks) if pruned.masks else None
+        fit = stage(model, part, after_step=holder(model, masked), frozen=still, monitor=monitor)
+        model.requires_grad_(True)
         rows += [ledger.measure(model, "trained", names)] if measured else []
-        return Outcome(model, fit, models.count_parameters(model), pruned.masks, rows)
+        return Outcome(model, _sum(edited, fit), trainable, pruned.masks, rows)
     adapted = _adapt(pruned, cfg)
     trainable = models.count_parameters(adapted, trainable=True)
-    fit, once = _train_adapted(adapted, pruned, part, dataset, cfg, recipe, stage, monitor, cache)
+    fit, once = _train_adapted(
+        adapted, pruned, part, dataset, cfg, recipe, stage, holder, monitor, cache
+    )
     if measured:
         rows.append(ledger.measure(adapted, "adapted", names, weight=_used_weight))
     changes = patches.changes(adapted)
@@ -264,7 +342,68 @@ def unlearn(
     rows += [ledger.measure(merged, "merged", names)] if measured else []
     about = {"method": cfg.method, "forgotten": list(cfg.forgotten), "seed": cfg.seed}
     patch = patches.make(original, merged, changes, pruned.masks, pruned.kept, about)
-    return Outcome(merged, fit, trainable, pruned.masks, rows, patch, once)
+    return Outcome(merged, _sum(edited, fit), trainable, pruned.masks, rows, patch, once)
+
+
+def _objective(
+    original: nn.Module | None, dataset: Dataset, cfg: RunConfig, recipe: Recipe
+) -> training.Objective:
+    """Build the loss of a method; its teachers are the original and a fresh network."""
+    builder = OBJECTIVES[method(cfg.method).objective]
+    if original is None:
+        return builder(None)
+    teacher = copy.deepcopy(original).eval().requires_grad_(False)
+    stranger = new_model(cfg.but(seed=(cfg.seed + 1) % 2**31), dataset).requires_grad_(False)
+    task = objectives.Task(teacher, stranger, cfg.forgotten, len(dataset.classes), recipe.strength)
+    return builder(task)
+
+
+def _edit(
+    pruned: pruning.Pruned, split: ClassSplit, dataset: Dataset, cfg: RunConfig, recipe: Recipe
+) -> tuple[pruning.Pruned, training.Fit | None]:
+    """Do what a method changes without training, and say what it cost."""
+    name = method(cfg.method).edit
+    if name == "none":
+        return pruned, None
+    model = copy.deepcopy(pruned.model)
+    started = time.perf_counter()
+    images = edits.EDITS[name](model, split, dataset, recipe.strength)
+    pruning.apply_masks(model, pruned.masks)
+    seconds = time.perf_counter() - started
+    cost = training.Fit(seconds=seconds, macs=images * ledger.macs(model) if images else 0)
+    return dataclasses.replace(pruned, model=model), cost
+
+
+def _sum(edited: training.Fit | None, fit: training.Fit) -> training.Fit:
+    if edited is not None:
+        fit.seconds, fit.macs = fit.seconds + edited.seconds, fit.macs + edited.macs
+    return fit
+
+
+def _only_the_head(model: nn.Module) -> list[nn.Module]:
+    """Let the classifier alone train; returns what must stay in evaluation mode."""
+    layers = models.layers(model)
+    model.requires_grad_(False)
+    model.get_submodule(layers.head).requires_grad_(True)
+    return [model.get_submodule(name) for name in layers.norms]
+
+
+def _hold(
+    chosen: Method, forget: ImageSet, dataset: Dataset, recipe: Recipe, model: nn.Module,
+    first: Callable[[], None] | None,
+) -> Callable[[], None] | None:  # fmt: skip
+    """Join what has to be held after each step: masks, and the weights that may not move."""
+    if not chosen.salient:
+        return first
+    share = 0.5 if recipe.strength is None else recipe.strength
+    still = objectives.saliency(model, forget, dataset, share)
+
+    def both() -> None:
+        still()
+        if first is not None:
+            first()
+
+    return both
 
 
 def _used_weight(adapted: nn.Module, name: str) -> torch.Tensor:
@@ -337,12 +476,14 @@ def _norms_from(
 
 def _train_adapted(
     adapted: nn.Module, pruned: pruning.Pruned, part: ImageSet, dataset: Dataset, cfg: RunConfig,
-    recipe: Recipe, stage: partial, monitor: Mapping[str, ImageSet] | None, cache: frozen.Cache,
+    recipe: Recipe, stage: partial, holder: partial, monitor: Mapping[str, ImageSet] | None,
+    cache: frozen.Cache,
 ) -> tuple[training.Fit, bool]:  # fmt: skip
     """Train the adapters, on kept outputs of the frozen part where that gives the same."""
     hold = None
     if cfg.lora_dropout and pruned.masks:
         hold = partial(lora.hold_masks, adapted, pruned.masks)
+    hold = holder(adapted, hold)
     if cfg.mode == "paper":  # the published code lets BatchNorm move
         return stage(adapted, part, after_step=hold, monitor=monitor), False
     still = lora.frozen_norms(adapted)
@@ -363,13 +504,15 @@ def _train_adapted(
     place = place and place.with_name(f"tail-{place.name}")
     fit = stage(cut.tail, features, monitor=watched, checkpoint=place)
     fit.seconds += seconds
+    fit.macs += len(part) * ledger.macs(cut.front)
     kept = {*adapted.parameters()} - {*cut.tail.parameters()}
     fit.peak_memory += features.images.nbytes + sum(p.nbytes for p in kept)
     return fit, True
 
 
 def _cut(adapted: nn.Module, plain: nn.Module, cfg: RunConfig, recipe: Recipe) -> frozen.Cut | None:
-    if not cfg.cache_mb or recipe.augment != "none" or recipe.mixup:
+    looks = method(cfg.method).objective in objectives.NEEDS_IMAGES
+    if not cfg.cache_mb or recipe.augment != "none" or recipe.mixup or looks:
         return None
     layers = models.layers(plain)
     targets = _targets(layers, cfg)

@@ -24,8 +24,9 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MODULES = sorted(m.name for m in pkgutil.iter_modules(helpers.__path__))
 ROOMS = ["files", "config", "data", "models", "ledger", "training", "frozen", "pruning", "lora",
-         "patches", "unlearning", "audit", "runs", "defects", "report", "plots", "exercises",
-         "tutorial", "__main__"]  # fmt: skip
+         "patches", "objectives", "edits", "unlearning", "outputs", "attacks", "features",
+         "relearning", "statistics", "audit", "runs", "study", "shadows", "defects", "report",
+         "plots", "card", "exercises", "tutorial", "__main__"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from helpers import audit
+from helpers import attacks, audit, outputs, statistics
 from helpers.config import InputError
 
 LABELS = torch.tensor([0, 1, 2, 1])
@@ -18,13 +18,13 @@ LOGITS = torch.tensor([[5.0, 0, 0], [0, 5, 0], [0, 5, 0], [2, 1, 0]])
 
 
 def test_values_worked_out_by_hand():
-    assert audit.accuracy(LOGITS, LABELS) == 0.5
+    assert outputs.accuracy(LOGITS, LABELS) == 0.5
     e5, e2, e1 = math.exp(5), math.exp(2), math.exp(1)
     sure = e5 / (e5 + 2)
     wanted = [sure, sure, 1 / (e5 + 2), e1 / (e2 + e1 + 1)]
-    assert audit.confidence(LOGITS, LABELS).tolist() == pytest.approx(wanted, rel=1e-12)
-    assert audit.losses(LOGITS, LABELS).tolist() == pytest.approx([-math.log(p) for p in wanted])
-    assert audit.label_histogram(LOGITS).tolist() == [0.5, 0.5, 0.0]
+    assert outputs.confidence(LOGITS, LABELS).tolist() == pytest.approx(wanted, rel=1e-12)
+    assert outputs.losses(LOGITS, LABELS).tolist() == pytest.approx([-math.log(p) for p in wanted])
+    assert outputs.label_histogram(LOGITS).tolist() == [0.5, 0.5, 0.0]
 
 
 def test_perfect_constant_and_random_predictions():
@@ -33,20 +33,20 @@ def test_perfect_constant_and_random_predictions():
     constant = torch.zeros(1000, 10)
     constant[:, 7] = 1
     random = torch.randn(1000, 10, generator=torch.Generator().manual_seed(0))
-    assert audit.accuracy(perfect, labels) == 1
-    assert audit.accuracy(constant, labels) == 0.1
-    assert 0.07 < audit.accuracy(random, labels) < 0.13
-    assert audit.label_histogram(constant).tolist() == [0] * 7 + [1, 0, 0]
+    assert outputs.accuracy(perfect, labels) == 1
+    assert outputs.accuracy(constant, labels) == 0.1
+    assert 0.07 < outputs.accuracy(random, labels) < 0.13
+    assert outputs.label_histogram(constant).tolist() == [0] * 7 + [1, 0, 0]
 
 
 @given(st.integers(2, 6), st.integers(1, 30), st.integers(0, 99))
 def test_confidence_and_loss_are_one_thing(classes, n, seed):
     draw = torch.Generator().manual_seed(seed)
     logits, labels = torch.randn(n, classes, generator=draw), torch.arange(n) % classes
-    p = audit.confidence(logits, labels)
+    p = outputs.confidence(logits, labels)
     assert bool(((p >= 0) & (p <= 1)).all())
-    assert torch.allclose(-p.log(), audit.losses(logits, labels), atol=1e-9)
-    assert audit.label_histogram(logits).sum().item() == pytest.approx(1)
+    assert torch.allclose(-p.log(), outputs.losses(logits, labels), atol=1e-9)
+    assert outputs.label_histogram(logits).sum().item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_confidence_and_loss_are_one_thing(classes, n, seed):
         (torch.tensor([[0.0, float("inf")]]), torch.tensor([0])),
     ],
 )
-@pytest.mark.parametrize("metric", [audit.accuracy, audit.confidence, audit.losses])
+@pytest.mark.parametrize("metric", [outputs.accuracy, outputs.confidence, outputs.losses])
 def test_predictions_that_make_no_sense_are_refused(metric, logits, labels):
     with pytest.raises(InputError, match="logits"):
         metric(logits, labels)
@@ -75,8 +75,8 @@ def scores(mean, n, seed):
 
 def test_the_attack_on_groups_that_can_be_told_apart():
     members, strangers = scores(0.95, 300, 0), scores(0.5, 200, 1)
-    assert audit.mia_efficacy(members, strangers, scores(0.95, 50, 2)) == 0
-    assert audit.mia_efficacy(members, strangers, scores(0.5, 50, 3)) == 1
+    assert attacks.mia_efficacy(members, strangers, scores(0.95, 50, 2)) == 0
+    assert attacks.mia_efficacy(members, strangers, scores(0.5, 50, 3)) == 1
 
 
 def test_the_attack_equals_its_definition(monkeypatch):
@@ -86,7 +86,7 @@ def test_the_attack_equals_its_definition(monkeypatch):
     attack = SVC(C=3, gamma="auto", kernel="rbf")
     attack.fit(torch.cat([members, strangers])[:, None].numpy(), [1] * 40 + [0] * 40)
     wanted = float(np.mean(attack.predict(forget[:, None].numpy()) == 0))
-    found = audit.mia_efficacy(members, strangers, forget)  # equal sizes: all are used
+    found = attacks.mia_efficacy(members, strangers, forget)  # equal sizes: all are used
     assert found == wanted
     assert 0 < wanted < 1, "or the test would say nothing"
 
@@ -102,7 +102,7 @@ def test_the_attack_is_balanced(monkeypatch):
             return super().fit(x, y)
 
     monkeypatch.setattr(sklearn.svm, "SVC", Spy)
-    audit.mia_efficacy(scores(0.9, 500, 0), scores(0.9, 70, 1), scores(0.9, 5, 2))
+    attacks.mia_efficacy(scores(0.9, 500, 0), scores(0.9, 70, 1), scores(0.9, 5, 2))
     assert np.bincount(seen["truth"]).tolist() == [70, 70]
 
 
@@ -110,7 +110,7 @@ def test_shuffled_membership_gives_no_more_than_chance():
     draws = []
     for seed in range(20):
         everyone = scores(0.7, 900, seed)
-        draws.append(audit.mia_efficacy(everyone[:400], everyone[400:800], everyone[800:], seed))
+        draws.append(attacks.mia_efficacy(everyone[:400], everyone[400:800], everyone[800:], seed))
     assert abs(np.mean(draws) - 0.5) < 3 * np.std(draws) / math.sqrt(len(draws)) + 0.02
 
 
@@ -119,7 +119,7 @@ def test_the_attack_refuses_empty_groups_and_broken_scores():
     for groups in ((good[:0], good, good), (good, good[:0], good), (good, good, good[:0]),
                    (good, good * float("nan"), good)):  # fmt: skip
         with pytest.raises(InputError, match="at least one, all finite"):
-            audit.mia_efficacy(*groups)
+            attacks.mia_efficacy(*groups)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -146,12 +146,12 @@ def test_the_gaps_of_the_paper_are_found_again():
 
 
 def test_total_variation_worked_out_by_hand():
-    assert audit.total_variation([0.5, 0.5, 0], [0, 0.5, 0.5]) == 0.5
-    assert audit.total_variation([1, 0], [0, 1]) == 1
-    assert audit.total_variation([0.3, 0.7], [0.3, 0.7]) == 0
+    assert outputs.total_variation([0.5, 0.5, 0], [0, 0.5, 0.5]) == 0.5
+    assert outputs.total_variation([1, 0], [0, 1]) == 1
+    assert outputs.total_variation([0.3, 0.7], [0.3, 0.7]) == 0
     for one, other in (([1.0], [0.5, 0.5]), ([0.5, 0.4], [0.5, 0.5])):
         with pytest.raises(InputError, match="equal sizes"):
-            audit.total_variation(one, other)
+            outputs.total_variation(one, other)
 
 
 def row(method, seed, ua, ta=0.9):
@@ -182,7 +182,7 @@ def test_the_summary_has_mean_and_sample_deviation():
         [row("retrain", s, 1.0) for s in (0, 1)]
         + [row("finetune", s, u) for s, u in ((0, 0.8), (1, 0.9), (2, 1.0))]
     )
-    found = audit.summary(table)
+    found = statistics.summary(table)
     assert list(found.index) == ["retrain", "finetune"]
     assert found.loc["finetune", ("UA", "mean")] == pytest.approx(0.9)
     assert found.loc["finetune", ("UA", "sd")] == pytest.approx(0.1)
@@ -194,13 +194,13 @@ def test_paired_differences_equal_scipys_interval():
     rows = [(m, s, v) for m, column in values.items() for s, v in enumerate(column)]
     table = pd.DataFrame(rows, columns=["method", "seed", "Avg Gap"])
     wanted = stats.ttest_rel(values["a"], values["b"]).confidence_interval(0.9)
-    mean, low, high = audit.paired_difference(table, "a", "b", level=0.9)
+    mean, low, high = statistics.paired_difference(table, "a", "b", level=0.9)
     assert mean == pytest.approx(0.0625)
     assert (low, high) == pytest.approx((wanted.low, wanted.high))
     one = table[table.seed == 0]
-    assert audit.paired_difference(one, "a", "b") == (pytest.approx(-0.1), -math.inf, math.inf)
+    assert statistics.paired_difference(one, "a", "b") == (pytest.approx(-0.1), -math.inf, math.inf)
     with pytest.raises(InputError, match="common seed"):
-        audit.paired_difference(table, "a", "c")
+        statistics.paired_difference(table, "a", "c")
 
 
 def test_evaluation_measures_each_part_once_and_the_right_one(dataset, split, original):

@@ -7,14 +7,14 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
-from helpers import audit, plots, report, unlearning
+from helpers import audit, plots, report, statistics, unlearning
 
 
 @pytest.fixture(scope="module")
 def table():
     rng = np.random.default_rng(0)
     rows = [
-        {"method": m, "seed": s, **{k: rng.uniform() for k in audit.METRICS}, "seconds": 1.5,
+        {"method": m, "seed": s, **{k: rng.uniform() for k in audit.CLASSIC}, "seconds": 1.5,
          "trainable": 1234, "memory_mb": 3.25, "sparsity": 0.5}
         for m in unlearning.METHODS for s in range(3)
     ]  # fmt: skip
@@ -23,8 +23,14 @@ def table():
 
 def test_every_method_has_a_colour_and_a_marker_of_its_own():
     assert set(plots.COLORS) == set(plots.MARKERS) == set(unlearning.METHODS)
-    assert len(set(plots.COLORS.values())) == len(plots.COLORS)
     assert len(set(plots.MARKERS.values())) == len(plots.MARKERS)
+    assert len(set(PAPER.values())) == len(PAPER)
+    assert len(set(ALL.values())) == len(PAPER) + 2, "baselines and cheats: one colour a family"
+
+
+PAPER = {n: c for n, c in plots.COLORS.items()
+         if unlearning.METHODS[n].family in ("reference", "paper")}  # fmt: skip
+ALL = PAPER | {unlearning.METHODS[n].family: c for n, c in plots.COLORS.items() if n not in PAPER}
 
 
 # Viénot, Brettel & Mollon 1999: linear RGB as seen without L cones (protan) and M cones (deutan)
@@ -36,7 +42,7 @@ SEEN = {
 
 @pytest.mark.parametrize("kind", SEEN)
 def test_colour_blind_readers_can_tell_the_methods_apart(kind):
-    linear = {m: np.array(to_rgb(c)) ** 2.2 for m, c in plots.COLORS.items()}
+    linear = {m: np.array(to_rgb(c)) ** 2.2 for m, c in ALL.items()}
     seen = {m: (np.array(SEEN[kind]) @ c).clip(0, 1) ** (1 / 2.2) for m, c in linear.items()}
     names = list(seen)
     distance = {
@@ -117,13 +123,13 @@ def test_sample_images_shows_one_class_a_row(dataset):
 def test_cells_show_mean_and_spread_in_per_cent():
     rows = [{"method": "retrain", "seed": s, "UA": 1.0, "RA": 1.0, "TA": t, "MIA": 1.0,
              "seconds": 2.0} for s, t in ((0, 0.97), (1, 0.99))]  # fmt: skip
-    heading, row = report.cells(audit.summary(audit.compare(rows)))
+    heading, row = report.cells(statistics.summary(audit.compare(rows)))
     found = dict(zip(heading, row, strict=True))
     assert found["method"] == "retrain"
     assert found["TA %"] == "98.0 ± 1.4"
     assert found["Avg Gap pp"] == "0.50 ± 0.00"
     assert found["seeds"] == "2"
-    single = report.cells(audit.summary(audit.compare(rows[:1])))[1]
+    single = report.cells(statistics.summary(audit.compare(rows[:1])))[1]
     assert "–" in single, "a single oracle has no gap"
     assert not any("±" in cell or "nan" in cell for cell in single)
 

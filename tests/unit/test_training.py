@@ -199,7 +199,7 @@ def test_a_stop_during_the_last_evaluation_is_not_forgotten(
 def test_a_stop_while_the_loss_is_not_a_number_names_the_loss(cfg, dataset, split, tmp_path):
     with pytest.raises(InputError, match="diverged"):
         fit(on(cfg.device, small()), split.retain, dataset, SHORT, seed=0,
-            objective=lambda m, x, y: training.cross_entropy(m, x, y) * float("nan"),
+            objective=lambda m, x, y, share: training.cross_entropy(m, x, y) * float("nan"),
             checkpoint=tmp_path / "checkpoint.safetensors", after_step=PressStop(3))  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
@@ -251,6 +251,32 @@ def test_peak_memory_of_a_linear_layer_worked_out_by_hand(dataset, split):
     batch = 4 * 32 * 64  # the input is saved for the weight's gradient
     loss = 4 * 32 * 10 + 8 * 32 + 4  # log-probabilities, labels, the sum of the class weights
     assert found.peak_memory == weights + weights + adam + batch + loss
+
+
+def test_multiply_accumulates_of_a_linear_layer_worked_out_by_hand(dataset, split):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    one = fit(model, split.retain, dataset, Recipe(epochs=1, lr=0.1, batch_size=32), seed=0)
+    three = fit(model, split.retain, dataset, Recipe(epochs=3, lr=0.1, batch_size=32), seed=0)
+    # forward, and backward to the weight; the images need no gradient
+    assert one.macs == 2 * 640 * len(split.retain)
+    assert three.macs == 3 * one.macs
+
+
+def test_counting_leaves_no_trace(dataset, split):
+    """The same weights and statistics, whether or not the count is made."""
+    class Plain(training._Loop):
+        def count_macs(self, *_):
+            return 1
+
+    found = {}
+    for kind in (training._Loop, Plain):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(training, "_Loop", kind)
+            model = small()
+            fit(model, split.retain, dataset, SHORT, seed=0)
+            found[kind] = model.state_dict()
+    one, other = found.values()
+    assert all(torch.equal(one[k], other[k]) for k in one)
 
 
 def test_mixed_precision_trains_too(cfg, dataset, split):

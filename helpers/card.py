@@ -1,0 +1,802 @@
+"""The report card: what the evidence about one network supports, for whoever must answer for it.
+
+One list of sections is made from the record of an audit. The page for a browser, the page as
+Markdown and the JSON file are three renderings of that list, so that they cannot disagree. Every
+number comes from the record; names of classes, files and methods are escaped where they are
+rendered, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from html import escape
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from helpers import files
+from helpers.config import check
+
+SUPPORTED, REFUTED, UNTESTED = "supported", "not supported", "not tested"
+UTILITY = ("RA", "TA")  # here the original is expected to lie inside the band
+ENOUGH = 5  # oracles; with fewer the page says how wide the bands are
+
+# claim -> names of the metrics that can support it ("*" stands for any ending)
+CLAIMS: dict[str, tuple[str, ...]] = {
+    "It no longer names the class": ("UA", "UA_test"),
+    "On the other classes it works like a network that never saw the class": UTILITY,
+    "Its answers to images of the class are those of a network that never saw it": (
+        "TV", "JS", "activation", "ZRF",
+    ),
+    "Its features hold no more of the class than those of a network that never saw it": (
+        "linear_probe", "knn_probe", "head_refit", "CKA_*", "IDI",
+    ),
+    "The class comes back no sooner than in a network that never saw it": (
+        "relearn_*", "prototype_attack",
+    ),
+    "The membership attacks used here do not tell it from a network that never saw the class": (
+        "MIA*", "epsilon",
+    ),
+}  # fmt: skip
+
+# metrics that are no shares -> decimals
+DECIMALS = {"TV": 3, "JS": 3, "activation": 3, "ZRF": 3, "CKA_*": 3, "IDI": 3, "ToW": 3,
+            "relearn_steps": 2, "epsilon": 2}  # fmt: skip
+
+COSTS = {
+    "seconds": ("time of the unlearning stage", lambda v: f"{v:,.2f} s"),
+    "macs": ("multiply-accumulates in all", lambda v: f"{v / 1e9:,.2f} billion"),
+    "peak_memory": ("peak memory", lambda v: f"{v / 1e6:,.1f} MB"),
+    "trainable": ("trainable parameters", lambda v: f"{v:,.0f}"),
+    "file_bytes": ("size of the network's file", lambda v: f"{v / 1e3:,.1f} kB"),
+}
+
+KEYS = {
+    "record": ("about", "networks", "how", "metrics", "costs", "hardware", "versions", "date"),
+    "about": ("forgotten", "classes", "data", "data_sha256", "images", "seed", "level"),
+    "images": ("forget", "retain", "test_forget", "test_retain"),
+    "networks": ("model", "original", "oracles"),
+    "network": ("sha256", "architecture", "parameters", "zeros"),
+    "how": ("method", "summary", "config"),
+    "metric": ("name", "title", "group", "what", "value", "interval", "band", "oracles",
+               "original", "inside", "original_inside", "side"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page, as text.
+
+    Attributes:
+        caption: Says what it holds.
+        rows: The first one is the heading; the first cell of each names its row.
+        kind: ``numbers``, ``words`` or ``codes``: how the cells are set.
+
+    Source: this project.
+    Lesson: 05_evaluation, "Audit your own model".
+    """
+
+    caption: str
+    rows: list[list[str]]
+    kind: str = "words"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page, as text.
+
+    Attributes:
+        heading: Its heading.
+        paragraphs: Its text; the figure and the tables follow.
+        tables: Its tables.
+        figure: What the figure shows, for those who cannot see it; empty without a figure.
+
+    Source: this project.
+    Lesson: 05_evaluation, "Audit your own model".
+    """
+
+    heading: str
+    paragraphs: list[str]
+    tables: list[Table] = dataclasses.field(default_factory=list)
+    figure: str = ""
+
+
+def number(name: str, value: float | None) -> str:
+    """Write a value of a metric as the page does.
+
+    Args:
+        name: The metric's name; those in ``DECIMALS`` are plain numbers, all others shares.
+        value: The value, or None for none.
+
+    Returns:
+        Shares in per cent with one decimal, plain numbers with two or three decimals.
+
+    Source: this project.
+    Lesson: 05_evaluation, "Audit your own model".
+    """
+    if value is None:
+        return "–"
+    places = _decimals(name)
+    text = f"{100 * value:.1f}" if places is None else f"{value:.{places}f}"
+    text = text.removeprefix("-") if not float(text) else text  # no minus zero
+    return f"{text} %" if places is None else text
+
+
+def _decimals(name: str) -> int | None:
+    return next((places for known, places in DECIMALS.items() if fnmatchcase(name, known)), None)
+
+
+# ------------------------------------------------------------------------------- what may come in
+
+
+def _need(field: str, value: object, kind: str) -> None:
+    known = isinstance(value, Mapping)
+    missing = [key for key in KEYS[kind] if not known or key not in value]
+    received = sorted(map(str, value)) if known else type(value).__name__
+    lack = f"it lacks {', '.join(missing)}; audit the network again"
+    check(field, received, not missing, lack)
+
+
+def _check_plain(value: object, field: str, depth: int = 0) -> None:
+    """Refuse what JSON cannot hold, and name the place."""
+    if isinstance(value, Mapping | list | tuple):
+        check(field, "nested deeper", depth < 20, "records nest a few levels only")
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, part in pairs:
+            ok = isinstance(key, str) or not isinstance(value, Mapping)
+            check(field, key, ok, "keys are text")
+            _check_plain(part, f"{field}.{key}", depth + 1)
+        return
+    ok = value is None or isinstance(value, str | bool | int | float)
+    ok = ok and not (isinstance(value, float) and not math.isfinite(value))
+    check(field, value, ok, "plain data with finite numbers; measure it again")
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _checked(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the record if every part that the page needs is there and makes sense."""
+    _need("record", record, "record")
+    _check_plain(record, "record")
+    about, networks = record["about"], record["networks"]
+    _need("about", about, "about")
+    _need("about.images", about["images"], "images")
+    _need("networks", networks, "networks")
+    ok = isinstance(networks["oracles"], list) and len(networks["oracles"]) > 0
+    check("networks.oracles", networks["oracles"], ok, "a list with at least one network")
+    for name, network in _networks(record):
+        _need(name, network, "network")
+        ok = all(_number(network[key]) for key in ("parameters", "zeros"))
+        check(name, network, ok and isinstance(network["sha256"], str), "numbers and a hash")
+    _check_about(about)
+    if record["how"] is not None:
+        _need("how", record["how"], "how")
+        check("how.config", record["how"]["config"], isinstance(record["how"]["config"], Mapping),
+              "settings by name")  # fmt: skip
+    for key in ("hardware", "versions", "costs"):
+        ok = isinstance(record[key], Mapping) or (key == "costs" and record[key] is None)
+        check(key, record[key], ok, "values by name; measure it again")
+    for key, cost in (record["costs"] or {}).items():
+        check(f"costs.{key}", cost, cost is None or _number(cost) or key not in COSTS, "a number")
+    metrics = record["metrics"]
+    check("metrics", metrics, isinstance(metrics, list) and len(metrics) > 0, "at least one metric")
+    for metric in metrics:
+        _check_metric(metric)
+    names = [metric["name"] for metric in metrics]
+    check("metrics", names, len(set(names)) == len(names), "each name once")
+    return record
+
+
+def _check_about(about: Mapping[str, Any]) -> None:
+    classes, forgotten = about["classes"], about["forgotten"]
+    ok = isinstance(classes, list) and isinstance(forgotten, list) and len(forgotten) > 0
+    ok = ok and all(isinstance(c, int) and 0 <= c < len(classes) for c in forgotten)
+    check("about.forgotten", forgotten, ok, "a list of indices into about.classes")
+    counts = about["images"]
+    ok = all(isinstance(counts[key], int) and counts[key] > 0 for key in KEYS["images"])
+    check("about.images", dict(counts), ok, "whole numbers of images, at least one each")
+    ok = _number(about["level"]) and 0 < about["level"] < 1
+    check("about.level", about["level"], ok, "a confidence level between 0 and 1")
+
+
+def _check_metric(metric: Mapping[str, Any]) -> None:
+    _need("metrics", metric, "metric")
+    name = metric["name"]
+    for key in ("name", "title", "group", "what"):
+        check(f"metrics.{name}.{key}", metric[key], isinstance(metric[key], str), "text")
+    for key in ("value", "original"):
+        check(f"metrics.{name}.{key}", metric[key], _number(metric[key]), "a finite number")
+    for key in ("interval", "band"):
+        ends = metric[key]
+        ok = isinstance(ends, list | tuple) and len(ends) == 2
+        ok = ok and all(_number(e) or (e is None and key == "band") for e in ends)
+        ok = ok and (None in ends or ends[0] <= ends[1])
+        ok = ok or (key == "interval" and ends is None)
+        check(f"metrics.{name}.{key}", ends, ok, "the lower end, then the upper one")
+    ok = isinstance(metric["oracles"], list) and all(map(_number, metric["oracles"]))
+    check(f"metrics.{name}.oracles", metric["oracles"], ok, "a list of finite numbers")
+    side = metric["side"]
+    check(f"metrics.{name}.side", side, side in ("both", "upper", "lower"), "both, upper or lower")
+    for key, value in (("inside", metric["value"]), ("original_inside", metric["original"])):
+        beyond = abs(_beyond(metric, value))
+        ok = isinstance(metric[key], bool)
+        ok = ok and (beyond <= 1e-9 if metric[key] else beyond > 0)  # inside by a rounding, or out
+        allowed = f"{value!r} and the band {_bounds(metric)} say otherwise; audit the network again"
+        check(f"metrics.{name}.{key}", metric[key], ok, allowed)
+
+
+def _networks(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    networks = record["networks"]
+    oracles = [(f"oracle {i}", oracle) for i, oracle in enumerate(networks["oracles"], 1)]
+    return [("audited network", networks["model"]), ("original", networks["original"]), *oracles]
+
+
+# ---------------------------------------------------------------------------- numbers in sentences
+
+
+def _bounds(metric: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Return the ends of the band that count: one alone where the metric is one-sided."""
+    low, high = metric["band"]
+    side = metric["side"]
+    return None if side == "upper" else low, None if side == "lower" else high
+
+
+def _beyond(metric: Mapping[str, Any], value: float) -> float:
+    """Return how far a value lies above the band, negative if below, 0 inside."""
+    low, high = _bounds(metric)
+    if high is not None and value > high:
+        return value - high
+    return min(value - low, 0.0) if low is not None else 0.0
+
+
+def _band(metric: Mapping[str, Any]) -> str:
+    ends = _bounds(metric)
+    if _decimals(metric["name"]) is None:  # a prediction may reach beyond what a share can be
+        ends = tuple(end if end is None else min(max(end, 0.0), 1.0) for end in ends)
+    low, high = (number(metric["name"], end) for end in ends)
+    if ends[0] == ends[1]:
+        return "no bound" if ends[0] is None else f"exactly {low}"
+    if "–" in (low, high):
+        return f"at most {high}" if low == "–" else f"at least {low}"
+    return f"{low.removesuffix(' %')} to {high}"
+
+
+def _size(name: str, size: float) -> str:
+    """Write a difference of two values of a metric."""
+    places = _decimals(name)
+    shown = f"{100 * size:.1f}" if places is None else f"{size:.{places}f}"
+    if not float(shown):
+        shown = f"less than {10.0 ** -(1 if places is None else places):g}"
+    return f"{shown} percentage points" if places is None else shown
+
+
+def _inside(metric: Mapping[str, Any]) -> str:
+    return f"{metric['title']} {number(metric['name'], metric['value'])} (band {_band(metric)})"
+
+
+def _outside(metric: Mapping[str, Any]) -> str:
+    beyond = _beyond(metric, metric["value"])
+    where = f"{_size(metric['name'], abs(beyond))} {'above' if beyond > 0 else 'below'} the band"
+    text = f"{metric['title']} {number(metric['name'], metric['value'])}, {where} ({_band(metric)})"
+    near = metric["interval"] or [metric["value"]]
+    reaches = any(_beyond(metric, end) * beyond <= 0 for end in near)
+    return f"{text}, though its interval reaches into it" if reaches else text
+
+
+def _blind(metric: Mapping[str, Any]) -> bool:
+    """Tell whether a metric takes the original itself for a network that never saw the class."""
+    return metric["original_inside"] and metric["name"] not in UTILITY
+
+
+def _joined(parts: Sequence[str], word: str = "and") -> str:
+    return f" {word} ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+
+
+# ------------------------------------------------------------------------------------------ claims
+
+
+def claims(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Judge what may be said about the network, and what may not.
+
+    A claim is supported only if every metric of it that was measured lies inside the band of the
+    oracles. Where none of them was measured, or none can tell the original from the oracles, it is
+    not tested. What no such evidence supports stands last.
+
+    Args:
+        record: From the audit: plain data with the keys in ``KEYS``.
+
+    Returns:
+        Rows with ``claim``, ``status`` ("supported", "not supported" or "not tested"), ``because``
+        (one sentence with values and bands) and ``metrics`` (names of those used).
+
+    Raises:
+        InputError: If the record lacks a key, holds a number that is not finite, or contradicts
+            itself.
+
+    Source: this project; why attacks on a population do not suffice: arXiv 2403.01218 (U-LiRA).
+    Lesson: 05_evaluation, "Audit your own model".
+    """
+    _checked(record)
+    return [_claim(record, text, names) for text, names in CLAIMS.items()] + _never(record)
+
+
+def _claim(record: Mapping[str, Any], text: str, names: Sequence[str]) -> dict[str, Any]:
+    used = [m for m in record["metrics"] if any(fnmatchcase(m["name"], n) for n in names)]
+    absent = [n for n in names if not any(fnmatchcase(m["name"], n) for m in used)]
+    status, because = _judged(used) if used else (UNTESTED, "")
+    if not used:
+        because = f"None of its metrics was measured: {', '.join(absent)}"
+    elif absent:
+        because += f"; not measured: {', '.join(absent)}"
+    return {"claim": text, "status": status, "because": f"{because}.",
+            "metrics": [m["name"] for m in used]}  # fmt: skip
+
+
+def _judged(used: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    inside = [m for m in used if m["inside"]]
+    outside = [_outside(m) for m in used if not m["inside"]]
+    seeing = [_inside(m) for m in inside if not _blind(m)]
+    blind = [_inside(m) for m in inside if _blind(m)]
+    parts = []
+    if outside:
+        parts.append(f"Outside the band: {'; '.join(outside)}")
+    if seeing:
+        parts.append(f"inside the band: {'; '.join(seeing)}")
+    if blind:
+        parts.append(
+            "inside the band, but so is the original, which means that this could not have caught "
+            f"anything here: {'; '.join(blind)}"
+        )
+    status = REFUTED if outside else SUPPORTED if seeing else UNTESTED
+    because = "; ".join(parts)
+    return status, because[:1].upper() + because[1:]
+
+
+def _never(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the claims that no record of this kind supports."""
+    about, oracles = record["about"], len(record["networks"]["oracles"])
+    epsilon = next((m for m in record["metrics"] if m["name"] == "epsilon"), None)
+    bound = "" if epsilon is None else (
+        f"; the epsilon of {number('epsilon', epsilon['value'])} measured here is what one attack "
+        "found, not a bound on all attacks"
+    )  # fmt: skip
+    because = {
+        "No attack can tell whether one image of the class was used": (
+            "Attacks on a whole population overstate privacy; an answer for one image needs the "
+            "likelihood ratios of U-LiRA over many shadow networks, which is not part of this page."
+        ),
+        "A formal guarantee, (ε, δ)-unlearning": (
+            f"Measurements cannot give it, only a proof about the method can{bound}."
+        ),
+        "The same would hold for other seeds or other data": (
+            f"The bands come from {_count(oracles, 'oracle')} and from "
+            f"{about['images']['test_forget']} test images of the class in “{about['data']}”: "
+            "other seeds or other data have bands of their own."
+        ),
+    }
+    return [{"claim": claim, "status": REFUTED, "because": why, "metrics": []}
+            for claim, why in because.items()]  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------- the page
+
+
+def _count(n: int, thing: str) -> str:
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"
+
+
+def _forgotten(record: Mapping[str, Any]) -> str:
+    about = record["about"]
+    names = [f"“{about['classes'][c]}”" for c in about["forgotten"]]
+    return f"class {names[0]}" if len(names) == 1 else f"classes {_joined(names)}"
+
+
+def _verdict(record: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> str:
+    judged = {status: [c["claim"] for c in found[: len(CLAIMS)] if c["status"] == status]
+              for status in (SUPPORTED, REFUTED, UNTESTED)}  # fmt: skip
+    what = _forgotten(record)
+    it = "it" if len(record["about"]["forgotten"]) == 1 else "them"
+    if judged[REFUTED] and found[0]["status"] == SUPPORTED:
+        text = f"This network no longer names {what}, but it is not like one that never saw {it}: "
+        text += f"this evidence does not support calling {it} forgotten."
+    elif judged[REFUTED]:
+        text = f"This evidence does not support saying that this network has forgotten {what}."
+    elif not judged[UNTESTED]:
+        text = "In everything measured here this network behaves like one that never saw "
+        text += f"{what}."
+    elif judged[SUPPORTED]:
+        text = f"Nothing measured here tells this network from one that never saw {what}, but not "
+        text += "everything was tested."
+    else:
+        text = f"This evidence does not show whether this network has forgotten {what}."
+    for status, listed in judged.items():
+        if listed:
+            quoted = "; ".join(f"“{claim}”" for claim in listed)
+            head = f"{status.capitalize()} ({len(listed)} of {len(CLAIMS)} claims)"
+            text += f" {head}: {quoted}."
+    inside, of = sum(m["inside"] for m in record["metrics"]), len(record["metrics"])
+    oracles = _count(len(record["networks"]["oracles"]), "oracle")
+    return (
+        f"{text} In all, {inside} of {_count(of, 'metric')} lie inside the band of {oracles}, "
+        "networks trained in the same way without these images. This is evidence and no proof; "
+        "what it can never show is listed with the claims."
+    )
+
+
+def _what_and_how(record: Mapping[str, Any]) -> Section:
+    about, how = record["about"], record["how"]
+    n = about["images"]
+    what = (
+        f"To be forgotten: {_forgotten(record)}, of the {len(about['classes'])} classes in "
+        f"“{about['data']}”. That is {n['forget']:,} training images; {n['test_forget']:,} test "
+        f"images show the result. To be kept: {n['retain']:,} training images and "
+        f"{n['test_retain']:,} test images of the other classes. Seed {about['seed']}."
+    )
+    if how is None:
+        made = "The network was made elsewhere: how it was made to forget is not known here, and "
+        return Section("What was forgotten, and how", [what, f"{made}its costs were not measured."])
+    made = f"Method: {how['method']}, {how['summary']}."
+    settings = [["setting", "value"], *([str(k), _value(v)] for k, v in how["config"].items())]
+    table = Table("Settings of the method", settings, "codes")
+    return Section("What was forgotten, and how", [what, made], [table])
+
+
+def _value(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _claims_section(found: Sequence[Mapping[str, Any]]) -> Section:
+    rows = [[c["claim"], c["status"], c["because"]] for c in found]
+    head = ["claim", "status", "because"]
+    tested, never = rows[: len(CLAIMS)], rows[len(CLAIMS) :]
+    text = "Only what is marked as supported may be said, and only together with its numbers."
+    return Section("What may be said", [text], [
+        Table("Claims that were put to the test", [head, *tested]),
+        Table("Claims that this evidence never supports", [head, *never]),
+    ])  # fmt: skip
+
+
+def _figure_section(record: Mapping[str, Any]) -> Section:
+    metrics = record["metrics"]
+    outside = [_outside(m) for m in metrics if not m["inside"]]
+    listed = f"Outside: {'; '.join(outside)}." if outside else "Outside: none."
+    shown = f"{_count(len(metrics), 'metric')}, one a row. Inside: {len(metrics) - len(outside)}."
+    text = (
+        "Where the network lies, one metric a row. The band of the oracles is scaled to the same "
+        "width in every row; dots are oracles, a cross is the original, a diamond the audited "
+        "network. What lies far outside is written at the edge."
+    )
+    return Section("The figure", [text], figure=f"{shown} {listed}")
+
+
+def _metrics_section(record: Mapping[str, Any]) -> Section:
+    metrics = record["metrics"]
+    interval = f"interval ({record['about']['level']:.1%})".replace(".0%", "%").replace("%", " %")
+    rows = [["metric", "group", "value", interval, "band", "original", "network is"]]
+    for m in metrics:
+        ends = [number(m["name"], end) for end in m["interval"] or ()]
+        between = f"{ends[0].removesuffix(' %')} to {ends[1]}" if ends else "–"
+        network, original = ("inside" if m[k] else "outside" for k in ("inside", "original_inside"))
+        rows.append([m["title"], m["group"], number(m["name"], m["value"]), between, _band(m),
+                     f"{number(m['name'], m['original'])} ({original})", network])  # fmt: skip
+    meanings = [["metric", "name", "what is measured"]]
+    meanings += [[m["title"], m["name"], m["what"]] for m in metrics]
+    return Section("Every metric", _cautions(record), [
+        Table("Every metric beside the band of the oracles", rows, "numbers"),
+        Table("What each metric measures", meanings),
+    ])  # fmt: skip
+
+
+def _cautions(record: Mapping[str, Any]) -> list[str]:
+    texts = []
+    blind = [m["title"] for m in record["metrics"] if _blind(m)]
+    if blind:
+        texts.append(
+            f"Here the original lies inside the band too: {', '.join(blind)}. Such a metric does "
+            "not separate it from networks that never saw the class and could not have caught "
+            "anything here."
+        )
+    oracles = len(record["networks"]["oracles"])
+    if oracles < ENOUGH:
+        texts.append(_width(record["metrics"], oracles))
+    return texts
+
+
+def _width(metrics: Sequence[Mapping[str, Any]], oracles: int) -> str:
+    """Say how wide bands from few oracles are."""
+    text = f"The bands rest on {_count(oracles, 'oracle')} alone, fewer than {ENOUGH}."
+    spans = {m["title"]: m["band"][1] - m["band"][0] for m in metrics
+             if None not in _bounds(m) and _decimals(m["name"]) is None}  # fmt: skip
+    if spans:
+        widest = max(spans, key=spans.__getitem__)
+        half = _size("", statistics.median(spans.values()))
+        text += f" Among shares the band is therefore {half} wide in the middle case and "
+        text += f"{_size('', spans[widest])} in the widest ({widest})."
+    return text + " A difference smaller than its band would not be seen."
+
+
+def _costs_section(record: Mapping[str, Any]) -> Section:
+    if not record["costs"]:
+        return Section("Costs", ["The costs were not measured."])
+    rows = [["cost", "measured"]]
+    for key, value in record["costs"].items():
+        title, how = COSTS.get(key, (key, _value))
+        rows.append([title, "–" if value is None else how(value)])
+    return Section("Costs", [], [Table("What forgetting cost", rows, "numbers")])
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Compute the SHA-256 of settings, whatever their order.
+
+    Args:
+        config: Plain data.
+
+    Returns:
+        64 hexadecimal digits, of the JSON with sorted keys in UTF-8.
+
+    Source: FIPS 180-4.
+    Lesson: 05_evaluation, "Audit your own model".
+    """
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def _hashes_section(record: Mapping[str, Any]) -> Section:
+    how = record["how"]
+    rows = [["what", "SHA-256"], ["data", record["about"]["data_sha256"]]]
+    rows.append(["settings", config_hash(how["config"]) if how else "–"])
+    rows += [[name, network["sha256"]] for name, network in _networks(record)]
+    networks = [["network", "architecture", "parameters", "zeros"]]
+    networks += [[name, str(n["architecture"]), f"{n['parameters']:,}", f"{n['zeros']:.1%}"]
+                 for name, n in _networks(record)]  # fmt: skip
+    text = "Whoever has the same files can check that this page speaks of them. The settings are "
+    return Section("Which files", [f"{text}hashed as JSON with sorted keys."], [
+        Table("Hashes of data, settings and networks", rows, "codes"),
+        Table("The networks", networks, "numbers"),
+    ])  # fmt: skip
+
+
+def _origin_section(record: Mapping[str, Any]) -> Section:
+    rows = [["what", "value"], ["date", str(record["date"])]]
+    for key in ("hardware", "versions"):
+        rows += [[f"{key}: {name}", _value(value)] for name, value in record[key].items()]
+    return Section("Where and when", [], [Table("Hardware, versions and date", rows, "codes")])
+
+
+def _guide(record: Mapping[str, Any]) -> Section:
+    chance = f"{1 - record['about']['level']:.1%}".removesuffix(".0%").removesuffix("%")
+    return Section("How to read this page", [
+        "Oracles are networks trained in the same way on the images to be kept alone. They are "
+        "what a network would be that never saw the class. No two are the same; the band says how "
+        "far they differ by themselves. The original was trained on everything.",
+        "Inside the band is good, and better than inside does not exist: beyond the band on the "
+        "side that looks better is outside, too, unless the metric counts one side alone.",
+        "The interval says how far a value could move with other images of the same kind. A metric "
+        "whose band holds the original as well cannot tell forgetting from not forgetting. "
+        "Accuracy on the other classes is the exception: there the original belongs inside.",
+        "One metric outside its band is enough to leave a claim without support; many inside are "
+        f"no proof. By chance alone a network that never saw the class misses about {chance} % "
+        "of the bands; so look at how far outside, not only whether.",
+    ])  # fmt: skip
+
+
+def _sections(record: Mapping[str, Any]) -> list[Section]:
+    found = claims(record)
+    return [
+        Section("Verdict", [_verdict(record, found)]), _what_and_how(record),
+        _claims_section(found), _figure_section(record), _metrics_section(record),
+        _costs_section(record), _hashes_section(record), _origin_section(record), _guide(record),
+    ]  # fmt: skip
+
+
+def _title(record: Mapping[str, Any]) -> str:
+    return f"Was it forgotten? {_forgotten(record).capitalize()} of “{record['about']['data']}”"
+
+
+# ----------------------------------------------------------------------------------- as Markdown
+
+# control characters, lone surrogates, and marks that turn the direction of text around
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+
+
+def _clean(text: str) -> str:
+    return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
+
+
+def _marked(text: str) -> str:
+    """Escape everything that Markdown, or HTML inside of it, would take for a mark."""
+    text = escape(_clean(text), quote=False)
+    return re.sub(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w)|://)", r"\\\1", text)
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """Write the report card as Markdown.
+
+    Args:
+        record: As for :func:`claims`.
+
+    Returns:
+        The page; the figure is told in words.
+
+    Raises:
+        InputError: As :func:`claims`.
+
+    Source: GitHub-flavoured Markdown.
+    Lesson: 05_evaluation, "Audit your own model".
+    """
+    from helpers import report
+
+    sections = _sections(record)
+    lines = [f"# {_marked(_title(record))}"]
+    for section in sections:
+        lines.append(f"## {section.heading}")
+        lines += [_marked(text) for text in section.paragraphs]
+        lines += [f"*Figure:* {_marked(section.figure)}"] if section.figure else []
+        for table in section.tables:
+            rows = [[_marked(cell) for cell in row] for row in table.rows]
+            text = report.markdown_table(rows).rstrip()
+            if table.kind != "numbers":
+                text = text.replace("---:", "---", len(rows[0]))
+            lines += [f"**{_marked(table.caption)}**", text]
+    return "\n\n".join(lines) + "\n"
+
+
+# --------------------------------------------------------------------------------------- as HTML
+
+_STYLE = """
+:root { color-scheme: light dark; --page: #ffffff; --ink: #1b1b1b; --soft: #595959;
+  --line: #c9c9c9; --yes: #00547f; --no: #a33b00; --open: #595959; --stripe: #f5f5f5; }
+@media (prefers-color-scheme: dark) { :root { --page: #181818; --ink: #ececec; --soft: #b4b4b4;
+  --line: #4d4d4d; --yes: #7cc4f0; --no: #ffa36b; --open: #b4b4b4; --stripe: #222222; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 58rem; background: var(--page);
+  color: var(--ink); font: 1rem/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif;
+  overflow-wrap: break-word; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 1rem; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--line); }
+.verdict { border-left: .35rem solid var(--ink); padding: .2rem 0 .2rem 1rem; margin: 0; }
+.wide { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; width: 100%; font-size: .86rem; line-height: 1.4; }
+caption { text-align: left; font-weight: 600; padding: .3rem 0; color: var(--soft); }
+th, td { padding: .3rem .55rem; text-align: left; vertical-align: top;
+  border-bottom: 1px solid var(--line); }
+thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; }
+tbody th { font-weight: 600; }
+tbody tr:nth-child(even) { background: var(--stripe); }
+.numbers td { font-variant-numeric: tabular-nums; white-space: nowrap; }
+.words tbody th { width: 27%; }
+.codes tbody th { width: 27%; font-weight: 400; }
+.codes td { font-family: ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
+.yes, .no, .open { font-weight: 600; white-space: nowrap; }
+.yes { color: var(--yes); } .no { color: var(--no); } .open { color: var(--open); }
+.yes::before { content: "\\2713\\00a0"; } .no::before { content: "\\2717\\00a0"; }
+.open::before { content: "?\\00a0"; }
+figure { margin: 1rem 0; }
+img { display: block; max-width: 100%; height: auto; background: #ffffff; }
+@media print { :root { color-scheme: light; --page: #ffffff; --ink: #000000; --soft: #404040;
+  --line: #999999; --yes: #00547f; --no: #8a3200; --open: #404040; --stripe: #ffffff; }
+  body { max-width: none; padding: 0; font-size: 10pt; } table { font-size: 8pt; }
+  .wide { overflow: visible; } h2, caption { break-after: avoid; }
+  tr, figure { break-inside: avoid; } thead { display: table-header-group; } }
+"""
+_MARKS = {SUPPORTED: "yes", REFUTED: "no", UNTESTED: "open", "inside": "yes", "outside": "no"}
+
+
+def _safe(text: str) -> str:
+    return escape(_clean(text), quote=True)
+
+
+def html(record: Mapping[str, Any]) -> str:
+    """Write the report card as one file for a browser or a printer.
+
+    Args:
+        record: As for :func:`claims`.
+
+    Returns:
+        The page; style and figure are inside, it runs no script and loads nothing.
+
+    Raises:
+        InputError: As :func:`claims`.
+
+    Source: HTML Living Standard; WCAG 2.2 for contrast, headings of tables and text of the figure.
+    Lesson: 05_evaluation, "Audit your own model".
+    """
+    sections = _sections(record)
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    body = "\n".join(_html_section(section, record) for section in sections)
+    title = _safe(_title(record))
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<h1>{title}</h1>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _html_section(section: Section, record: Mapping[str, Any]) -> str:
+    kind = ' class="verdict"' if section.heading == "Verdict" else ""
+    parts = [f"<section>\n<h2>{_safe(section.heading)}</h2>"]
+    parts += [f"<p{kind}>{_safe(text)}</p>" for text in section.paragraphs]
+    if section.figure:
+        source, alt = f"data:image/png;base64,{_picture(record)}", _safe(section.figure)
+        parts.append(f'<figure><img src="{source}" alt="{alt}"></figure>')
+    return "\n".join([*parts, *map(_html_table, section.tables), "</section>"])
+
+
+def _html_table(table: Table) -> str:
+    head, *body = table.rows
+    caption = _safe(table.caption)
+    top = "".join(f'<th scope="col">{_safe(cell)}</th>' for cell in head)
+    lines = [
+        f'<tr><th scope="row">{_safe(first)}</th>{"".join(map(_html_cell, rest))}</tr>'
+        for first, *rest in body
+    ]
+    return (
+        f'<div class="wide" role="region" aria-label="{caption}" tabindex="0">'
+        f'<table class="{table.kind}">\n<caption>{caption}</caption>\n'
+        f"<thead><tr>{top}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody></table></div>"
+    )
+
+
+def _html_cell(text: str) -> str:
+    mark = f' class="{_MARKS[text]}"' if text in _MARKS else ""
+    return f"<td{mark}>{_safe(text)}</td>"
+
+
+def _picture(record: Mapping[str, Any]) -> str:
+    """Return the figure as a PNG in base64; the same record gives the same bytes."""
+    import matplotlib.pyplot as plt
+
+    from helpers import plots
+
+    with plt.rc_context(), io.BytesIO() as file:
+        plots.style()
+        rows = [{**m, "title": shorten(_clean(m["title"]), 40)} for m in record["metrics"]]
+        figure = plots.oracle_bands(rows, write=number).figure
+        figure.savefig(file, format="png", dpi=130, facecolor="white", metadata={"Software": None})
+        plt.close(figure)
+        return base64.b64encode(file.getvalue()).decode()
+
+
+def write(record: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+    """Write the report card in its three forms. Each file is whole or absent.
+
+    Args:
+        record: As for :func:`claims`.
+        folder: Where to; made if needed.
+
+    Returns:
+        The files ``report.html``, ``report.json`` (the record, with the page as text) and
+        ``report.md``, by name.
+
+    Raises:
+        InputError: As :func:`claims`; nothing is written then.
+        FileProblem: If the folder cannot be written.
+
+    Source: this project.
+    Lesson: 05_evaluation, "Audit your own model".
+    """
+    page = [dataclasses.asdict(section) for section in _sections(record)]
+    content = {**record, "claims": claims(record), "verdict": page[0]["paragraphs"][0],
+               "page": page}  # fmt: skip
+    texts = {"report.html": html(record), "report.md": markdown(record)}
+    paths = {"report.json": files.write_json(Path(folder) / "report.json", content)}
+    for name, text in texts.items():
+        paths[name] = _write_text(Path(folder) / name, text)
+    return paths
+
+
+def _write_text(path: Path, text: str) -> Path:
+    return files.write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))

@@ -1,0 +1,160 @@
+"""What the methods change without training: cheats, and steps that come before the training.
+
+Each takes the network, which it changes in place, and returns what that cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from helpers import models, objectives
+from helpers.config import check
+from helpers.data import ClassSplit, Dataset, ImageSet, batches
+
+MASKED = -1e4  # instead of minus infinity: finite, and no probability is left at any precision
+Edit = Callable[[nn.Module, ClassSplit, Dataset, float | None], int]
+
+
+@torch.no_grad()
+def logit_mask(
+    model: nn.Module, split: ClassSplit, dataset: Dataset, strength: float | None = None
+) -> int:
+    """Overwrite the logit of the forgotten classes: nothing is forgotten. In place.
+
+    Args:
+        model: Any network with a linear classifier that has a bias.
+        split: Gives the forgotten classes.
+        dataset: Unused.
+        strength: Unused.
+
+    Returns:
+        Images that had to be passed through the network: 0.
+
+    Raises:
+        InputError: If the classifier has no bias.
+
+    Source: defect 10 of the paper; the cheat that passes UA, MIA, RA and TA.
+    Lesson: 05_evaluation, "Four classic numbers".
+    """
+    head = _head(model)
+    for row in split.forgotten:
+        head.weight[row] = 0
+        head.bias[row] = MASKED
+    return 0
+
+
+@torch.no_grad()
+def prototype(
+    model: nn.Module, split: ClassSplit, dataset: Dataset, strength: float | None = None
+) -> int:
+    """Turn the classifier's rows of the forgotten classes against their mean feature. In place.
+
+    Args:
+        model: Any network with a linear classifier that has a bias.
+        split: Gives the forgotten classes and their images.
+        dataset: Gives the normalisation.
+        strength: Unused.
+
+    Returns:
+        Images that had to be passed through the network.
+
+    Raises:
+        InputError: If the classifier has no bias.
+
+    Source: a cheat: the features, and with them all knowledge, stay as they are.
+    Lesson: 05_evaluation, "Four classic numbers".
+    """
+    head, kept = _head(model), []
+    hook = head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+    try:
+        with models.evaluating(model):
+            for images, _ in batches(split.forget, 1000):
+                model(dataset.normalise(images))
+    finally:
+        hook.remove()
+    features = torch.cat(kept)
+    others = [c for c in range(len(head.bias)) if c not in split.forgotten]
+    for row in split.forgotten:
+        against = -features[split.forget.labels == row].mean(0)
+        length = head.weight[others].norm(dim=1).max()
+        head.weight[row] = against / against.norm().clamp_min(1e-12) * length
+        head.bias[row] = head.bias[others].min()
+    return len(split.forget)
+
+
+@torch.no_grad()
+def negate(
+    model: nn.Module, split: ClassSplit, dataset: Dataset, strength: float | None = None
+) -> int:
+    """Change the sign of the first layer's weights, which throws the next layers off. In place.
+
+    Args:
+        model: Any network of convolutions or linear layers.
+        split: Unused: the images of the class are not needed.
+        dataset: Unused.
+        strength: Unused.
+
+    Returns:
+        Images that had to be passed through the network: 0.
+
+    Source: Khalil et al. 2025, NoT (arXiv 2503.05657): negation, then fine-tuning on the rest.
+    Lesson: 04_class_unlearning, "A table of methods".
+    """
+    order = models.call_order(model)
+    named = dict(model.named_modules())
+    first = next(n for n in order if isinstance(named[n], nn.Conv2d | nn.Linear))
+    named[first].weight.neg_()
+    return 0
+
+
+@torch.no_grad()
+def dampen(
+    model: nn.Module, split: ClassSplit, dataset: Dataset, strength: float | None = None
+) -> int:
+    """Shrink the weights that matter more to the forget set than to all images. In place.
+
+    Args:
+        model: Any network that :func:`torch.func.vmap` can differentiate image by image.
+        split: Gives the forget set.
+        dataset: Gives all training images and the normalisation.
+        strength: How many times as important to the forget set a weight must be to be chosen; 10
+            unless given.
+
+    Returns:
+        Images that had to be passed through the network, a backward pass counted as two.
+
+    Raises:
+        InputError: If the strength is not positive.
+
+    Source: Foster et al. 2023, SSD (arXiv 2308.07707), equations 3 and 4, with lambda = 1.
+    Lesson: 04_class_unlearning, "A table of methods".
+    """
+    alpha = 10.0 if strength is None else strength
+    check("strength", alpha, alpha > 0, "above 0")
+    every = ImageSet(
+        torch.cat([split.retain.images, split.forget.images]),
+        torch.cat([split.retain.labels, split.forget.labels]),
+    )
+    mine, all_ = (objectives.fisher(model, part, dataset) for part in (split.forget, every))
+    for name, weight in model.named_parameters():
+        chosen = mine[name] > alpha * all_[name]
+        factor = (all_[name] / mine[name].clamp_min(1e-30)).clamp_max(1)
+        weight.copy_(torch.where(chosen, weight * factor, weight))
+    return 3 * (len(every) + len(split.forget))
+
+
+def _head(model: nn.Module) -> nn.Linear:
+    head = model.get_submodule(models.layers(model).head)
+    check("classifier", "no bias", head.bias is not None, "a linear layer with a bias")
+    return head
+
+
+EDITS: dict[str, Edit] = {
+    "logit_mask": logit_mask,
+    "prototype": prototype,
+    "negate": negate,
+    "dampen": dampen,
+}

@@ -1,0 +1,603 @@
+"""What do the features still know? Measurements that never ask the classifier's row of the class.
+
+A network may answer as if it had never seen a class and still carry it inside: then a new
+classifier brings it back. Everything here reads the inside, so that a row that was overwritten, or
+a logit that was masked, changes nothing. Compare with oracles: their features know something too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from helpers import models
+from helpers.config import InputError, check
+from helpers.data import Dataset, ImageSet, batches
+
+HEAD_INPUT = "features"  # the key of what the classifier receives, whatever the network calls it
+PENALTY = 1.0  # of the linear probe; a standardised feature has variance 1, see linear_probe
+LEAST_INFORMATION = 0.01  # nats: below it the original and the oracle cannot be told apart
+_DEAD = 1e-6  # a feature whose deviation is below this share of the largest one is constant
+
+
+# ------------------------------------------------------------------------------------------------
+# reading the inside
+
+
+@torch.no_grad()
+def collect(
+    model: nn.Module, part: ImageSet, dataset: Dataset, names: Iterable[str], batch_size: int = 1000
+) -> dict[str, Tensor]:
+    """Compute the outputs of some modules, and what the classifier receives.
+
+    Args:
+        model: The network; its mode is restored and its hooks are removed afterwards.
+        part: N images, at least one.
+        dataset: Gives the normalisation.
+        names: Full names of modules; ``HEAD_INPUT`` stands for the input of the classifier.
+        batch_size: Images per pass; at least 1.
+
+    Returns:
+        Name -> (N, K) float32 on the CPU, flattened, in the order in which the modules are called.
+        Of a module that is called twice the last output counts.
+
+    Raises:
+        InputError: If there are no images, a module does not exist or is never called, or its
+            output is not one tensor with a row an image.
+
+    Source: PyTorch's forward hooks.
+    Lesson: 05_evaluation, "What the features still know".
+    """
+    names = tuple(dict.fromkeys(names))
+    check("images", len(part), len(part) > 0, "at least one image")
+    check("batch_size", batch_size, batch_size >= 1, "at least 1")
+    kept: dict[str, list[Tensor]] = {}
+    with models.evaluating(model):
+        for images, _ in batches(part, batch_size):
+            found = _outputs(model, dataset.normalise(images), names)
+            for name, rows in found.items():
+                kept.setdefault(name, []).append(rows)
+    return {name: torch.cat(rows) for name, rows in kept.items()}
+
+
+def _outputs(model: nn.Module, images: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Pass one batch through the network and catch what was asked for."""
+    known, caught, hooks = dict(model.named_modules()), {}, []
+    for name in names:
+        hidden = name == HEAD_INPUT
+        check("names", name, hidden or name in known, f"a module of the network or {HEAD_INPUT!r}")
+    try:
+        for name in names:
+            if name == HEAD_INPUT:
+                hooks.append(known[models.layers(model).head].register_forward_pre_hook(
+                    lambda _, inputs: caught.__setitem__(HEAD_INPUT, inputs[0])))  # fmt: skip
+            else:
+                hooks.append(known[name].register_forward_hook(
+                    lambda _, __, out, name=name: caught.__setitem__(name, out)))  # fmt: skip
+        model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name in names:
+        check("names", name, name in caught, "a module that the network calls")
+        ok = isinstance(caught[name], Tensor) and len(caught[name]) == len(images)
+        check("names", name, ok, "a module that returns one tensor with a row an image")
+    return {name: rows.detach().flatten(1).float().cpu() for name, rows in caught.items()}
+
+
+def points(model: nn.Module) -> tuple[str, ...]:
+    """List the measuring points of a network: the last layer of every stage.
+
+    Args:
+        model: One of ours, or any network that :func:`helpers.models.layers` can read.
+
+    Returns:
+        Names, in the order of the calls where the network says what it takes (``input_shape``),
+        else in the order of registration. Callers add ``HEAD_INPUT``.
+
+    Raises:
+        InputError: If the network has no classifier, or nothing before it.
+
+    Source: the blocks at whose ends the IDI paper measures (arXiv 2405.17878).
+    Lesson: 05_evaluation, "What the features still know".
+    """
+    found = [stage[-1] for stage in models.layers(model).stages]
+    if getattr(model, "input_shape", None) is not None:
+        order = {name: i for i, name in enumerate(models.call_order(model))}
+        found.sort(key=lambda name: order.get(name, len(order)))
+    return tuple(found)
+
+
+def penultimate(model: nn.Module, part: ImageSet, dataset: Dataset) -> Tensor:
+    """Compute what the classifier receives.
+
+    Args:
+        model: The network; stays as it is.
+        part: N images, at least one.
+        dataset: Gives the normalisation.
+
+    Returns:
+        (N, K) float32 on the CPU.
+
+    Raises:
+        InputError: As :func:`collect`.
+
+    Source: the usual "features" of a probe.
+    Lesson: 05_evaluation, "What the features still know".
+    """
+    return collect(model, part, dataset, [HEAD_INPUT])[HEAD_INPUT]
+
+
+# ------------------------------------------------------------------------------------------------
+# new classifiers on frozen features
+
+
+def linear_probe(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    forgotten: int | Iterable[int],
+) -> float:
+    """Fit a linear classifier on frozen features and measure it on the forgotten class.
+
+    Ridge regression on one column a class, with standardised features: one small linear system,
+    the same answer everywhere. The penalty is as large as the variance of a feature. With a weak
+    one the classifier puts any class together from faint directions, which every network has: on
+    digits the oracle then reaches what the original does.
+
+    Args:
+        train_features: (N, K) float, of training images of all classes.
+        train_labels: (N,) int64.
+        test_features: (M, K) float, of test images; retained classes may be among them.
+        test_labels: (M,) int64.
+        forgotten: Index of the forgotten class, or of several.
+
+    Returns:
+        The share of the forgotten classes' test images that it gets right, in [0, 1].
+
+    Raises:
+        InputError: If sizes do not fit, a feature is not finite, there is one class only, or the
+            forgotten class has no training or no test images.
+
+    Source: Alain & Bengio 2016 (arXiv 1610.01644); ridge in place of logistic regression.
+    Lesson: 05_evaluation, "What the features still know".
+    """
+    groups = train_features, train_labels, test_features, test_labels
+    train, labels, test, truth = _checked(*groups, forgotten)
+    return _right(_ridge(train, labels, test), truth)
+
+
+def refit_head(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    forgotten: int | Iterable[int],
+    share: float = 0.02,
+    seed: int = 0,
+    draws: int = 5,
+) -> float:
+    """Fit a new classifier on very few images and measure it on the forgotten class.
+
+    Args:
+        train_features: (N, K) float, of training images of all classes.
+        train_labels: (N,) int64.
+        test_features: (M, K) float, of test images.
+        test_labels: (M,) int64.
+        forgotten: Index of the forgotten class, or of several.
+        share: Of each class's training images that are used, in (0, 1]; never fewer than two.
+        seed: Of the choice of images.
+        draws: Over how many choices the result is averaged; at least 1.
+
+    Returns:
+        The share of the forgotten classes' test images that it gets right, in [0, 1].
+
+    Raises:
+        InputError: As :func:`linear_probe`; if a class has only one training image.
+
+    Source: Jeon et al., IDI (arXiv 2405.17878): above 82 % for head-only unlearning, 41 % for the
+        oracle; with the ridge classifier of :func:`linear_probe`.
+    Lesson: 05_evaluation, "What the features still know".
+    """
+    check("share", share, 0 < share <= 1, "a share in (0, 1]")
+    groups = train_features, train_labels, test_features, test_labels
+    train, labels, test, truth = _checked(*groups, forgotten)
+    sizes = {c: max(2, round(share * n)) for c, n in _counts(labels).items()}
+    found = [
+        _right(_ridge(train[few], labels[few], test), truth)
+        for few in _few(labels, sizes, seed, draws)
+    ]
+    return sum(found) / len(found)
+
+
+def knn_probe(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    forgotten: int | Iterable[int],
+    k: int = 10,
+    per_class: int | None = 10,
+    seed: int = 0,
+    draws: int = 5,
+) -> float:
+    """Let the nearest training images vote, and measure it on the forgotten class.
+
+    Nearest by the cosine. Equal votes go to the class whose neighbours are nearer, then to the
+    lower index. With all training images a neighbour of the own class is always near on digits,
+    whatever the network knows; with few a class must lie together to win.
+
+    Args:
+        train_features: (N, K) float, of training images of all classes.
+        train_labels: (N,) int64.
+        test_features: (M, K) float, of test images.
+        test_labels: (M,) int64.
+        forgotten: Index of the forgotten class, or of several.
+        k: How many neighbours vote; from 1 to the number of images to choose from.
+        per_class: Training images of each class to choose from; None takes all of them, once.
+        seed: Of the choice of images.
+        draws: Over how many choices the result is averaged; at least 1.
+
+    Returns:
+        The share of the forgotten classes' test images that it gets right, in [0, 1].
+
+    Raises:
+        InputError: As :func:`linear_probe`; if a class has too few images, or k is too large.
+
+    Source: the weighted vote of Wu et al. 2018 (arXiv 1805.01978), without weights.
+    Lesson: 05_evaluation, "What the features still know".
+    """
+    groups = train_features, train_labels, test_features, test_labels
+    train, labels, test, truth = _checked(*groups, forgotten)
+    sizes = _counts(labels)
+    if per_class is not None:
+        sizes = dict.fromkeys(sizes, per_class)
+    check("k", k, 1 <= k <= sum(sizes.values()), f"from 1 to {sum(sizes.values())} neighbours")
+    chosen = _few(labels, sizes, seed, 1 if per_class is None else draws)
+    train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
+    found = [_right(_votes(test @ train[few].T, labels[few], k), truth) for few in chosen]
+    return sum(found) / len(found)
+
+
+def _votes(similarity: Tensor, labels: Tensor, k: int) -> Tensor:
+    nearest = similarity.sort(dim=1, descending=True, stable=True)  # topk leaves ties open
+    near, whose = nearest.values[:, :k], labels[nearest.indices[:, :k]]
+    votes = F.one_hot(whose, int(labels.max()) + 1).double()
+    return 4 * k * votes.sum(1) + (votes * near.unsqueeze(2)).sum(1)  # |second term| ≤ k
+
+
+def _ridge(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
+    """Fit one column a class by least squares with a penalty; return scores of the test images."""
+    mean, scale = _scale(train)
+    x, unseen = (train - mean) * scale, (test - mean) * scale
+    classes, column = labels.unique(return_inverse=True)
+    share = F.one_hot(column).double()
+    prior = share.mean(0)
+    n, width = x.shape
+    if width <= n:
+        gram = x.T @ x + PENALTY * n * torch.eye(width, dtype=x.dtype)
+        weight = torch.linalg.solve(gram, x.T @ (share - prior))
+    else:  # the same solution, through a system as large as the number of images
+        gram = x @ x.T + PENALTY * n * torch.eye(n, dtype=x.dtype)
+        weight = x.T @ torch.linalg.solve(gram, share - prior)
+    scores = torch.full((len(test), int(classes.max()) + 1), -math.inf, dtype=x.dtype)
+    scores[:, classes] = unseen @ weight + prior
+    return scores
+
+
+def _scale(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and what to multiply with: 1 / deviation, and 0 for features that are dead.
+
+    A dead feature would otherwise turn rounding errors, or the first test image on which it is not
+    constant, into the largest number of all.
+    """
+    deviation = features.std(0, correction=0)
+    alive = deviation > _DEAD * deviation.max()
+    return features.mean(0), torch.where(alive, 1 / deviation.clamp_min(1e-300), 0.0)
+
+
+def prototype_attack(
+    train_features: Tensor,
+    train_labels: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    test_features: Tensor,
+    test_labels: Tensor,
+    forgotten: int | Iterable[int],
+    k: int = 5,
+    draws: int = 10,
+    seed: int = 0,
+) -> float:
+    """Put the mean feature of a few images into the classifier's row and measure the class.
+
+    Nothing is trained. The row points from the mean of the retained images to the mean of k images
+    of the class, and has the mean length and the mean bias of the other rows: the shape that
+    trained classifiers take by themselves. The class's own row is never read. Public code of the
+    attack mixes the uncentred mean with the old row, and tunes the mixture: a masked row would then
+    stay masked, and behind a ReLU, where all features are positive, an uncentred row wins for every
+    network, the oracle too.
+
+    Args:
+        train_features: (N, K) float, of training images, the forgotten class's among them.
+        train_labels: (N,) int64.
+        weight: (C, K) float, of the classifier: ``model.get_submodule(layers(model).head).weight``.
+        bias: (C,) float, or None if the classifier has none.
+        test_features: (M, K) float, of test images.
+        test_labels: (M,) int64.
+        forgotten: Index of the forgotten class, or of several (each gets its row).
+        k: Images of each forgotten class; at least 1.
+        draws: Over how many choices of images the result is averaged; at least 1.
+        seed: Of the choice of images.
+
+    Returns:
+        The share of the forgotten classes' test images that are then recognised, in [0, 1].
+
+    Raises:
+        InputError: As :func:`linear_probe`; if the classifier does not fit the features, or there
+            are too few images.
+
+    Source: Ha et al., Spotter, ICML 2026 (arXiv 2506.01318), with the changes above; rows along
+        centred class means: Papyan et al. 2020 (arXiv 2008.08186), neural collapse.
+    Lesson: 05_evaluation, "What the features still know".
+    """
+    groups = train_features, train_labels, test_features, test_labels
+    train, labels, test, truth = _checked(*groups, forgotten)
+    weight = weight.detach().double().cpu()
+    bias = torch.zeros(len(weight)).double() if bias is None else bias.detach().double().cpu()
+    _check_head(weight, bias, train, labels)
+    gone = sorted(_classes(forgotten))
+    others = [c for c in range(len(weight)) if c not in gone]
+    check("classes", len(weight), bool(others), "at least one that is not forgotten")
+    _check_finite("weight", weight[others])  # the class's own row may hold anything
+    _check_finite("bias", bias[others])
+    retained = ~torch.isin(labels, torch.tensor(gone))
+    check("images", "all of forgotten classes", bool(retained.any()), "some of retained ones too")
+    centre = train[retained].mean(0)
+    length, level = weight[others].norm(dim=1).mean(), bias[others].mean()
+    logits = torch.full((len(test), len(weight)), -math.inf, dtype=torch.float64)
+    logits[:, others] = test @ weight[others].T + bias[others]
+    found = []
+    for few in _few(labels, dict.fromkeys(gone, k), seed, draws):
+        for c in gone:
+            row = train[few[labels[few] == c]].mean(0) - centre
+            logits[:, c] = test @ (F.normalize(row, dim=0) * length) + level
+        found.append(_right(logits, truth))
+    return sum(found) / len(found)
+
+
+def _check_head(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor) -> None:
+    ok = (
+        weight.ndim == 2 and weight.shape[1] == features.shape[1] and bias.shape == weight.shape[:1]
+    )
+    ok = ok and int(labels.max()) < len(weight)
+    fit = f"weight (C, {features.shape[1]}) and bias (C,), C above label {int(labels.max())}"
+    check("classifier", [tuple(weight.shape), tuple(bias.shape)], ok, fit)
+
+
+def _classes(forgotten: int | Iterable[int]) -> set[int]:
+    return {forgotten} if isinstance(forgotten, int) else {int(c) for c in forgotten}
+
+
+def _counts(labels: Tensor) -> dict[int, int]:
+    classes, counts = labels.unique(return_counts=True)
+    return dict(zip(classes.tolist(), counts.tolist(), strict=True))
+
+
+def _few(labels: Tensor, sizes: dict[int, int], seed: int, draws: int) -> list[Tensor]:
+    """Draw images of each class, several times; a (n,) int64 index for each time."""
+    check("draws", draws, draws >= 1, "at least 1")
+    mine = {c: (labels == c).nonzero().flatten() for c in sizes}
+    for c, size in sizes.items():
+        allowed = f"from 1 to the {len(mine[c])} training images of class {c}: use fewer"
+        check("images", size, 1 <= size <= len(mine[c]), allowed)
+    draw = torch.Generator().manual_seed(seed)
+    return [
+        torch.cat([mine[c][torch.randperm(len(mine[c]), generator=draw)[:size]]
+                   for c, size in sizes.items()])
+        for _ in range(draws)
+    ]  # fmt: skip
+
+
+def _checked(
+    train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, forgotten: int | Iterable[int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Check what the probes get; return it as float64 on the CPU, tested on the class alone."""
+    for name, rows, own in (("train_features", train, labels), ("test_features", test, truth)):
+        _check_rows(name, rows, own)
+    ok = train.shape[1] == test.shape[1]
+    check("features", [train.shape[1], test.shape[1]], ok, "as many in training as in test images")
+    labels, truth, gone = labels.cpu(), truth.cpu(), _classes(forgotten)
+    present = sorted(set(labels.tolist()))
+    check("labels", present, len(present) > 1, "at least two classes among the training images")
+    ok = bool(gone) and gone <= set(present) & set(truth.tolist())
+    check("forget", sorted(gone), ok, f"with training and test images; trained are {present}")
+    mine = torch.isin(truth, torch.tensor(sorted(gone)))
+    return train.detach().double().cpu(), labels, test.detach().double().cpu()[mine], truth[mine]
+
+
+def _check_rows(name: str, rows: Tensor, labels: Tensor | None = None) -> None:
+    ok = rows.ndim == 2 and 0 not in rows.shape
+    ok = ok and (labels is None or labels.shape == rows.shape[:1])
+    check(name, tuple(rows.shape), ok, "(N, K) with N and K at least 1, and a label a row")
+    _check_finite(name, rows)
+
+
+def _check_finite(name: str, values: Tensor) -> None:
+    check(name, "nan or inf", bool(values.isfinite().all()), "every number must be finite")
+
+
+def _right(scores: Tensor, truth: Tensor) -> float:
+    return (scores.argmax(1) == truth).double().mean().item()
+
+
+# ------------------------------------------------------------------------------------------------
+# similarity and information
+
+
+def cka(one: Tensor, other: Tensor) -> float:
+    """Compute the linear centred kernel alignment of two sets of features of the same images.
+
+    It does not change when either set is rotated, shifted or multiplied by a number.
+
+    Args:
+        one: (N, K) float; N at least 2.
+        other: (N, L) float, of the same images in the same order.
+
+    Returns:
+        A number in [0, 1]; 1 for the same features up to rotation, shift and scale. 0 where a set
+        is constant: a dead layer tells nothing about the images, so it has nothing in common with
+        a living one.
+
+    Raises:
+        InputError: If the sizes do not fit, there is one image only, or a feature is not finite.
+
+    Source: Kornblith et al. 2019 (arXiv 1905.00414), section 3, HSIC with linear kernels.
+    Lesson: 05_evaluation, "What the features still know".
+    """
+    for name, rows in (("one", one), ("other", other)):
+        _check_rows(name, rows)
+    ok = len(one) == len(other) >= 2
+    check("images", [len(one), len(other)], ok, "the same images in both, at least two")
+    x, y = (_centred(rows.detach().double().cpu()) for rows in (one, other))
+    if len(x) < max(x.shape[1], y.shape[1]):
+        first, second = x @ x.T, y @ y.T
+        common, sizes = (first * second).sum(), first.norm() * second.norm()
+    else:
+        common, sizes = (x.T @ y).square().sum(), (x.T @ x).norm() * (y.T @ y).norm()
+    return min(1.0, (common / sizes).item()) if sizes > 0 else 0.0
+
+
+def _centred(rows: Tensor) -> Tensor:
+    """Subtract the mean and divide by the size, so that nothing under- or overflows."""
+    centred = rows - rows.mean(0)
+    size, before = centred.abs().max(), rows.abs().max()
+    return centred / size if size > 1e-12 * before else torch.zeros_like(centred)
+
+
+def information(
+    train_z: Tensor,
+    train_y: Tensor,
+    test_z: Tensor,
+    test_y: Tensor,
+    seed: int = 0,
+    per_side: int = 50,
+    steps: int = 40,
+) -> float:
+    """Estimate the mutual information of features and of belonging to the forgotten class.
+
+    A critic f(z)·g(y) is fitted by InfoNCE: f has one hidden layer, g is one vector for each of the
+    two answers. It sees as many images of the class as others, so that the two answers in a batch
+    are equally frequent and the bound becomes log 2 less the cross-entropy of the two. It is read
+    off held-out images, weighted in the same way: what a critic learned by heart counts for
+    nothing. The f of the paper is a copy of the network's remaining layers.
+
+    Args:
+        train_z: (N, K) float, features of training images.
+        train_y: (N,) bool, or 0 and 1: whether the image shows the forgotten class.
+        test_z: (M, K) float, features of images that the critic does not see.
+        test_y: (M,) likewise.
+        seed: Of the choice of images and of the critic's first weights.
+        per_side: Training images of each side, at most; at least 2.
+        steps: Of the critic's optimiser; at least 1.
+
+    Returns:
+        A number in [0, log 2], in nats: a lower bound, up to the noise of the held-out images. Near
+        log 2 where the class can be told apart by a wide margin, 0 where not at all.
+
+    Raises:
+        InputError: If sizes do not fit, a feature is not finite, or a side has no images (in
+            training: fewer than two).
+
+    Source: van den Oord et al. 2018 (arXiv 1807.03748), InfoNCE; Jeon et al. (arXiv 2405.17878).
+    Lesson: 05_evaluation, "What the features still know".
+    """
+    check("per_side", per_side, per_side >= 2, "at least 2")
+    check("steps", steps, steps >= 1, "at least 1")
+    for name, z, y, least in (("train", train_z, train_y, 2), ("test", test_z, test_y, 1)):
+        _check_rows(f"{name}_z", z, y)
+        sides = torch.bincount(y.long().clamp(-1, 2).cpu() + 1, minlength=4)
+        ok = sides[[0, 3]].sum() == 0 and min(sides[1:3]) >= least
+        shown = f"{sides[2]} of the class and {sides[1]} others"
+        check(f"{name}_y", shown, bool(ok), f"0 and 1 only, at least {least} of each")
+    check("features", [train_z.shape[1], test_z.shape[1]], train_z.shape[1] == test_z.shape[1],
+          "as many in training as in test images")  # fmt: skip
+    train_y, test_y = train_y.long().cpu(), test_y.long().cpu()
+    size = min(per_side, int(torch.bincount(train_y).min()))
+    few = _few(train_y, {0: size, 1: size}, seed, 1)[0]
+    z = train_z.detach().float().cpu()
+    mean, scale = _scale(z.double())
+    z, unseen = (
+        ((rows.double() - mean) * scale / math.sqrt(z.shape[1])).float()
+        for rows in (z[few], test_z.detach().cpu())
+    )
+    return _bound(z, train_y[few], unseen, test_y, seed, steps)
+
+
+def _bound(z: Tensor, y: Tensor, unseen: Tensor, truth: Tensor, seed: int, steps: int) -> float:
+    """Fit the critic on balanced images and return InfoNCE on others, not below 0."""
+    draw, hidden = torch.Generator().manual_seed(seed), 16
+    enter = torch.randn(z.shape[1], hidden, generator=draw)
+    labels = torch.randn(hidden, 2, generator=draw) / math.sqrt(hidden)  # g(0) and g(1)
+    critic = [enter, torch.zeros(hidden), labels]
+    for parameter in critic:
+        parameter.requires_grad_()
+
+    def scores(rows: Tensor) -> Tensor:
+        return torch.relu(rows @ critic[0] + critic[1]) @ critic[2]
+
+    # the penalty keeps a critic of hundreds of weights and a hundred images from being too sure
+    optimizer = torch.optim.Adam(critic, lr=0.03, weight_decay=0.01)
+    with torch.enable_grad():
+        for _ in range(steps):
+            optimizer.zero_grad()
+            F.cross_entropy(scores(z), y).backward()
+            optimizer.step()
+    with torch.no_grad():
+        loss = F.cross_entropy(scores(unseen).double(), truth, reduction="none")
+    halves = [loss[truth == side].mean().item() for side in (0, 1)]
+    return max(0.0, math.log(2) - sum(halves) / 2)
+
+
+def idi(
+    model_info: Sequence[float], oracle_info: Sequence[float], original_info: Sequence[float]
+) -> float:
+    """Compute the Information Difference Index: which share of what should go is still there.
+
+    Args:
+        model_info: :func:`information` of the network, layer by layer, in nats.
+        oracle_info: Of a retrained one, or means over several, at the same layers.
+        original_info: Of the original, or means over several, at the same layers.
+
+    Returns:
+        0 where no layer knows more than the oracle's, 1 where all is still there; above 1 where a
+        network knows more than the original does.
+
+    Raises:
+        InputError: If the numbers of layers differ, one is not finite, or the original knows less
+            than 0.01 nats more than the oracle over all layers: there is then nothing to compare.
+
+    Source: Jeon et al., IDI (arXiv 2405.17878).
+    Lesson: 05_evaluation, "What the features still know".
+    """
+    layers = [list(map(float, info)) for info in (model_info, oracle_info, original_info)]
+    sizes = [len(info) for info in layers]
+    check("layers", sizes, min(sizes) == max(sizes) > 0, "the same number, at least one")
+    ok = all(math.isfinite(value) for info in layers for value in info)
+    check("information", "nan or inf", ok, "every number must be finite")
+
+    def above(info: Sequence[float]) -> float:
+        return sum(max(0.0, a - b) for a, b in zip(info, layers[1], strict=True))
+
+    excess = above(layers[2])
+    if excess < LEAST_INFORMATION:
+        raise InputError(
+            f"the original holds {excess:.4f} nats more than the oracle, over all layers: at least "
+            f"{LEAST_INFORMATION} are needed. These layers cannot tell the two apart: measure at "
+            "others, or average over more seeds"
+        )
+    return above(layers[0]) / excess

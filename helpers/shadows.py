@@ -1,0 +1,155 @@
+"""Attacks on single images: many networks that forgot, many that never saw the class.
+
+U-LiRA and KLoM ask of each image of the forget set how its margin is distributed over networks.
+That takes tens of networks for each method, so it is done on small networks and one class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from helpers import attacks, data, files, frozen, runs, unlearning
+from helpers.config import RunConfig, check, home
+from helpers.study import ORACLE_SEED
+from helpers.training import predict
+
+POINTS = 60  # of a ROC curve that are kept
+
+
+def run(
+    cfg: RunConfig,
+    methods: Sequence[str],
+    networks: int = 48,
+    targets: int = 16,
+    workers: int = 1,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Attack the networks of several methods image by image; go on where it was stopped.
+
+    Args:
+        cfg: Gives the class, the data, the network and the recipes.
+        methods: Names of methods that start from the original; ``retrain`` for the reference.
+        networks: Trained for each method, every one from an original of its own; and as many
+            oracles.
+        targets: Of these, the last ones are attacked; the others are the attacker's shadows.
+        workers: Processes.
+        progress: Whether to show a bar.
+
+    Returns:
+        A record of plain data: for each method the area under the ROC curve with its interval, the
+        true positive rate at 1 % false positives, points of the curve, and KLoM with half of the
+        networks; ``retrain`` gives what a further set of oracles has in their place.
+
+    Raises:
+        InputError: If there are too few networks, or a configuration cannot be run.
+        FileProblem: If a kept file is damaged or cannot be written.
+
+    Source: Hayes et al. 2024 (arXiv 2403.01218), U-LiRA; Georgiev et al. 2024 (arXiv 2410.23232),
+        KLoM.
+    Lesson: 05_evaluation, "Example by example".
+    """
+    from joblib import Parallel, delayed
+    from tqdm.auto import tqdm
+
+    check("targets", targets, 1 <= targets < networks, f"from 1 to {networks - 1}")
+    dataset = data.load_dataset(cfg, progress)
+    for name in methods:
+        unlearning.validate(cfg.but(method=name), dataset)
+    names = ["oracles", *methods]
+    seeds = range(networks)
+    jobs = [delayed(_margin)(cfg, name, s, str(home())) for s in seeds for name in names]
+    pool = Parallel(n_jobs=workers, return_as="generator", batch_size=len(names))
+    bar = tqdm(pool(jobs), total=len(jobs), desc="networks", disable=not progress)
+    every = list(bar)
+    margins = {name: torch.stack(every[i :: len(names)]) for i, name in enumerate(names)}
+    oracles = margins.pop("oracles")
+    found = {name: judge(margins[name], oracles, targets) for name in methods}
+    return {
+        "forget": list(cfg.forgotten), "networks": networks, "targets": targets,
+        "images": oracles.shape[1], "methods": found, **runs.environment(cfg.device),
+    }  # fmt: skip
+
+
+def _margin(cfg: RunConfig, name: str, seed: int, place: str) -> Tensor:
+    """Train one network, or read its margins back: (images of the forget set,) float64."""
+    import os
+
+    os.environ["HELPERS_HOME"] = place
+    unlearning.set_threads(cfg)
+    dataset = data.load_dataset(cfg, progress=False)
+    # "oracles" and "retrain" are two sets of networks that never saw the class
+    one = cfg.but(method="retrain", seed=ORACLE_SEED + seed) if name == "oracles" else cfg.but(
+        method=name, seed=seed)  # fmt: skip
+    path = _path(one, dataset)
+    if path.is_file():
+        return files.load_tensors(path)[0]["margins"]
+    original = None
+    if unlearning.method(one.method).start == "original":
+        first = one.but(method="original")
+        original = runs.run(first, dataset, progress=False).model(dataset)
+    cache = frozen.Cache(cfg.cache_mb * 1_000_000)
+    model = unlearning.unlearn(original, dataset, one, cache=cache).model
+    forget = dataset.split(cfg.forgotten).forget
+    margins = attacks.scaled_logit(predict(model, forget, dataset), forget.labels)
+    files.save_tensors(path, {"margins": margins})
+    return margins
+
+
+def _path(cfg: RunConfig, dataset: data.Dataset) -> Path:
+    plain = [runs.identity(cfg, dataset.fingerprint), list(cfg.forgotten)]
+    key = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    return home() / "artifacts" / "shadows" / f"{key}.safetensors"
+
+
+def judge(margins: Tensor, oracles: Tensor, targets: int) -> dict[str, Any]:
+    """Attack the last networks of two sets with the help of the others.
+
+    Args:
+        margins: (networks, images) of networks that saw the images and unlearned them.
+        oracles: (networks, images) of networks that never saw them.
+        targets: How many of each set are attacked.
+
+    Returns:
+        ``auc``, ``auc_interval``, ``tpr`` (at 1 % false positives), ``roc`` (false and true
+        positive rates), ``klom`` (mean over the images, half as many networks of each set) and
+        ``klom_oracles`` (the same between the two halves of the oracles).
+
+    Raises:
+        InputError: If there are too few networks.
+
+    Source: Hayes et al. 2024 (arXiv 2403.01218); Georgiev et al. 2024 (arXiv 2410.23232).
+    Lesson: 05_evaluation, "Example by example".
+    """
+    half = len(oracles) // 2
+    shadows = margins[:-targets], oracles[:-targets]
+    positive, negative = (
+        attacks.u_lira(*shadows, group[-targets:]) for group in (margins, oracles)
+    )  # fmt: skip
+    curve = attacks.roc(positive.flatten(), negative.flatten())
+    places = torch.linspace(0, len(curve.fpr) - 1, min(POINTS, len(curve.fpr))).long()
+    return {
+        "auc": curve.auc, "auc_interval": list(_over_networks(positive, negative)),
+        "tpr": curve.tpr_at(0.01),
+        "roc": [[round(v, 4) for v in rates[places].tolist()] for rates in (curve.fpr, curve.tpr)],
+        "klom": attacks.klom(margins[:half], oracles[half : 2 * half]).mean().item(),
+        "klom_oracles": attacks.klom(oracles[:half], oracles[half : 2 * half]).mean().item(),
+    }  # fmt: skip
+
+
+def _over_networks(positive: Tensor, negative: Tensor, repeats: int = 500) -> tuple[float, float]:
+    """Bootstrap the area over the networks attacked, not over the images, which hang together."""
+    draw = torch.Generator().manual_seed(0)
+    areas = []
+    for _ in range(repeats):
+        chosen = (torch.randint(len(g), (len(g),), generator=draw) for g in (positive, negative))
+        one, other = (g[c].flatten() for g, c in zip((positive, negative), chosen, strict=True))
+        areas.append(attacks.roc(one, other).auc)
+    ends = torch.tensor(areas).quantile(torch.tensor([0.025, 0.975])).tolist()
+    return ends[0], ends[1]

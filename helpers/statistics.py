@@ -1,0 +1,497 @@
+"""How sure can one be: bands of oracles, intervals, and where the variation comes from.
+
+Runs are crossed: every training seed meets every forgotten class, and in each such cell there are
+one or several unlearning seeds. Treating those runs as independent makes intervals too short.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from helpers.config import InputError, check, choose
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+SIDES = ("both", "upper", "lower")
+
+
+@dataclass(frozen=True)
+class Band:
+    """Where one more oracle would land, seen from the oracles at hand.
+
+    Attributes:
+        low: Lower end; -inf where only large values are bad.
+        high: Upper end; inf where only small values are bad.
+        center: Mean of the oracles.
+        n: Number of oracles.
+        side: ``both``, or the one end that the band has: ``upper`` or ``lower``.
+
+    Source: from :func:`band`.
+    Lesson: 05_evaluation, "The oracle band".
+    """
+
+    low: float
+    high: float
+    center: float
+    n: int
+    side: str = "both"
+
+    def holds(self, value: float) -> bool:
+        """Return whether a network's value lies in the band, its ends included.
+
+        Args:
+            value: A finite number, measured as those of the oracles were.
+
+        Returns:
+            Whether the value could be that of one more oracle.
+
+        Raises:
+            InputError: If the value is not finite.
+
+        Source: the definition of a prediction interval.
+        Lesson: 05_evaluation, "The oracle band".
+        """
+        check("value", value, math.isfinite(value), "a finite number")
+        slack = 1e-12 * max(abs(value), abs(self.center))  # 0.98 + 0.01 is not quite 0.99
+        return bool(self.low - slack <= value <= self.high + slack)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and the ends of its confidence interval.
+
+    Attributes:
+        mean: Over the values at hand.
+        low: Lower end, at most the mean; -inf if nothing can be said.
+        high: Upper end, at least the mean; inf if nothing can be said.
+
+    Source: from :func:`bootstrap` or :func:`image_interval`.
+    Lesson: 05_evaluation, "The comparison".
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        """Refuse ends that do not enclose the mean."""
+        ok = self.low <= self.mean <= self.high
+        check("interval", (self.low, self.mean, self.high), ok, "low ≤ mean ≤ high")
+
+
+def band(
+    values: Sequence[float], *, level: float = 0.95, resolution: float = 0.0, side: str = "both"
+) -> Band:
+    """Predict from several oracles where one more would land.
+
+    This is no confidence interval of their mean: that one shrinks to a point with more oracles,
+    and would then call a further oracle different.
+
+    Args:
+        values: One number an oracle, at least 3.
+        level: Chance that a further normally distributed oracle lies inside, in (0, 1).
+        resolution: The band reaches at least this far from the center, for example 1/N for a share
+            of N images: less cannot be told apart. At least 0.
+        side: ``upper`` where only large values are bad (a distance; no lower end), ``lower`` where
+            only small ones are (a score; no upper end), else ``both``.
+
+    Returns:
+        Mean ± Student's t quantile (n - 1 degrees of freedom) * sd * sqrt(1 + 1/n), widened where
+        needed to the resolution and to the values themselves. The last makes it hold more than the
+        level asks for where that is low or the oracles are many (over 40 for 95 %).
+
+    Raises:
+        InputError: If there are fewer than 3 oracles or a value is not finite.
+
+    Source: the prediction interval of a normal sample; Hahn & Meeker 1991, "Statistical intervals".
+    Lesson: 05_evaluation, "The oracle band".
+    """
+    from scipy import stats
+
+    choose("side", side, SIDES)
+    _check_level(level)
+    check("resolution", resolution, 0 <= resolution < math.inf, "a finite number ≥ 0")
+    n = len(values)
+    check("oracles", n, n >= 3, f"a band needs at least 3: train {3 - n} more without the class")
+    oracles = _numbers("values", values, dims=(1,))
+    center, below = float(oracles.mean()), (1 + level) / 2 if side == "both" else level
+    half = float(stats.t.ppf(below, n - 1) * oracles.std(ddof=1) * math.sqrt(1 + 1 / n))
+    half = max(half, resolution)
+    low, high = min(center - half, float(oracles.min())), max(center + half, float(oracles.max()))
+    return Band(
+        low=-math.inf if side == "upper" else low,
+        high=math.inf if side == "lower" else high,
+        center=center,
+        n=n,
+        side=side,
+    )
+
+
+def fraction_inside(
+    values: Mapping[Any, float] | Sequence[float], bands: Mapping[Any, Band] | Sequence[Band]
+) -> float:
+    """Return the share of numbers that lie in their bands.
+
+    Even an oracle is not inside all of them: at 95 % one of twenty independent ones fails.
+
+    Args:
+        values: One finite number a metric.
+        bands: One band a metric: in the same order, or by the same names.
+
+    Returns:
+        A share in [0, 1].
+
+    Raises:
+        InputError: If there are none, they do not belong together, or a value is not finite.
+
+    Source: this project.
+    Lesson: 05_evaluation, "The oracle band".
+    """
+    named = isinstance(values, Mapping), isinstance(bands, Mapping)
+    found = values if isinstance(values, Mapping) else dict(enumerate(values))
+    known = bands if isinstance(bands, Mapping) else dict(enumerate(bands))
+    ok = bool(found) and named[0] == named[1] and set(found) == set(known)
+    allowed = "one band for each of at least one value"
+    check("values and bands", (list(found), list(known)), ok, allowed)
+    return sum(known[key].holds(value) for key, value in found.items()) / len(found)
+
+
+def bootstrap(
+    values: Mapping[Any, Mapping[Any, float]] | np.ndarray | Sequence[Any],
+    level: float = 0.95,
+    repeats: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Bound a mean over crossed runs by drawing training seeds and classes anew.
+
+    Rows and columns are drawn independently, with replacement; unlearning seeds anew in each cell.
+    A factor with one value alone is not drawn: the interval then holds for that one only. Five
+    seeds make a plain percentile interval too short, which Student's t mends.
+
+    Args:
+        values: (T, C) or (T, C, U) finite numbers, training seed x class x unlearning seed, such
+            as the differences of two methods; or training seed -> class -> number.
+        level: Of confidence, in (0, 1).
+        repeats: Number of draws, at least 100.
+        seed: Of the draws.
+
+    Returns:
+        The mean and its interval, infinite for a single value.
+
+    Raises:
+        InputError: If the values have other dimensions or one is not finite.
+
+    Source: Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1(2); the percentile
+        ends are moved out for few seeds in the spirit of Hesterberg 2015 (arXiv 1411.5279), with
+        Satterthwaite's degrees of freedom.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    import numpy as np
+
+    _check_draws(level, repeats)
+    cube = _numbers("values", _as_rows(values), dims=(2, 3))
+    cube = cube.reshape(*cube.shape[:2], -1)
+    if cube.size == 1:
+        return Interval(float(cube.mean()), -math.inf, math.inf)
+    draw, (t, c, u) = np.random.default_rng(seed), cube.shape
+    rows = draw.integers(t, size=(repeats, t, 1, 1))
+    columns = draw.integers(c, size=(repeats, 1, c, 1))
+    inner = draw.integers(u, size=(repeats, t, c, u))
+    means = cube[rows, columns, inner].mean((1, 2, 3))
+    return _interval(float(cube.mean()), means, level, _stretch(cube, level))
+
+
+def image_interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> Interval:
+    """Bound a mean over images, such as an accuracy on the test set.
+
+    It says how the number would move with other images, nothing about other seeds.
+
+    Args:
+        values: (N,) finite numbers, one an image; N at least 1.
+        level: Of confidence, in (0, 1).
+        seed: Of the bootstrap.
+
+    Returns:
+        Wilson's interval if all values are 0 or 1, else the percentile bootstrap over images
+        (2,000 draws), infinite for a single image.
+
+    Raises:
+        InputError: If there are no images or a value is not finite.
+
+    Source: Wilson 1927; Efron 1979; ``scipy.stats.binomtest``.
+    Lesson: 05_evaluation, "Four classic numbers".
+    """
+    import numpy as np
+    from scipy import stats
+
+    _check_level(level)
+    numbers = _numbers("values", values, dims=(1,))
+    n, mean = len(numbers), float(numbers.mean())
+    if bool(np.isin(numbers, (0, 1)).all()):
+        ends = stats.binomtest(int(numbers.sum()), n).proportion_ci(level, method="wilson")
+        return Interval(mean, min(float(ends.low), mean), max(float(ends.high), mean))
+    if n == 1:
+        return Interval(mean, -math.inf, math.inf)
+    draw = np.random.default_rng(seed)
+    means = np.array([numbers[draw.integers(n, size=n)].mean() for _ in range(2000)])
+    return _interval(mean, means, level)
+
+
+def verdict(
+    interval: Interval, below: str, above: str, neither: str = "no difference can be claimed"
+) -> str:
+    """Name a winner only where the interval of a difference leaves zero out.
+
+    Args:
+        interval: Of first - second, for example of their distances to the oracle.
+        below: What to say if the whole interval is negative.
+        above: What to say if the whole interval is positive.
+        neither: What to say if it holds zero or touches it.
+
+    Returns:
+        One of the three texts.
+
+    Source: the duality of intervals and tests.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    if interval.high < 0:
+        return below
+    return above if interval.low > 0 else neither
+
+
+def variance_components(values: np.ndarray | Sequence[Any]) -> dict[str, Any]:
+    """Split the variance of crossed runs into training seed, class and unlearning seed.
+
+    Args:
+        values: (T, C, U) finite numbers, training seed x class x unlearning seed; T and C at
+            least 2. See :func:`crossed`.
+
+    Returns:
+        ``components``: variances of ``training``, ``class``, ``training x class`` and
+        ``unlearning``, the last two as one, ``training x class + unlearning``, if U is 1: they
+        cannot be told apart then. ``negative``: names of those whose estimate was below 0 and was
+        set to 0, which means "too small to be seen with this many runs". ``shares``: of their sum,
+        in [0, 1], summing to 1; all NaN where no value differs from another.
+
+    Raises:
+        InputError: If T or C is 1, there are not three dimensions, or a value is not finite.
+
+    Source: balanced analysis of variance, method of moments; Searle, Casella & McCulloch 1992,
+        "Variance components".
+    Lesson: 05_evaluation, "The comparison".
+    """
+    cube = _numbers("values", values, dims=(3,))
+    t, c, u = cube.shape
+    check("values", cube.shape, min(t, c) > 1, "at least 2 training seeds and 2 classes")
+    rows, columns, cell, within = _mean_squares(cube - cube[0, 0, 0])  # equal ones are exactly 0
+    found = {"training": (rows - cell) / (c * u), "class": (columns - cell) / (t * u)}
+    if u == 1:
+        found["training x class + unlearning"] = cell
+    else:
+        found |= {"training x class": (cell - within) / u, "unlearning": within}
+    tiny = 1e-12 * float(cube.var())  # rounding
+    components = {name: v if v > tiny else 0.0 for name, v in found.items()}
+    total = sum(components.values())
+    return {
+        "components": components,
+        "shares": {name: v / total if total else math.nan for name, v in components.items()},
+        "negative": tuple(name for name, v in found.items() if v < -tiny),
+    }
+
+
+def crossed(
+    table: pd.DataFrame,
+    value: str,
+    rows: str = "train_seed",
+    columns: str = "forget",
+    inner: str = "seed",
+) -> np.ndarray:
+    """Bring a tidy table of one method's runs into a balanced array.
+
+    Args:
+        table: One row a run; several forgotten classes are one tuple.
+        value: Column with the numbers.
+        rows: Column with the training seeds.
+        columns: Column with the forgotten classes.
+        inner: Column with the unlearning seeds, the same ones in every cell.
+
+    Returns:
+        (T, C, U) float64; every dimension in ascending order of its column.
+
+    Raises:
+        InputError: If a column or a run is missing (all missing ones are listed), a run occurs
+            twice, or a number is not finite.
+
+    Source: this project.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    import numpy as np
+
+    names = (rows, columns, inner)
+    absent = [name for name in (*names, value) if name not in table.columns]
+    check(
+        "missing columns", absent, not absent, f"the table has {', '.join(map(str, table.columns))}"
+    )
+    check("table", "no runs", len(table) > 0, "at least one run")
+    keys = [tuple(map(_plain, key)) for key in zip(*(table[name] for name in names), strict=True)]
+    twice = sorted({str(key) for key, n in Counter(keys).items() if n > 1})
+    check("runs that occur twice", twice, not twice, f"one row for each {names}, of one method")
+    cells = dict(zip(keys, table[value].astype(float), strict=True))
+    axes = [sorted({key[axis] for key in keys}, key=_several) for axis in range(3)]
+    wanted = list(itertools.product(*axes))
+    missing = [key for key in wanted if not math.isfinite(cells.get(key, math.nan))]
+    check(f"missing {names}", missing, not missing, f"run these too, with a finite {value}")
+    return np.array([cells[key] for key in wanted]).reshape([len(axis) for axis in axes])
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Average a table of runs over the seeds of each method.
+
+    Args:
+        table: One row a run, with ``method``, ``seed`` and numeric columns.
+
+    Returns:
+        One row a method, in the order of first appearance: for every numeric column its mean and
+        its standard deviation (columns ``(name, "mean")`` and ``(name, "sd")``, the latter NaN for
+        a single seed) and the number of runs, ``("n", "")``.
+
+    Source: this project.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    numeric = [c for c in table.columns if c != "seed" and table[c].dtype.kind in "fi"]
+    groups = table.groupby("method", sort=False)[numeric]
+    result = groups.agg(["mean", "std"]).rename(columns={"std": "sd"}, level=1)
+    result[("n", "")] = groups.size()
+    return result
+
+
+def paired_difference(
+    table: pd.DataFrame, method: str, other: str, metric: str = "Avg Gap", level: float = 0.95
+) -> tuple[float, float, float]:
+    """Compare two methods that started from the same networks, seed by seed.
+
+    Args:
+        table: One row a run, with ``method``, ``seed`` and the metric.
+        method: Name of the first method.
+        other: Name of the second.
+        metric: A column of the table.
+        level: Of confidence, in (0, 1).
+
+    Returns:
+        The mean of first - second over their common seeds, and the ends of its confidence
+        interval by Student's t; infinite for a single seed.
+
+    Raises:
+        InputError: If they have no seed in common.
+
+    Source: the paired t interval; ``scipy.stats.t``.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    from scipy import stats
+
+    values = table.pivot(index="seed", columns="method", values=metric)
+    known = {method, other} <= set(values.columns)
+    difference = (values[method] - values[other]).dropna() if known else []
+    check("methods", (method, other), len(difference) > 0, "two methods with a common seed")
+    n, mean = len(difference), float(difference.mean())
+    if n == 1:
+        return mean, float("-inf"), float("inf")
+    half = float(stats.t.ppf((1 + level) / 2, n - 1) * difference.std() / n**0.5)
+    return mean, mean - half, mean + half
+
+
+def _check_level(level: float) -> None:
+    check("level", level, 0 < level < 1, "a share between 0 and 1, such as 0.95")
+
+
+def _check_draws(level: float, repeats: int) -> None:
+    _check_level(level)
+    check("repeats", repeats, repeats >= 100, "at least 100 draws")
+
+
+def _numbers(field: str, values: Any, dims: tuple[int, ...]) -> np.ndarray:
+    """Return finite float64 numbers with one of the given numbers of dimensions."""
+    import numpy as np
+
+    values = values.detach().cpu() if hasattr(values, "detach") else values
+    try:
+        numbers = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{field}: {error}; allowed are numbers in rows of equal length"
+        ) from error
+    wanted = " or ".join(map(str, dims))
+    ok = numbers.ndim in dims and numbers.size > 0
+    check(f"shape of {field}", numbers.shape, ok, f"{wanted} dimension(s), none of them empty")
+    bad = int((~np.isfinite(numbers)).sum())
+    check(field, f"{bad} of {numbers.size} nan or inf", not bad, "every number must be finite")
+    return numbers
+
+
+def _as_rows(values: Any) -> Any:
+    """Return training seed -> class -> number as rows; anything else as it is."""
+    if not isinstance(values, Mapping):
+        return values
+    classes = [set(row) for row in values.values()]
+    ok = bool(classes) and all(row == classes[0] for row in classes)
+    check("classes of the training seeds", classes, ok, "the same classes for every training seed")
+    first = next(iter(values.values()))
+    return [[row[name] for name in first] for row in values.values()]
+
+
+def _interval(mean: float, means: np.ndarray, level: float, stretch: float = 1.0) -> Interval:
+    """Return the percentile interval of redrawn means, its ends moved away from the mean."""
+    import numpy as np
+
+    ends = mean + stretch * (np.quantile(means, [(1 - level) / 2, (1 + level) / 2]) - mean)
+    return Interval(mean, min(float(ends[0]), mean), max(float(ends[1]), mean))
+
+
+def _stretch(cube: np.ndarray, level: float) -> float:
+    """Return by how much few rows or columns make a percentile interval too short.
+
+    For n values that is sqrt(n / (n - 1)), as draws from n values spread that much less, times
+    Student's over the normal quantile. Rows and columns count by their part of the variance.
+    """
+    from scipy import stats
+
+    margins = [cube.mean((1, 2)), cube.mean((0, 2))]
+    margins = [m for m in margins if len(m) > 1] or [cube.ravel()]
+    parts = [(float(m.var(ddof=1)) / len(m), len(m) - 1) for m in margins]
+    total = sum(part for part, _ in parts)
+    if not total:
+        return 1.0
+    freedom = 1 / sum((part / total) ** 2 / df for part, df in parts)
+    upper = (1 + level) / 2
+    ratio = stats.t.ppf(upper, freedom) / stats.norm.ppf(upper)
+    return float(ratio * math.sqrt((freedom + 1) / freedom))
+
+
+def _mean_squares(cube: np.ndarray) -> tuple[float, float, float, float]:
+    """Return the mean squares of rows, columns, their interaction and within cells."""
+    t, c, u = cube.shape
+    cells, grand = cube.mean(2), cube.mean()
+    row, column = cells.mean(1), cells.mean(0)
+    rest = cells - row[:, None] - column[None] + grand
+    rows = c * u * row.var(ddof=1)
+    columns = t * u * column.var(ddof=1)
+    interaction = u * (rest**2).sum() / ((t - 1) * (c - 1))
+    within = ((cube - cells[:, :, None]) ** 2).sum() / (t * c * (u - 1)) if u > 1 else 0.0
+    return float(rows), float(columns), float(interaction), float(within)
+
+
+def _plain(key: Any) -> Any:
+    """Return a key of a table as a hashable value: a list, as read from a record, as a tuple."""
+    return tuple(key) if isinstance(key, list) else key
+
+
+def _several(key: Any) -> tuple[Any, ...]:
+    """Return a key that sorts 3 before (3, 5)."""
+    return key if isinstance(key, tuple) else (key,)

@@ -1,0 +1,429 @@
+"""Many audits at once: training seeds x unlearning seeds x classes x methods, and what they say.
+
+Every class is a job of its own. What is finished is kept in a file for each class and training
+seed, so that a study that was stopped goes on from there; several processes share the classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helpers import audit, data, files, frozen, models, runs, statistics, unlearning
+from helpers.config import RunConfig, check, home
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ORACLE_SEED = 1000  # the oracles' seeds begin here, so that ``retrain`` is none of them
+COSTS = ("seconds", "gmacs", "memory_mb", "trainable")
+_DIGITS = 6  # significant digits of a record
+
+
+@dataclass(frozen=True)
+class Study:
+    """What many audits found.
+
+    Attributes:
+        table: One row an audit: method, forget, original_seed, seed, every metric, costs.
+        bands: Class -> metric -> (low, high, centre) of the oracles; infinite where open.
+        oracles: Networks behind each band.
+        about: What was measured, where and when.
+
+    Source: this project.
+    Lesson: 05_evaluation, "The comparison".
+    """
+
+    table: pd.DataFrame
+    bands: dict[int, dict[str, tuple[float, float, float]]]
+    oracles: int
+    about: dict[str, Any]
+
+    def inside(self) -> pd.DataFrame:
+        """Say of every audit and metric whether it lies in the band of its class.
+
+        Returns:
+            Booleans with the index of ``table``, one column a metric; missing where not measured.
+
+        Source: this project.
+        Lesson: 05_evaluation, "The lie detector".
+        """
+        import pandas as pd
+
+        columns = {}
+        for name in self.metrics:
+            low, high, _ = (self.table["forget"].map({c: b[name][i] for c, b in self.bands.items()
+                                                      if name in b}) for i in range(3))  # fmt: skip
+            values = self.table[name]
+            known = values.notna() & low.notna()
+            columns[name] = ((values >= low) & (values <= high)).where(known)
+        return pd.DataFrame(columns)
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics that were measured, in the order of the panel."""
+        return [name for name in audit.METRICS if name in self.table.columns]
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods, in the order of the table of methods."""
+        return list(dict.fromkeys(self.table["method"]))
+
+
+def run(
+    cfg: RunConfig,
+    methods: Sequence[str],
+    classes: Sequence[int],
+    original_seeds: Sequence[int],
+    unlearning_seeds: int = 1,
+    oracles: int = 5,
+    workers: int = 1,
+    progress: bool = True,
+) -> Study:
+    """Audit methods over training seeds, unlearning seeds and classes; go on where it was stopped.
+
+    Args:
+        cfg: Data, network, recipes, rank and sparsity.
+        methods: Names of methods, ``original`` and ``retrain`` among them as any other.
+        classes: The classes, each forgotten alone.
+        original_seeds: Seeds of the networks that the methods start from.
+        unlearning_seeds: Repetitions of each method from the same network.
+        oracles: Retrained networks for each class; at least three.
+        workers: Processes.
+        progress: Whether to show a bar.
+
+    Returns:
+        All audits.
+
+    Raises:
+        InputError: If a configuration cannot be run; nothing is trained before all are checked.
+        FileProblem: If a kept file is damaged or cannot be written.
+
+    Source: this project.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    from joblib import Parallel, delayed
+    from tqdm.auto import tqdm
+
+    check("oracles", oracles, oracles >= audit.LEAST_ORACLES, f"at least {audit.LEAST_ORACLES}")
+    check("workers", workers, workers >= 1, "at least one")
+    dataset = data.load_dataset(cfg, progress)
+    for name in methods:
+        for c in classes:
+            unlearning.validate(cfg.but(method=name, forget=c), dataset)
+    seeds = [(t, t + ORACLE_SEED * 10 * u) for t in original_seeds for u in range(unlearning_seeds)]
+    jobs = (delayed(_class)(cfg, list(methods), c, seeds, oracles, str(home())) for c in classes)
+    pool = Parallel(n_jobs=workers, return_as="generator_unordered")
+    bar = tqdm(pool(jobs), total=len(classes), desc="classes", disable=not progress)
+    found = sorted(bar, key=lambda job: list(classes).index(job["forget"]))
+    return _collect(found, list(methods), oracles, runs.environment(cfg.device), cfg)
+
+
+def audit_run(
+    cfg: RunConfig, oracles: int = 5, dataset: data.Dataset | None = None, progress: bool = True
+) -> dict[str, Any]:
+    """Do one run, or read it back, and audit it against networks retrained with other seeds.
+
+    Args:
+        cfg: The run; any method but ``original`` and ``retrain`` with the oracles' own seeds.
+        oracles: Networks to retrain; at least three.
+        dataset: Its data, if already loaded.
+        progress: Whether to show bars.
+
+    Returns:
+        The record of :func:`helpers.audit.audit`, with how it was made, what it cost, and where.
+
+    Raises:
+        InputError: If the configuration cannot be run or audited.
+        FileProblem: If a file of a run is damaged or cannot be written.
+
+    Source: this project.
+    Lesson: 05_evaluation, "Audit your own model".
+    """
+    check("oracles", oracles, oracles >= audit.LEAST_ORACLES,
+          f"at least {audit.LEAST_ORACLES}, better five")  # fmt: skip
+    dataset = dataset or data.load_dataset(cfg, progress)
+    start = {"seed": cfg.start_seed, "original_seed": None, "earlier": ()}
+    wanted = [cfg, cfg.but(method="original", **start)]
+    wanted += [
+        cfg.but(method="retrain", seed=ORACLE_SEED + i, original_seed=None, earlier=(),
+                forget=cfg.forgotten)
+        for i in range(oracles)
+    ]  # fmt: skip
+    done = [runs.run(one, dataset, progress) for one in wanted]
+    networks = [one.model(dataset) for one in done]
+    split = runs.as_evaluated(dataset, cfg).split(cfg.forgotten)
+    record = audit.audit(networks[0], networks[1], networks[2:], split, seed=cfg.seed)
+    kept = done[0].record
+    method = unlearning.method(cfg.method)
+    costs = {k: kept[k] for k in ("seconds", "macs", "peak_memory", "trainable", "file_bytes")}
+    settings = {k: v for k, v in dataclasses.asdict(cfg).items() if not isinstance(v, dict)}
+    how = {"method": cfg.method, "summary": method.summary, "config": settings}
+    where = {k: kept[k] for k in runs.environment(cfg.device)}
+    return {**record, "how": how, "costs": costs, **where}
+
+
+def _class(
+    cfg: RunConfig, methods: list[str], forget: int, seeds: list[tuple[int, int]], oracles: int,
+    home: str,
+) -> dict[str, Any]:  # fmt: skip
+    """Audit everything of one class; a job of its own process."""
+    import os
+
+    os.environ["HELPERS_HOME"] = home
+    unlearning.set_threads(cfg)
+    cfg = cfg.but(forget=forget)
+    dataset = data.load_dataset(cfg, progress=False)
+    split = dataset.split(forget)
+    folder = _folder(cfg, dataset, oracles)
+    kept = [files.read_json(p, ("rows", "bands")) for p in _paths(folder, seeds) if p.is_file()]
+    rows = {path: one["rows"] for path, one in zip(
+        [p for p in _paths(folder, seeds) if p.is_file()], kept, strict=True)}  # fmt: skip
+    missing = [
+        (path, pair) for path, pair in zip(_paths(folder, seeds), seeds, strict=True)
+        if not {*methods} <= {row["method"] for row in rows.get(path, ())}
+    ]  # fmt: skip
+    if missing:
+        every = [
+            runs.run(cfg.but(method="retrain", seed=ORACLE_SEED + i), dataset, progress=False)
+            for i in range(oracles)
+        ]
+        looks = [audit.look(one.model(dataset), split) for one in every]
+    for path, (start, seed) in missing:
+        first = cfg.but(method="original", seed=start)
+        original = runs.run(first, dataset, progress=False).model(dataset)
+        before = audit.look(original, split)
+        limits = audit.bands(looks, before, split)
+        done = rows.setdefault(path, [])
+        cache = frozen.Cache(cfg.cache_mb * 1_000_000)
+        for name in methods:
+            if any(row["method"] == name for row in done):
+                continue
+            one, began = cfg.but(method=name, seed=seed, original_seed=start), time.perf_counter()
+            row = _row(one, original, before, looks, dataset, split, cache)
+            done.append(row | {"wall": time.perf_counter() - began})
+            bands = {k: [b.low, b.high, b.center] for k, b in limits.items()}
+            _keep(path, done, bands)
+    shared = [files.read_json(p, ("rows", "bands")) for p in _paths(folder, seeds)]
+    return {
+        "forget": forget, "bands": shared[0]["bands"],
+        "rows": [row for one in shared for row in one["rows"] if row["method"] in methods],
+    }  # fmt: skip
+
+
+def _folder(cfg: RunConfig, dataset: data.Dataset, oracles: int) -> Path:
+    """Name the place of a class's audits by everything that determines them but the seeds."""
+    import hashlib
+    import json
+
+    settings = dataclasses.asdict(cfg)
+    for field in ("seed", "original_seed", "method", "seeds", "preset", "cache_mb"):
+        del settings[field]
+    tuned = {m: dataclasses.asdict(cfg.but(method=m).unlearn) for m in unlearning.METHODS}
+    plain = [settings, tuned, dataset.fingerprint, oracles, *audit.METRICS]
+    key = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return home() / "artifacts" / "audits" / key
+
+
+def _paths(folder: Path, seeds: Iterable[tuple[int, int]]) -> list[Path]:
+    return [folder / f"{start}-{seed}.json" for start, seed in seeds]
+
+
+def _keep(path: Path, rows: list[dict[str, Any]], bands: dict[str, list[float]]) -> None:
+    open_ends = {k: [_json(v) for v in b] for k, b in bands.items()}
+    files.write_json(path, {"rows": rows, "bands": open_ends})
+
+
+def _json(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _row(
+    cfg: RunConfig, original: Any, before: audit.Look, oracles: list[audit.Look],
+    dataset: data.Dataset, split: data.ClassSplit, cache: frozen.Cache,
+) -> dict[str, Any]:  # fmt: skip
+    """Do one method and audit what came out."""
+    start = unlearning.method(cfg.method).start
+    if cfg.method == "original":
+        seen, cost = before, runs.run(cfg, dataset, progress=False).row
+        costs = {name: cost[name] for name in COSTS}
+    else:
+        outcome = unlearning.unlearn(
+            None if start == "scratch" else original, dataset, cfg, cache=cache
+        )
+        seen, fit = audit.look(outcome.model, split), outcome.fit
+        costs = {"seconds": fit.seconds, "gmacs": fit.macs / 1e9,
+                 "memory_mb": fit.peak_memory / 1e6, "trainable": outcome.trainable}  # fmt: skip
+        costs["parameters"] = models.count_parameters(outcome.model)
+    found = audit.against(seen, oracles, before)
+    return {
+        "method": cfg.method, "forget": cfg.forget, "original_seed": cfg.start_seed,
+        "seed": cfg.seed, **found, **costs,
+        "predicted": seen.logits["test_forget"].argmax(1).bincount(
+            minlength=len(dataset.classes)).tolist(),
+    }  # fmt: skip
+
+
+def _collect(
+    found: Sequence[Mapping[str, Any]], methods: list[str], oracles: int, where: dict[str, Any],
+    cfg: RunConfig,
+) -> Study:  # fmt: skip
+    import pandas as pd
+
+    table = pd.DataFrame([row for job in found for row in job["rows"]])
+    order = {name: place for place, name in enumerate(methods)}
+    table = table.sort_values(
+        ["method", "forget", "original_seed", "seed"],
+        key=lambda column: column.map(order) if column.name == "method" else column,
+    ).reset_index(drop=True)
+    bands = {int(job["forget"]): {k: _opened(b) for k, b in job["bands"].items()} for job in found}
+    about = {**where, "preset": cfg.preset, "data": cfg.data, "model": cfg.model}
+    return Study(table, bands, oracles, about)
+
+
+def _opened(band: Sequence[float | None]) -> tuple[float, float, float]:
+    low, high, center = band
+    return (-math.inf if low is None else low, math.inf if high is None else high, center)
+
+
+def save(study: Study, path: Path) -> None:
+    """Write a study as one small JSON file.
+
+    Args:
+        study: The study.
+        path: The file.
+
+    Raises:
+        FileProblem: If it cannot be written.
+
+    Source: this project.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    columns = list(study.table.columns)
+    rows = [[_short(value) for value in row] for row in study.table.itertuples(index=False)]
+    bands = {c: {k: [_short(_json(v)) for v in b] for k, b in limits.items()}
+             for c, limits in study.bands.items()}  # fmt: skip
+    files.write_json(path, {**study.about, "oracles": study.oracles, "bands": bands,
+                            "columns": columns, "rows": rows})  # fmt: skip
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_short(v) for v in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(f"{value:.{_DIGITS}g}")
+    return value.item() if hasattr(value, "item") else value
+
+
+def load(path: Path) -> Study:
+    """Read what :func:`save` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The study.
+
+    Raises:
+        FileProblem: If the file is missing, damaged or no study.
+
+    Source: this project.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    import pandas as pd
+
+    record = files.read_json(path, ("columns", "rows", "bands", "oracles"))
+    try:
+        table = pd.DataFrame(record.pop("rows"), columns=record.pop("columns"))
+        bands = {int(c): {k: _opened(b) for k, b in limits.items()}
+                 for c, limits in record.pop("bands").items()}  # fmt: skip
+        oracles = int(record.pop("oracles"))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise files.FileProblem(files.cannot_read(path, error)) from error
+    return Study(table, bands, oracles, record)
+
+
+def distances(study: Study, method: str, metric: str) -> Any:
+    """Tell how far the networks of a method are from the oracles' centre, cell by cell.
+
+    Args:
+        study: The study.
+        method: Name of a method.
+        metric: Name of a metric.
+
+    Returns:
+        (training seeds, classes, unlearning seeds) array: |value - centre| where both sides count
+        against a network; else how far it is on the side that does (negative on the good side).
+
+    Raises:
+        InputError: If the method or the metric was not measured in every cell.
+
+    Source: this project.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    check("method", method, method in study.methods, f"known are {', '.join(study.methods)}")
+    check("metric", metric, metric in study.metrics, f"known are {', '.join(study.metrics)}")
+    table = study.table[study.table["method"] == method].copy()
+    center = table["forget"].map({c: b[metric][2] for c, b in study.bands.items()})
+    side = audit.METRICS[metric].side
+    away = table[metric] - center
+    table["away"] = {"both": away.abs(), "upper": away, "lower": -away}[side]
+    # an unlearning seed means the same repetition whatever the training seed
+    table["repetition"] = table["seed"] - table["original_seed"]
+    return statistics.crossed(table, "away", "original_seed", "forget", "repetition")
+
+
+def difference(study: Study, method: str, other: str, metric: str) -> statistics.Interval:
+    """Compare how far two methods are from the oracles, cell by cell.
+
+    Args:
+        study: The study.
+        method: Name of the first method.
+        other: Name of the second.
+        metric: Name of a metric.
+
+    Returns:
+        Mean of first - second with its interval over training seeds and classes; below zero the
+        first is closer to the oracles.
+
+    Raises:
+        InputError: If one was not measured in every cell.
+
+    Source: the pigeonhole bootstrap of :func:`helpers.statistics.bootstrap`.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    return statistics.bootstrap(distances(study, method, metric) - distances(study, other, metric))
+
+
+def panel(study: Study) -> pd.DataFrame:
+    """Lay a study out for the lie-detector panel.
+
+    Args:
+        study: The study.
+
+    Returns:
+        One row a cell: method, family, metric, title, group, ``inside`` (share of the audits in the
+        oracles' band) and ``text`` (the mean value).
+
+    Source: this project.
+    Lesson: 05_evaluation, "The lie detector".
+    """
+    import pandas as pd
+
+    inside, rows = study.inside(), []
+    for method, group in study.table.groupby("method", sort=False):
+        for name in study.metrics:
+            metric, values = audit.METRICS[name], group[name]
+            share = inside.loc[group.index, name]
+            text = "–" if values.isna().all() else audit.shown(name, values.mean())
+            rows.append({
+                "method": method, "family": unlearning.method(method).family, "metric": name,
+                "title": metric.title, "group": metric.group,
+                "inside": share.astype(float).mean(), "text": text,
+            })  # fmt: skip
+    return pd.DataFrame(rows)

@@ -1,0 +1,595 @@
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from helpers import card, files
+from helpers.config import InputError
+
+# name, group, one-sided?, band, oracles, value of the original
+METRICS = (
+    ("UA", "classic", "both", [1.0, 1.0], [1.0] * 5, 0.0),
+    ("UA_test", "classic", "both", [0.98, 1.02], [0.99, 1.0, 1.0, 1.0, 1.0], 0.02),
+    ("RA", "classic", "both", [0.99, 1.0], [0.993, 0.995, 0.996, 0.996, 0.998], 0.996),
+    ("TA", "classic", "both", [0.96, 0.99], [0.97, 0.972, 0.975, 0.978, 0.98], 0.978),
+    ("Avg Gap", "classic", "upper", [None, 0.0123], [0.004, 0.005, 0.006, 0.007, 0.01], 0.5),
+    ("TV", "outputs", "upper", [None, 0.1], [0.03, 0.04, 0.05, 0.06, 0.08], 0.95),
+    ("JS", "outputs", "upper", [None, 0.05], [0.01, 0.02, 0.02, 0.03, 0.04], 0.65),
+    ("activation", "outputs", "upper", [None, 0.3], [0.1, 0.12, 0.15, 0.2, 0.25], 1.3),
+    ("linear_probe", "features", "both", [0.2, 0.4], [0.25, 0.28, 0.3, 0.33, 0.36], 0.97),
+    ("head_refit", "features", "both", [0.1, 0.3], [0.15, 0.18, 0.2, 0.22, 0.26], 0.9),
+    ("CKA_forget", "features", "lower", [0.8, None], [0.82, 0.84, 0.85, 0.86, 0.9], 0.5),
+    ("IDI", "features", "both", [-0.1, 0.1], [-0.05, -0.02, 0.0, 0.03, 0.05], 1.0),
+    ("relearn_steps", "relearning", "lower", [8.0, None], [9.0, 10.0, 12.0, 13.0, 14.0], 0.0),
+    ("prototype_attack", "relearning", "upper", [None, 0.5], [0.3, 0.3, 0.4, 0.4, 0.45], 0.98),
+    ("MIA", "privacy", "both", [0.9, 1.0], [0.92, 0.94, 0.95, 0.97, 0.99], 0.1),
+    ("MIA_entropy", "privacy", "both", [0.3, 0.5], [0.35, 0.38, 0.4, 0.42, 0.45], 0.7),
+    ("epsilon", "privacy", "upper", [None, 1.5], [0.2, 0.5, 0.6, 0.9, 1.2], 6.5),
+    ("depth_of_sleep", "dreams", "both", [0.4, 0.6], [0.45, 0.48, 0.5, 0.52, 0.55], 0.9),
+)
+# what a network does whose logit of the class is overwritten: the answers change, nothing else
+MASKED = {"UA": 1.0, "UA_test": 1.0, "MIA": 1.0, "TV": 0.13, "RA": 0.9961, "TA": 0.9781}
+OUTPUTS = ("UA", "UA_test", "RA", "TA", "MIA", "TV")
+
+
+def holds(side, band, value):
+    low, high = band
+    above = side != "upper" and low is not None and value < low
+    below = side != "lower" and high is not None and value > high
+    return not (above or below)
+
+
+def metric(name, group, side, band, oracles, original, value):
+    return {
+        "name": name, "title": name.replace("_", " "), "group": group,
+        "what": f"What {name} measures.", "value": value, "interval": [value - 0.01, value + 0.01],
+        "band": list(band), "oracles": list(oracles), "original": original, "side": side,
+        "inside": holds(side, band, value), "original_inside": holds(side, band, original),
+    }  # fmt: skip
+
+
+def network(letter):
+    return {"sha256": letter * 64, "architecture": "SmallResNet", "parameters": 77754, "zeros": 0.5}
+
+
+def record(kind="oracle", only=None, **about):
+    """The record of a network like an oracle, like the original, or with a masked logit."""
+    rows = []
+    for name, group, side, band, oracles, original in METRICS:
+        middle = oracles[2]
+        value = {"oracle": middle, "original": original}.get(kind, MASKED.get(name, original))
+        rows.append(metric(name, group, side, band, oracles, original, value))
+    return {
+        "about": {
+            "forgotten": [3], "classes": [str(i) for i in range(10)], "data": "digits",
+            "data_sha256": "d" * 64, "seed": 7, "level": 0.95,
+            "images": {"forget": 107, "retain": 970, "test_forget": 46, "test_retain": 401},
+            **about,
+        },
+        "networks": {"model": network("a"), "original": network("b"),
+                     "oracles": [network(c) for c in "12345"]},
+        "how": {"method": "prunelora", "summary": "weak filters masked, then adapters",
+                "config": {"rank": 8, "data": "digits", "alpha": None, "earlier": [1, 2]}},
+        "metrics": [m for m in rows if only is None or m["name"] in only],
+        "costs": {"seconds": 12.5, "macs": 6.7e9, "peak_memory": 34_500_000, "trainable": 4321,
+                  "file_bytes": 311_900},
+        "hardware": {"cpu": "A processor", "cores": 2, "threads": 1, "device": "cpu"},
+        "versions": {"python": "3.11.9", "torch": "2.6.0"},
+        "date": "2025-01-02T03:04:05+00:00",
+    }  # fmt: skip
+
+
+def status_of(found):
+    return [row["status"] for row in found]
+
+
+def change(rec, name, **changes):
+    """Change a metric; what is inside follows from it, unless it is given."""
+    row = next(m for m in rec["metrics"] if m["name"] == name)
+    row |= changes
+    row["inside"] = changes.get("inside", holds(row["side"], row["band"], row["value"]))
+    row["original_inside"] = holds(row["side"], row["band"], row["original"])
+    return row
+
+
+# ------------------------------------------------------------------------------------------ claims
+
+
+def test_a_network_like_an_oracle_has_every_claim_that_can_be_tested_and_no_other():
+    found = card.claims(record("oracle"))
+    assert status_of(found) == ["supported"] * 6 + ["not supported"] * 3
+    assert [row["metrics"] for row in found[:6]] == [
+        ["UA", "UA_test"], ["RA", "TA"], ["TV", "JS", "activation"],
+        ["linear_probe", "head_refit", "CKA_forget", "IDI"],
+        ["relearn_steps", "prototype_attack"], ["MIA", "MIA_entropy", "epsilon"],
+    ]  # fmt: skip
+    assert all(row["metrics"] == [] for row in found[6:])
+
+
+def test_the_original_keeps_nothing_but_the_work_on_the_other_classes():
+    assert status_of(card.claims(record("original"))) == [
+        "not supported", "supported", *["not supported"] * 7,
+    ]  # fmt: skip
+
+
+def test_a_masked_logit_names_no_class_and_still_knows_it():
+    found = card.claims(record("mask"))
+    assert status_of(found)[:4] == ["supported", "supported", "not supported", "not supported"]
+    assert (
+        "linear probe 97.0 %, 57.0 percentage points above the band (20.0 to 40.0 %)"
+        in (found[3]["because"])
+    )
+    assert "CKA forget 0.500, 0.300 below the band (at least 0.800)" in found[3]["because"]
+    assert "no longer names class “3”, but" in card.markdown(record("mask"))
+
+
+def test_one_metric_outside_is_enough_and_the_sentence_names_the_others_too():
+    rec = record("oracle")
+    change(rec, "TA", value=0.93, interval=[0.91, 0.95])
+    row = card.claims(rec)[1]
+    assert row["status"] == "not supported"
+    assert row["because"] == (
+        "Outside the band: TA 93.0 %, 3.0 percentage points below the band (96.0 to 99.0 %); "
+        "inside the band: RA 99.6 % (band 99.0 to 100.0 %)."
+    )
+    change(rec, "TA", interval=[0.91, 0.961])
+    assert "though its interval reaches into it" in card.claims(rec)[1]["because"]
+    change(rec, "TA", value=0.9599, interval=None)
+    assert "TA 96.0 %, less than 0.1 percentage points below" in card.claims(rec)[1]["because"]
+
+
+def test_a_claim_without_measurements_is_not_tested_and_one_with_some_says_which_lack():
+    found = card.claims(record(only=("UA", "RA")))
+    assert status_of(found)[:6] == ["supported", "supported", *["not tested"] * 4]
+    assert found[0]["because"] == (
+        "Inside the band: UA 100.0 % (band exactly 100.0 %); not measured: UA_test."
+    )
+    assert found[2]["because"] == "None of its metrics was measured: TV, JS, activation, ZRF."
+    text = card.markdown(record(only=("UA", "RA")))
+    assert "but not everything was tested" in text
+    assert "behaves like one that never saw" not in text
+
+
+def test_a_metric_that_takes_the_original_for_an_oracle_supports_nothing():
+    rec = record("oracle")
+    for name in ("TV", "JS", "activation"):
+        change(rec, name, original=0.0)
+    found = card.claims(rec)
+    assert status_of(found)[:3] == ["supported", "supported", "not tested"]
+    assert (
+        "could not have caught anything here: TV 0.050 (band at most 0.100)"
+        in (found[2]["because"])
+    )
+    assert "lies inside the band too: TV, JS, activation." in card.markdown(rec)
+    change(rec, "TV", original=0.9)
+    found = card.claims(rec)
+    assert found[2]["status"] == "supported", "one of them can tell them apart"
+    assert found[2]["because"].startswith("Inside the band: TV")
+    change(rec, "JS", value=0.3)  # blind or not: this network it did catch
+    assert card.claims(rec)[2]["status"] == "not supported"
+    assert "too: RA" not in card.markdown(record("oracle")), "there the original belongs inside"
+
+
+def test_only_the_end_that_counts_of_a_one_sided_metric_is_judged():
+    rec = record("oracle")
+    change(rec, "epsilon", band=[0.4, 1.5], value=0.0, interval=None)
+    row = card.claims(rec)[5]
+    assert row["status"] == "supported"
+    assert "epsilon 0.00 (band at most 1.50)" in row["because"]
+
+
+@given(st.sets(st.sampled_from([m[0] for m in METRICS])), st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_claim_is_supported_if_and_only_if_no_metric_of_it_is_outside(moved, data):
+    rec = record("oracle")
+    for row in rec["metrics"]:
+        if row["name"] in moved:
+            change(rec, row["name"], value=row["original"])
+    for row in card.claims(rec)[:6]:
+        used = [m for m in rec["metrics"] if m["name"] in row["metrics"]]
+        bad = [m for m in used if not m["inside"]]
+        assert (row["status"] == "supported") == (not bad)
+        for m in used:
+            assert f"{m['title']} {card.number(m['name'], m['value'])}" in row["because"]
+        assert row["because"].endswith(".")
+
+
+@pytest.mark.parametrize(("kind", "text"), [
+    ("oracle", "In everything measured here this network behaves like one that never saw class"),
+    ("original", "does not support saying that this network has forgotten class “3”."),
+    ("mask", "This network no longer names class “3”, but it is not like one that never saw it"),
+])  # fmt: skip
+def test_the_verdict_is_one_paragraph_and_comes_first(kind, text):
+    lines = card.markdown(record(kind)).split("\n\n")
+    assert lines[1] == "## Verdict"
+    assert text in lines[2]
+    assert f"{sum(m['inside'] for m in record(kind)['metrics'])} of 18 metrics lie" in lines[2]
+    assert lines[3].startswith("## ")
+
+
+def test_few_oracles_make_wide_bands_and_the_page_says_how_wide():
+    rec = record("oracle")
+    assert "wide" not in card.markdown(rec)
+    rec["networks"]["oracles"] = rec["networks"]["oracles"][:3]
+    # shares with both ends: widths 0, .04, .01, .03, .2, .2, .1, .2, .2 -> median .1
+    assert (
+        "3 oracles alone, fewer than 5. Among shares the band is therefore 10.0 percentage points "
+        "wide in the middle case and 20.0 percentage points in the widest (linear probe)."
+    ) in card.markdown(rec)
+
+
+# ----------------------------------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize(("name", "value", "text"), [
+    ("UA", 1.0, "100.0 %"), ("TA", 0.97849, "97.8 %"), ("prototype_attack", 0.0, "0.0 %"),
+    ("Avg Gap", -0.00001, "0.0 %"), ("TV", 0.1, "0.100"), ("CKA_retain", 0.98765, "0.988"),
+    ("IDI", -0.0001, "0.000"), ("IDI", -0.5, "-0.500"), ("relearn_steps", 12, "12.00"),
+    ("epsilon", 1.005, "1.00"), ("relearn_area", 0.5, "50.0 %"), ("MIA_m_entropy", 0.123, "12.3 %"),
+    ("TA", None, "–"),
+])  # fmt: skip
+def test_a_value_is_written_in_the_form_of_its_metric(name, value, text):
+    assert card.number(name, value) == text
+
+
+def test_the_band_of_a_share_is_not_written_beyond_what_a_share_can_be():
+    text = card.markdown(record())
+    assert "98.0 to 100.0 %" in text
+    assert "102.0" not in text
+
+
+# ------------------------------------------------------------------------- three forms, one content
+
+
+class Page(HTMLParser):
+    """What a reader of the page gets: tables by caption, text, tags and attributes."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.attributes, self.texts, self.tables = [], [], [], {}
+        self.stack, self.row, self.caption = [], None, None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, key, value) for key, value in attrs]
+        if tag not in ("meta", "img"):
+            self.stack.append(tag)
+        if tag == "tr":
+            self.row = []
+            self.tables[self.caption].append(self.row)
+        elif tag in ("td", "th"):
+            self.row.append("")
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag, "tags are nested"
+
+    def handle_data(self, data):
+        if not self.stack or self.stack[-1] == "style" or not data.strip():
+            return
+        if self.stack[-1] == "caption":
+            self.caption = data
+            self.tables[data] = []
+        elif self.stack[-1] in ("td", "th"):
+            self.row[-1] += data
+        else:
+            self.texts.append(data)
+
+
+def markdown_tables(text):
+    """Captions and rows, read back independently."""
+    tables, caption = {}, None
+    for block in text.split("\n\n"):
+        if block.startswith("**"):
+            caption = block.strip("*")
+        elif block.startswith("|"):
+            lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in block.splitlines()]
+            assert len({len(line) for line in lines}) == 1
+            tables[caption] = [[unmarked(c.strip()) for c in line] for line in lines if
+                               set("".join(line)) - set(" -:")]  # fmt: skip
+    return tables
+
+
+def unmarked(text):
+    text = re.sub(r"\\([^\w\s])", r"\1", text)
+    return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+
+
+@pytest.mark.parametrize("kind", ["oracle", "original", "mask"])
+def test_the_three_files_say_the_same(kind, tmp_path):
+    rec = record(kind)
+    paths = card.write(rec, tmp_path / "new" / "folder")
+    assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == sorted(paths)
+    assert sorted(paths) == ["report.html", "report.json", "report.md"]
+    texts = {name: path.read_text(encoding="utf-8") for name, path in paths.items()}
+    content = json.loads(texts["report.json"])
+    assert {key: content[key] for key in rec} == rec
+    assert content["claims"] == card.claims(rec)
+    page = Page(texts["report.html"])
+    tables = {t["caption"]: t["rows"] for s in content["page"] for t in s["tables"]}
+    assert page.tables == tables
+    assert markdown_tables(texts["report.md"]) == tables
+    plain = unmarked(texts["report.md"])
+    for section in content["page"]:
+        for text in [section["heading"], *section["paragraphs"]]:
+            assert text in page.texts
+            assert text in plain
+        assert section["figure"] in plain
+    assert content["verdict"] == content["page"][0]["paragraphs"][0]
+    figures = [s["figure"] for s in content["page"] if s["figure"]]
+    assert [v for tag, key, v in page.attributes if (tag, key) == ("img", "alt")] == figures
+    assert card.html(content) == texts["report.html"], "the JSON file is a record again"
+
+
+def test_every_number_of_the_record_is_on_the_page():
+    rec = record("mask")
+    tables = Page(card.html(rec)).tables
+    rows = tables["Every metric beside the band of the oracles"][1:]
+    assert rows[0] == ["UA", "classic", "100.0 %", "99.0 to 101.0 %", "exactly 100.0 %",
+                       "0.0 % (outside)", "inside"]  # fmt: skip
+    assert rows[2][4:] == ["99.0 to 100.0 %", "99.6 % (inside)", "inside"]
+    assert rows[-1] == ["depth of sleep", "dreams", "90.0 %", "89.0 to 91.0 %", "40.0 to 60.0 %",
+                        "90.0 % (outside)", "outside"]  # fmt: skip
+    assert len(rows) == len(METRICS)
+    assert [row[2] for row in tables["What each metric measures"][1:]] == [
+        m["what"] for m in rec["metrics"]
+    ]
+    assert [row[1] for row in tables["What forgetting cost"][1:]] == [
+        "12.50 s", "6.70 billion", "34.5 MB", "4,321", "311.9 kB",
+    ]  # fmt: skip
+    hashes = dict(tables["Hashes of data, settings and networks"][1:])
+    assert hashes["data"] == "d" * 64
+    assert hashes["audited network"] == "a" * 64
+    assert hashes["oracle 5"] == "5" * 64
+    assert len(hashes) == 9
+    assert dict(tables["Settings of the method"][1:]) == {
+        "rank": "8", "data": "digits", "alpha": "null", "earlier": "[1, 2]"
+    }  # fmt: skip
+    origin = dict(tables["Hardware, versions and date"][1:])
+    assert origin["date"] == rec["date"]
+    assert origin["hardware: cores"] == "2"
+    assert origin["versions: torch"] == "2.6.0"
+    text = card.markdown(rec)
+    for part in ("107 training images", "46 test images", "970 training", "401 test", "Seed 7"):
+        assert part in text
+
+
+def test_the_hash_of_the_settings_is_that_of_the_sorted_json():
+    # sha256 of {"a": 1, "b": [2, null]} by coreutils
+    expected = "c8caf5ad035ad1d6a15b14c79b2f86a75c47cb4eb04c32a063e979eb1849b3bb"
+    assert card.config_hash({"b": [2, None], "a": 1}) == expected
+    assert card.config_hash({"a": 1, "b": [2, None]}) == expected
+    assert card.config_hash({"a": 2, "b": [2, None]}) != expected
+
+
+def test_a_network_that_somebody_else_made_has_no_method_and_no_costs():
+    rec = record() | {"how": None, "costs": None}
+    text = card.markdown(rec)
+    assert "how it was made to forget is not known here" in text
+    assert "The costs were not measured." in text
+    assert "Settings of the method" not in text
+    assert "nan" not in text.lower().split()
+    assert "None" not in re.sub("None of its", "", text)
+
+
+def test_several_classes_are_named():
+    text = card.markdown(record(forgotten=[3, 5], classes=[f"kind {i}" for i in range(6)]))
+    assert "never saw classes “kind 3” and “kind 5”" in text
+
+
+def test_the_same_record_gives_the_same_bytes():
+    rec = record("mask")
+    assert card.html(rec) == card.html(copy.deepcopy(rec))
+
+
+# ------------------------------------------------------------------------- safe in every browser
+
+
+HOSTILE = '<script>alert("1")</script>'
+
+
+def hostile(text):
+    rec = record("mask", classes=[str(i) for i in range(3)] + [text], data=text, data_sha256=text)
+    rec["how"] = {"method": text, "summary": text, "config": {text: text, "data": text}}
+    rec["hardware"], rec["versions"], rec["date"] = {text: text}, {text: [text]}, text
+    rec["costs"] = {text: text}
+    for network in (rec["networks"]["model"], *rec["networks"]["oracles"]):
+        network["architecture"] = network["sha256"] = text
+    for row in rec["metrics"][:3]:
+        row["title"] = row["group"] = row["what"] = text
+    rec["metrics"][3]["name"] = text
+    return rec
+
+
+def check_self_contained(text):
+    page = Page(text)
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form", "a"} & set(page.tags)
+    style = re.search("<style>(.*?)</style>", text, re.DOTALL)[1]
+    assert not re.search(r"@import|url\(|expression|http", style)
+    assert [t for t in page.tags if t == "style"] == ["style"]
+    for tag, key, value in page.attributes:
+        assert not key.startswith("on"), f"{tag} {key}"
+        if key in ("src", "href", "srcset", "action", "data"):
+            assert value.startswith("data:image/png;base64,iVBOR")
+    return page
+
+
+@pytest.mark.parametrize("text", [
+    HOSTILE, '"><img src=x onerror=alert(1)>', "</style><base href=http://a.b>", "a&amp;b<!--",
+    "javascript:alert(1)", "$x^2$ and $", "one\ntwo\r\n# three | four", "\x1b[31m\x00",
+    "\u202egnp.exe", "file\udce9", "![x](http://a.b/c.png) <http://a.b> `x` *y* ~~z~~",
+], ids=range(11))  # fmt: skip
+def test_nothing_from_outside_becomes_a_mark(text, tmp_path):
+    rec = hostile(text)
+    paths = card.write(rec, tmp_path)
+    page = check_self_contained(paths["report.html"].read_text(encoding="utf-8"))
+    shown = re.sub("[\x00-\x1f\x7f\u202e\udce9]", "\N{REPLACEMENT CHARACTER}",
+                   " ".join(text.split()))  # fmt: skip
+    assert page.tables["Hardware, versions and date"][1] == ["date", shown]
+    assert any(f"class “{shown}”" in part for part in page.texts)
+    tables = page.tables
+    markdown = paths["report.md"].read_text(encoding="utf-8")
+    assert markdown_tables(markdown) == tables
+    assert not re.search(r"<\w|<!|</", markdown)
+    assert not re.search(r"(?<!\\)[\[`]|[a-z]://", markdown)
+    assert json.loads(paths["report.json"].read_text())["date"] == text
+
+
+@given(st.text(max_size=30))
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_name_of_a_class_can_be_shown(text):
+    rec = record(classes=["a", "b", "c", text], only=("UA", "RA"))
+    content = card.html(rec)
+    page = check_self_contained(content)
+    content.encode("utf-8")
+    words = " ".join(re.sub("[\x00-\x1f\x7f-\x9f]", "", text).split())
+    title = page.texts[0].replace("\N{REPLACEMENT CHARACTER}", "")
+    if words.isprintable() and text.isprintable():
+        assert title == f"Was it forgotten? Class “{words}” of “digits”"
+    markdown = card.markdown(rec)
+    markdown.encode("utf-8")
+    assert "<" not in markdown
+
+
+def test_the_page_can_be_read_aloud_printed_and_in_the_dark():
+    text = card.html(record())
+    page = check_self_contained(text)
+    assert ("html", "lang", "en") in page.attributes
+    assert ("meta", "charset", "utf-8") in page.attributes
+    assert page.tags.count("table") == page.tags.count("caption") == len(page.tables) == 9
+    scopes = [value for tag, key, value in page.attributes if (tag, key) == ("th", "scope")]
+    assert page.tags.count("th") == len(scopes)
+    rows = page.tags.count("tr")
+    assert scopes.count("row") == rows - 9, "each row but the heading is named"
+    assert set(scopes) == {"row", "col"}
+    assert page.tags.count("h1") == 1
+    assert "@media print" in text
+    assert "prefers-color-scheme: dark" in text
+
+
+def luminance(color):
+    rgb = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_every_colour_of_text_has_contrast_enough_in_light_dark_and_print():
+    style = re.search("<style>(.*?)</style>", card.html(record()), re.DOTALL)[1]
+    schemes = re.findall(r":root \{([^}]*)\}", style)
+    assert len(schemes) == 3
+    for scheme in schemes:
+        colors = dict(re.findall(r"--(\w+): (#\w{6})", scheme))
+        for ink in ("ink", "soft", "yes", "no", "open"):
+            for ground in ("page", "stripe"):
+                low, high = sorted(luminance(colors[name]) for name in (ink, ground))
+                assert (high + 0.05) / (low + 0.05) >= 4.5, (scheme, ink, ground)
+
+
+# ----------------------------------------------------------------------------------------- damage
+
+
+def paths_of(value, path=()):
+    """Every key of a record, nested."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield (*path, key)
+            yield from paths_of(part, (*path, key))
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        yield from paths_of(value[0], (*path, 0))
+
+
+FREE = ("config", "costs", "hardware", "versions")  # keys inside of these are free
+REQUIRED = [p for p in paths_of(record()) if not set(p[:-1]) & set(FREE)]
+
+
+def reach(value, path):
+    for key in path:
+        value = value[key]
+    return value
+
+
+@pytest.mark.parametrize("path", REQUIRED, ids=lambda p: ".".join(map(str, p)))
+def test_a_record_without_a_key_is_refused(path):
+    rec = record()
+    del reach(rec, path[:-1])[path[-1]]
+    with pytest.raises(InputError, match=rf"it lacks {path[-1]}; audit the network again"):
+        card.claims(rec)
+
+
+def test_the_keys_of_the_test_are_all_keys():
+    assert len(REQUIRED) == 8 + 7 + 4 + 3 + 3 * 4 + 3 + 12
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("path", [
+    ("metrics", 2, "value"), ("metrics", 2, "original"), ("metrics", 2, "band", 0),
+    ("metrics", 2, "interval", 1), ("metrics", 2, "oracles", 3), ("costs", "seconds"),
+    ("how", "config", "rank"), ("networks", "model", "zeros"),
+])  # fmt: skip
+def test_numbers_that_are_not_finite_are_refused_by_name(path, number, tmp_path):
+    rec = record()
+    reach(rec, path[:-1])[path[-1]] = number
+    with pytest.raises(InputError, match=rf"record\.{'.'.join(map(str, path))} = -?(nan|inf) is "):
+        card.write(rec, tmp_path / "new")
+    assert not (tmp_path / "new").exists(), "nothing is half-written"
+
+
+@pytest.mark.parametrize(("path", "value", "message"), [
+    (("metrics",), [], "at least one metric"),
+    (("metrics", 0, "value"), None, r"metrics\.UA\.value = None .* a finite number"),
+    (("metrics", 0, "value"), True, r"metrics\.UA\.value = True .* a finite number"),
+    (("metrics", 0, "inside"), False, r"metrics\.UA\.inside = False .* say otherwise"),
+    (("metrics", 0, "inside"), 1, r"metrics\.UA\.inside = 1 "),
+    (("metrics", 1, "original_inside"), True, r"UA_test\.original_inside = True .* say otherwise"),
+    (("metrics", 1, "name"), "UA", "each name once"),
+    (("metrics", 1, "title"), 5, r"UA_test\.title = 5 is not allowed: text"),
+    (("metrics", 1, "side"), "left", "both, upper or lower"),
+    (("metrics", 1, "band"), [1.0], "the lower end, then the upper one"),
+    (("metrics", 1, "band"), [1.02, 0.98], "the lower end, then the upper one"),
+    (("metrics", 1, "interval"), [None, 1.0], "the lower end, then the upper one"),
+    (("metrics", 1, "oracles"), ["x"], "a list of finite numbers"),
+    (("metrics", 1), "UA", "it lacks name, title"),
+    (("networks", "oracles"), [], "a list with at least one network"),
+    (("networks", "original"), "b" * 64, "original = 'str' .* it lacks sha256"),
+    (("networks", "original", "zeros"), "half", "original = .* numbers and a hash"),
+    (("about", "forgotten"), [10], "a list of indices into about.classes"),
+    (("about", "forgotten"), [], "a list of indices into about.classes"),
+    (("about", "level"), 95, "a confidence level between 0 and 1"),
+    (("about", "images", "forget"), 0, "whole numbers of images"),
+    (("how", "config"), [1], "how.config = .1. is not allowed: settings by name"),
+    (("costs", "macs"), "many", "costs.macs = 'many' is not allowed: a number"),
+    (("hardware",), None, "hardware = None is not allowed"),
+    (("versions", "torch"), {1, 2}, r"record\.versions\.torch = .* plain data"),
+    (("versions",), {1: "x"}, r"record\.versions = 1 .* keys are text"),
+])  # fmt: skip
+def test_a_damaged_record_is_refused(path, value, message):
+    rec = record()
+    reach(rec, path[:-1])[path[-1]] = value
+    with pytest.raises(InputError, match=message):
+        card.claims(rec)
+
+
+def test_something_else_than_a_record_is_refused():
+    for thing in (None, [], "record", {}):
+        with pytest.raises(InputError, match="it lacks about, networks"):
+            card.html(thing)
+    deep = record()
+    deep["how"]["config"]["a"] = nest = []
+    for _ in range(50):
+        nest.append([])
+        nest = nest[0]
+    with pytest.raises(InputError, match="records nest a few levels only"):
+        card.claims(deep)
+
+
+def test_a_folder_that_cannot_be_written_is_a_file_problem(tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(files.FileProblem, match="cannot write"):
+        card.write(record(), tmp_path / "taken")

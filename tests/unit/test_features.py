@@ -1,0 +1,444 @@
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from helpers import features, models, runs
+from helpers.config import InputError
+from helpers.data import ImageSet
+from helpers.features import HEAD_INPUT
+
+
+def draw(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def clusters(distance, per_class=40, classes=4, width=6, seed=0):
+    """Gaussian classes around corners of a simplex; training and test images."""
+    centres = distance * torch.eye(classes, width)
+    labels = torch.arange(classes).repeat_interleave(per_class)
+    sets = [centres[labels] + torch.randn(len(labels), width, generator=draw(seed + i))
+            for i in (0, 1)]  # fmt: skip
+    return sets[0], labels, sets[1], labels
+
+
+PROBES = {
+    "linear": features.linear_probe, "refit": features.refit_head, "knn": features.knn_probe,
+    "prototype": lambda x, y, t, u, c, **k: features.prototype_attack(
+        x, y, torch.eye(4, x.shape[1]), None, t, u, c, **k),
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------
+# reading the inside
+
+
+def test_what_is_collected_is_what_the_layers_compute(dataset, original):
+    part = dataset.test.where(torch.arange(25))
+    names = (*reversed(features.points(original)), HEAD_INPUT)
+    found = features.collect(original, part, dataset, names)
+    with torch.no_grad():
+        x = torch.relu(original.bn1(original.conv1(dataset.normalise(part.images))))
+        x = original.layer2(original.layer1(x))
+        block = original.layer3[0]
+        conv = block.conv2(torch.relu(block.bn1(block.conv1(x))))
+        last = block(x).mean((2, 3))
+    assert list(found) == [*features.points(original), HEAD_INPUT], "in the order of the calls"
+    assert torch.allclose(found["layer3.0.conv2"], conv.flatten(1), atol=1e-5)
+    assert torch.allclose(found[HEAD_INPUT], last, atol=1e-5)
+    assert torch.equal(features.penultimate(original, part, dataset), found[HEAD_INPUT])
+    batched = features.collect(original, part, dataset, names, batch_size=7)
+    assert all(torch.allclose(batched[n], found[n], atol=1e-5) for n in names)
+    assert all(rows.dtype == torch.float32 and not rows.requires_grad for rows in found.values())
+
+
+def test_collecting_leaves_no_trace(dataset, original):
+    original.train()
+    original.bn1.eval()
+    before = models.fingerprint(original), [m.training for m in original.modules()]
+    state = torch.random.get_rng_state()
+    features.collect(original, dataset.test, dataset, [*features.points(original), HEAD_INPUT])
+    with pytest.raises(InputError, match="names"):
+        features.collect(original, dataset.test, dataset, [HEAD_INPUT, "layer9"])
+    assert before == (models.fingerprint(original), [m.training for m in original.modules()])
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in original.modules())
+
+
+def test_hooks_go_when_the_network_fails(dataset, original):
+    original.layer2.forward = lambda x: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        features.penultimate(original, dataset.test, dataset)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in original.modules())
+
+
+class Wrapper(nn.Module):
+    """The stages registered in the wrong order, around a classifier with another name."""
+
+    def __init__(self, shape=None):
+        super().__init__()
+        self.spare = nn.Conv2d(1, 1, 1)
+        self.late = nn.Sequential(nn.Conv2d(4, 5, 3, padding=1))
+        self.early = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1))
+        self.pair = nn.ModuleDict({"out": nn.Linear(5, 10)})
+        if shape:
+            self.input_shape = shape
+
+    def forward(self, x):
+        return self.pair["out"](torch.relu(self.late(torch.relu(self.early(x)))).mean((2, 3)))
+
+
+def test_any_network_with_a_final_linear_layer(dataset, original):
+    part = dataset.test.where(torch.arange(9))
+    assert features.points(Wrapper((1, 8, 8))) == ("early.0", "late.0")
+    assert features.points(Wrapper()) == ("late.0", "early.0")
+    assert features.penultimate(Wrapper(), part, dataset).shape == (9, 5)
+    inside = nn.ModuleDict({"net": original})
+    inside.forward = original.forward
+    assert features.points(inside) == tuple(f"net.{n}" for n in features.points(original))
+    expected = features.penultimate(original, part, dataset)
+    assert torch.equal(features.penultimate(inside, part, dataset), expected)
+    for name, why in (("spare", "that the network calls"), ("nowhere", "a module of the network")):
+        with pytest.raises(InputError, match=why):
+            features.collect(Wrapper(), part, dataset, [name])
+    with pytest.raises(InputError, match="at least one image"):
+        features.penultimate(Wrapper(), part.where(torch.arange(0)), dataset)
+
+
+def test_an_output_that_is_no_tensor_is_refused(dataset):
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), Pair())
+    part = ImageSet(dataset.test.images[:3], dataset.test.labels[:3])
+    with pytest.raises(InputError, match="one tensor with a row an image"):
+        features.collect(net, part, dataset, ["2"])
+
+
+# ------------------------------------------------------------------------------------------------
+# new classifiers
+
+
+@pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES)
+def test_classes_far_apart_are_found_and_hidden_ones_not(probe):
+    assert probe(*clusters(30.0), 2) == 1
+    x, y, t, u = clusters(30.0)
+    for rows, labels in ((x, y), (t, u)):  # where class 2 is, class 3 is three times as often
+        rows[labels == 2] = rows[labels == 3]
+        rows += 1e-3 * torch.randn(rows.shape, generator=draw(5))
+    x, y = torch.cat([x, x[y == 3], x[y == 3]]), torch.cat([y, y[y == 3], y[y == 3]])
+    known = features.linear_probe(x, y, t, u, 2)
+    assert known == 0, "the majority wins where nothing tells two classes apart"
+
+
+@pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES)
+def test_only_the_forgotten_class_is_judged_and_nothing_is_left_to_chance(probe):
+    x, y, t, u = clusters(2.0)
+    value, state = probe(x, y, t, u, 1), torch.random.get_rng_state()
+    assert 0 < value < 1, "or the test would say nothing"
+    assert probe(x, y, t, u, 1) == value
+    assert torch.equal(state, torch.random.get_rng_state())
+    mine = u == 1
+    assert probe(x, y, t[mine], u[mine], 1) == value
+    both = probe(x, y, t, u, [1, 2])
+    if probe is not PROBES["prototype"]:  # there the second class gets another row
+        assert both == pytest.approx((value + probe(x, y, t, u, 2)) / 2)
+
+
+@pytest.mark.parametrize(("per_class", "width"), [(40, 6), (5, 60)])
+def test_the_linear_probe_equals_scikit_learns_ridge(per_class, width):
+    from sklearn.linear_model import Ridge
+
+    x, y, t, u = clusters(2.0, per_class, width=width)
+    mean, sd = x.double().mean(0), x.double().std(0, correction=0)
+    ridge = Ridge(alpha=features.PENALTY * len(x), solver="svd")
+    ridge.fit(((x - mean) / sd).numpy(), np.eye(4)[y])
+    scores = ridge.predict(((t - mean) / sd).numpy())
+    assert np.allclose(features._ridge(x.double(), y, t.double()).numpy(), scores, atol=1e-9)
+    wanted = float((scores.argmax(1)[u == 1] == 1).mean())
+    assert features.linear_probe(x, y, t, u, 1) == wanted
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 99), st.floats(0.01, 100))
+def test_the_linear_probe_does_not_depend_on_units_or_dead_features(seed, unit):
+    x, y, t, u = clusters(2.0, seed=seed)
+    value = features.linear_probe(x, y, t, u, 1)
+    scale = torch.rand(x.shape[1], generator=draw(seed)) * unit + 0.01
+    assert features.linear_probe(x * scale + 3, y, t * scale + 3, u, 1) == value
+    dead, alive_in_test = torch.full((len(x), 1), 7.0), 1e6 * torch.randn(len(t), 1)
+    wide = torch.cat([x, dead], 1), y, torch.cat([t, alive_in_test], 1), u
+    assert features.linear_probe(*wide, 1) == value
+
+
+def test_features_that_are_all_dead_know_nothing():
+    x, y, t, u = clusters(9.0)
+    assert features.linear_probe(x * 0, y, t, u, 2) == 0
+    assert features.refit_head(x * 0, y, t, u, 2) == 0
+
+
+def test_refitting_with_all_images_is_the_linear_probe():
+    data = clusters(2.0)
+    assert features.refit_head(*data, 1, share=1, draws=2) == features.linear_probe(*data, 1)
+
+
+def test_few_images_are_drawn_from_every_class(monkeypatch):
+    x, y, t, u = clusters(2.0, 100)
+    seen = []
+    ridge = features._ridge
+    monkeypatch.setattr(features, "_ridge", lambda *a: seen.append(a[1].bincount()) or ridge(*a))
+    features.refit_head(x, y, t, u, 1, draws=3)
+    features.refit_head(x, y, t, u, 1, share=0.1, draws=1)
+    assert [s.tolist() for s in seen] == [[2] * 4] * 3 + [[10] * 4]
+
+
+def test_neighbours_by_hand():
+    x = torch.tensor([[1.0, 0], [4, 1], [0, 2], [1, 9], [1, 7]])
+    y = torch.tensor([0, 1, 1, 0, 2])
+    t, u = torch.tensor([[3.0, 0.1], [0.1, 5]]), torch.tensor([1, 1])
+    # nearest of the first: images 0, 1; of the second: 2, 3
+    assert features.knn_probe(x, y, t, u, 1, k=1, per_class=None) == 0.5
+    # a tie of one vote each: the nearer neighbour decides, not the lower index
+    assert features.knn_probe(x, y, t, u, 1, k=2, per_class=None) == 0.5
+    assert features.knn_probe(x * 5, y, t, u, 1, k=2, per_class=None) == 0.5
+    # the same place: the lower index
+    same = torch.ones(4, 2), torch.tensor([1, 0, 0, 1]), torch.ones(1, 2)
+    assert features.knn_probe(*same, torch.tensor([0]), 0, k=4, per_class=None) == 1
+    assert features.knn_probe(*same, torch.tensor([1]), 1, k=4, per_class=None) == 0
+
+
+def test_neighbours_equal_scikit_learns():
+    from sklearn.neighbors import KNeighborsClassifier
+
+    x, y, t, u = clusters(2.0, classes=2)  # two classes and an odd k: no ties
+    knn = KNeighborsClassifier(9, metric="cosine").fit(x.numpy(), y.numpy())
+    wanted = float((knn.predict(t[u == 1].numpy()) == 1).mean())
+    assert features.knn_probe(x, y, t, u, 1, k=9, per_class=None) == wanted
+
+
+@pytest.mark.parametrize("row", [0.0, -1e4, float("nan"), 1e30])
+def test_the_prototype_attack_never_reads_the_own_row(row):
+    x, y, t, u = clusters(2.5)
+    weight = torch.randn(4, 6, generator=draw(3))
+    weight[:3] += 3 * torch.eye(3, 6)
+    bias = torch.tensor([0.1, 0.2, -0.1, 0.3])
+    value = features.prototype_attack(x, y, weight, bias, t, u, 2)
+    assert 0 < value < 1
+    other, level = weight.clone(), bias.clone()
+    other[2], level[2] = row, row
+    assert features.prototype_attack(x, y, other, level, t, u, 2) == value
+
+
+def test_the_prototype_by_hand():
+    """The retained mean is (0, 0); the row of class 2 becomes (0, 1) times the mean length 2."""
+    x = torch.tensor([[1.0, 0], [-1, 0], [0, 3], [0, 5]])
+    y = torch.tensor([0, 1, 2, 2])
+    weight, bias = torch.tensor([[2.0, 0], [-2, 0], [9, 9]]), torch.tensor([1.0, 1, 9])
+    t = torch.tensor([[1.0, 1.1], [1.0, 0.9], [-1, 1.1], [-1, 0.9]])
+    u = torch.full((4,), 2)
+    attack = features.prototype_attack
+    assert attack(x, y, weight, bias, t, u, 2, k=2) == 0.5
+    assert attack(x, y, weight, None, t, u, 2, k=2) == 0.5
+    assert attack(x, y, weight, torch.tensor([9.0, -7, 0]), t, u, 2, k=2) == 0.25
+
+
+GOOD = clusters(2.0)
+
+
+def broken(i, value):
+    data = list(GOOD)
+    data[i] = value
+    return tuple(data)
+
+
+@pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES)
+@pytest.mark.parametrize(
+    ("data", "forgotten", "why"),
+    [
+        (broken(0, GOOD[0] * float("nan")), 1, "train_features = 'nan or inf'"),
+        (broken(2, GOOD[2] / 0), 1, "test_features = 'nan or inf'"),
+        (broken(0, GOOD[0][:5]), 1, "a label a row"),
+        (broken(2, GOOD[2][:, :3]), 1, "as many in training as in test"),
+        (broken(2, GOOD[2][:0]), 1, "at least 1"),
+        (broken(1, GOOD[1] * 0), 0, "at least two classes"),
+        (GOOD, 7, "forget = .7. is not allowed"),
+        (GOOD, [], "forget = .. is not allowed"),
+        (broken(3, GOOD[3] * 0), 1, "with training and test images"),
+    ],
+)
+def test_damaged_input_is_refused(probe, data, forgotten, why):
+    with pytest.raises(InputError, match=why):
+        probe(*data, forgotten)
+
+
+def test_settings_out_of_range_are_refused():
+    for call, why in (
+        (lambda: features.refit_head(*GOOD, 1, share=0), "share = 0"),
+        (lambda: features.refit_head(*GOOD, 1, draws=0), "draws = 0"),
+        (lambda: features.knn_probe(*GOOD, 1, k=0), "k = 0"),
+        (lambda: features.knn_probe(*GOOD, 1, k=41), "from 1 to 40 neighbours"),
+        (lambda: features.knn_probe(*GOOD, 1, per_class=41), "from 1 to the 40 training images"),
+        (lambda: PROBES["prototype"](*GOOD, 1, k=41), "from 1 to the 40 training images"),
+        (lambda: PROBES["prototype"](*GOOD, [0, 1, 2, 3]), "some of retained"),
+        (lambda: features.prototype_attack(*GOOD[:2], torch.eye(4), None, *GOOD[2:], 1),
+         "classifier"),
+        (lambda: features.prototype_attack(*GOOD[:2], torch.eye(3, 6), None, *GOOD[2:], 1),
+         "C above label 3"),
+        (lambda: features.prototype_attack(
+            *GOOD[:2], torch.eye(4, 6) * float("inf"), None, *GOOD[2:], 1), "weight"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=why):
+            call()
+
+
+# ------------------------------------------------------------------------------------------------
+# the question itself
+
+
+def inside(model, dataset):
+    train, test = (features.penultimate(model, p, dataset) for p in (dataset.train, dataset.test))
+    head = model.get_submodule(models.layers(model).head)
+    data = train, dataset.train.labels, test, dataset.test.labels
+    attack = features.prototype_attack(*data[:2], head.weight, head.bias, *data[2:], 3)
+    probes = (features.linear_probe, features.refit_head, features.knn_probe)
+    return torch.tensor([*(probe(*data, 3) for probe in probes), attack])
+
+
+def test_a_masked_class_is_still_inside_and_an_oracles_is_not(cfg, dataset, original):
+    masked = copy.deepcopy(original)
+    with torch.no_grad():
+        masked.fc.weight[3], masked.fc.bias[3] = 0, -1e4
+    oracle = runs.run(cfg.but(method="retrain"), dataset, progress=False).model(dataset)
+    known, hidden, unseen = (inside(m, dataset) for m in (original, masked, oracle))
+    assert torch.equal(known, hidden)
+    assert bool((hidden > unseen).all()), (hidden, unseen)
+    assert known[3] - unseen[3] > 0.4, "the prototype attack separates the most"
+
+
+# ------------------------------------------------------------------------------------------------
+# similarity and information
+
+
+def reference_cka(x, y):
+    """By the centring matrix, as the paper writes it."""
+    n = len(x)
+    h = np.eye(n) - 1 / n
+    k, m = h @ (x @ x.T) @ h, h @ (y @ y.T) @ h
+    return (k * m).sum() / math.sqrt((k * k).sum() * (m * m).sum())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 12), st.integers(1, 20), st.integers(1, 20), st.integers(0, 99))
+def test_cka_equals_its_definition_and_keeps_its_invariances(n, width, other, seed):
+    x = torch.randn(n, width, generator=draw(seed)).double()
+    y = torch.randn(n, other, generator=draw(seed + 1)).double()
+    value = features.cka(x, y)
+    assert value == pytest.approx(reference_cka(x.numpy(), y.numpy()), abs=1e-9)
+    assert 0 <= value <= 1
+    assert features.cka(y, x) == pytest.approx(value)
+    rotation = torch.linalg.qr(torch.randn(width, width, generator=draw(seed)).double()).Q
+    assert features.cka(1e-6 * x @ rotation + 3, y) == pytest.approx(value, abs=1e-6)
+    assert features.cka(x, x @ rotation * 1e8) == pytest.approx(1)
+
+
+def test_cka_by_hand_and_of_dead_layers():
+    x = torch.tensor([[1.0], [-1], [1], [-1]])
+    assert features.cka(x, torch.tensor([[1.0], [1], [-1], [-1]])) == 0
+    assert features.cka(x, torch.tensor([[1.0, 1], [-1, 1], [1, -1], [-1, -1]])) == pytest.approx(
+        1 / math.sqrt(2)
+    )
+    assert features.cka(x, torch.full((4, 3), 0.1)) == 0
+    assert features.cka(x * 0, x * 0) == 0
+    for one, other, why in (
+        (x, x[:3], "the same images"), (x[:1], x[:1], "at least two"),
+        (x * float("nan"), x, "one = 'nan or inf'"), (x, x[:, 0], "other"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=why):
+            features.cka(one, other)
+
+
+def sides(n, width, distance, seed, share=0.2):
+    y = torch.arange(n) < share * n
+    return torch.randn(n, width, generator=draw(seed)) + distance * y[:, None], y
+
+
+@pytest.mark.parametrize("width", [1, 20, 500])
+def test_information_between_nothing_and_log_2(width):
+    apart = [features.information(*sides(400, width, 20.0, 0), *sides(300, width, 20.0, 1), seed)
+             for seed in range(3)]  # fmt: skip
+    nothing = [features.information(*sides(400, width, 0, 0), *sides(300, width, 0, 1), seed)
+               for seed in range(3)]  # fmt: skip
+    assert all(0.62 < value <= math.log(2) for value in apart)
+    assert all(0 <= value < 0.03 for value in nothing), "what was learned by heart counts nothing"
+
+
+def test_information_of_a_known_channel():
+    """One bit that is right with probability 0.9: log 2 less the entropy of 0.9."""
+    y = torch.arange(4000) % 2
+    noisy = [torch.where(torch.rand(4000, generator=draw(s)) < 0.9, y, 1 - y) for s in (0, 1)]
+    z = [n[:, None].float() for n in noisy]
+    wanted = math.log(2) + 0.9 * math.log(0.9) + 0.1 * math.log(0.1)
+    found = features.information(z[0], y, z[1], y, per_side=2000)
+    assert found == pytest.approx(wanted, abs=0.03)
+
+
+def test_information_does_not_depend_on_how_rare_the_class_is():
+    test_z, test_y = sides(1000, 5, 1.0, 1)
+    often = features.information(*sides(500, 5, 1.0, 0), test_z, test_y)
+    keep = ~test_y | (torch.arange(1000) % 4 == 0)
+    rare = features.information(*sides(500, 5, 1.0, 0), test_z[keep], test_y[keep])
+    assert 0.1 < often < 0.65
+    assert rare == pytest.approx(often, abs=0.05)
+
+
+def test_information_leaves_no_trace_and_takes_dead_features():
+    z, y = sides(100, 5, 1.0, 0)
+    state = torch.random.get_rng_state()
+    value = features.information(z, y, z, y, seed=4)
+    assert value == features.information(z, y.long(), z, y, seed=4)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert features.information(z * 0, y, z, y) == pytest.approx(0, abs=1e-3)
+    with torch.no_grad():
+        assert features.information(z, y, z, y, seed=4) == value
+
+
+def test_information_refuses_what_says_nothing():
+    z, y = sides(20, 3, 1.0, 0)
+    one = torch.arange(20) == 0
+    for call, why in (
+        (lambda: features.information(z, y & False, z, y), "train_y = '0 of the class and 20"),
+        (lambda: features.information(z, one, z, y), "at least 2 of each"),
+        (lambda: features.information(z, y, z, y | True), "test_y"),
+        (lambda: features.information(z, y.long() + 1, z, y), "0 and 1 only"),
+        (lambda: features.information(z / 0, y, z, y), "train_z"),
+        (lambda: features.information(z, y, z[:, :2], y), "as many in training"),
+        (lambda: features.information(z, y, z, y, per_side=1), "per_side = 1"),
+        (lambda: features.information(z, y, z, y, steps=0), "steps = 0"),
+    ):
+        with pytest.raises(InputError, match=why):
+            call()
+
+
+def test_idi_by_hand():
+    oracle, original = [0.1, 0.3, 0.2], [0.3, 0.2, 0.6]
+    assert features.idi(oracle, oracle, original) == 0
+    assert features.idi(original, oracle, original) == 1
+    assert features.idi([0.2, 0.0, 0.4], oracle, original) == pytest.approx(0.3 / 0.6)
+    assert features.idi([0.7, 0.3, 0.2], oracle, original) == pytest.approx(1)
+    for infos, why in (
+        ((oracle, original, oracle), "0.2000|0.1000 nats more"),
+        ((oracle, oracle, [0.105, 0.0, 0.0]), "0.0050 nats more than the oracle"),
+        ((oracle[:2], oracle, original), "the same number"),
+        (([], [], []), "at least one"),
+        (([float("nan")] * 3, oracle, original), "every number must be finite"),
+    ):
+        with pytest.raises(InputError, match=why):
+            features.idi(*infos)

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from helpers import edits, features, models, objectives, pruning, runs, training, unlearning
+from helpers.config import InputError, Recipe
+from helpers.objectives import OBJECTIVES, Task
+from helpers.unlearning import METHODS, unlearn
+
+LOGITS = torch.tensor([[2.0, 0, 0], [0, 1, 0], [0, 0, 3], [1, 1, 0]])
+LABELS = torch.tensor([0, 1, 2, 2])  # class 2 is to be forgotten
+BASELINES = [n for n, m in METHODS.items() if m.family == "baseline"]
+CHEATS = [n for n, m in METHODS.items() if m.family == "cheat"]
+
+
+class Says(nn.Module):
+    """Answers the same whatever it is shown."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = nn.Parameter(logits.clone())
+
+    def forward(self, images):
+        return self.logits[: len(images)] + 0 * images.flatten(1).sum(1, keepdim=True)
+
+
+def task(original=LOGITS, stranger=torch.zeros(4, 3), strength=None):
+    return Task(Says(original), Says(stranger), (2,), 3, strength)
+
+
+def loss(name, share=0.0, logits=LOGITS, labels=LABELS, **known):
+    model = Says(logits)
+    return OBJECTIVES[name](task(**known))(model, torch.zeros(len(labels), 1), labels, share).item()
+
+
+def ce(logits, labels):
+    return F.cross_entropy(logits, labels).item()
+
+
+def kl(wanted, found):
+    p, q = wanted.softmax(1), found.softmax(1)
+    return (p * (p.log() - q.log())).sum(1).mean().item()
+
+
+def test_each_loss_worked_out_by_hand():
+    mine, others = ce(LOGITS[2:], LABELS[2:]), ce(LOGITS[:2], LABELS[:2])
+    every = ce(LOGITS, LABELS)
+    assert loss("cross_entropy") == pytest.approx(every)
+    assert loss("gradient_ascent") == pytest.approx(-every)
+    assert loss("neggrad_plus", strength=0.2) == pytest.approx(others - 0.2 * mine)
+    assert loss("l1_sparse", strength=0.1) == pytest.approx(every + 0.1 * 8)
+    assert loss("l1_sparse", share=0.75, strength=0.1) == pytest.approx(every + 0.1 * 8 / 4)
+
+
+def test_the_teachers_worked_out_by_hand():
+    teacher, stranger = torch.tensor([[1.0, 0, 0]]).expand(4, 3), torch.randn(4, 3)
+    known = {"original": teacher, "stranger": stranger}
+    kept = kl(teacher[:2], LOGITS[:2])
+    assert loss("bad_teacher", strength=3, **known) == pytest.approx(
+        kept + 3 * kl(stranger[2:], LOGITS[2:]), rel=1e-5
+    )
+    right = ce(LOGITS[:2], LABELS[:2])
+    assert loss("scrub", share=0.5, strength=3, **known) == pytest.approx(kept + right)
+    assert loss("scrub", share=0.4, strength=3, **known) == pytest.approx(
+        kept + right - 3 * kl(teacher[2:], LOGITS[2:])
+    )
+    same = {"original": LOGITS, "stranger": LOGITS}
+    assert loss("bad_teacher", **same) == pytest.approx(0, abs=1e-6), "both teachers are obeyed"
+
+
+@given(st.integers(0, 99))
+def test_random_labels_are_never_the_forgotten_class_and_change(seed):
+    torch.manual_seed(seed)
+    logits = torch.zeros(64, 3)
+    logits[:, 2] = -50  # a label of class 2 would cost 50
+    labels = torch.full((64,), 2)
+    original = torch.zeros(64, 3)
+    found = loss("random_labels", logits=logits, labels=labels, original=original)
+    assert found == pytest.approx(torch.tensor(2.0).log().item(), rel=1e-4)
+    logits[:, 0] = 1
+    first, second = (loss("random_labels", logits=logits, labels=labels) for _ in range(2))
+    assert min(first, second) > 0.3
+    assert max(first, second) < 1.4
+
+
+@pytest.mark.parametrize("name", ["neggrad_plus", "random_labels", "scrub", "bad_teacher"])
+@pytest.mark.parametrize("labels", [[0, 1, 0, 1], [2, 2, 2, 2]], ids=["none", "all"])
+def test_a_batch_of_one_kind_is_no_division_by_zero(name, labels):
+    labels = torch.tensor(labels)
+    assert torch.isfinite(torch.tensor(loss(name, labels=labels)))
+
+
+def test_boundary_shrink_finds_the_class_across_the_nearest_boundary():
+    """One pixel: class 2 lies between 0 on the left and 1 on the right."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(1, 3))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([[-4.0], [4.0], [0.0]]))
+        net[1].bias.copy_(torch.tensor([0.0, 0.0, 1.0]))
+    known = Task(net, net, (2,), 3, 0.1)
+    student = Says(torch.tensor([[0.0, 9, 0], [9.0, 0, 0]]))
+    images = torch.tensor([0.05, -0.05]).view(2, 1, 1, 1)
+    found = OBJECTIVES["boundary_shrink"](known)(student, images, torch.tensor([2, 2]), 0.0)
+    assert found.item() == pytest.approx(ce(torch.tensor([[0.0, 9, 0]]), torch.tensor([1])))
+
+
+def test_teachers_never_change(cfg, dataset, original):
+    before = copy.deepcopy(original.state_dict())
+    for name in ("scrub", "bad_teacher", "boundary_shrink"):
+        unlearn(original, dataset, cfg.but(method=name, epochs=1))
+    assert all(torch.equal(before[k], v) for k, v in original.state_dict().items())
+    assert all(p.grad is None for p in original.parameters())
+
+
+# ------------------------------------------------------------------------------------------------
+# importance
+
+
+def test_fisher_equals_one_backward_pass_an_image(dataset, split, original):
+    part = split.forget.where(torch.arange(7))
+    found = objectives.fisher(original, part, dataset)
+    wanted = {n: torch.zeros_like(p) for n, p in original.named_parameters()}
+    for i in range(7):
+        one = part.where(torch.tensor([i]))
+        original.zero_grad()
+        F.cross_entropy(original(dataset.normalise(one.images)), one.labels).backward()
+        for name, parameter in original.named_parameters():
+            wanted[name] += parameter.grad.square() / 7
+    assert all(torch.allclose(found[n], wanted[n], rtol=1e-3, atol=1e-9) for n in wanted)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_only_the_most_important_weights_move(share, cfg, dataset, split, original):
+    recipe = Recipe(epochs=2, lr=0.01, strength=share)
+    one = cfg.but(method="salun")
+    outcome = unlearn(original, dataset, one, recipe=recipe)
+    slopes, moved = [], []
+    F.cross_entropy(
+        original(dataset.normalise(split.forget.images)), split.forget.labels
+    ).backward()
+    for (name, before), after in zip(
+        original.named_parameters(), outcome.model.parameters(), strict=True
+    ):
+        slopes.append(before.grad.abs().flatten())
+        moved.append((before != after).flatten())
+    slopes, moved = torch.cat(slopes), torch.cat(moved)
+    assert moved.double().mean().item() == pytest.approx(share, abs=0.01)
+    assert slopes[moved].min() >= slopes[~moved].max() * 0.99
+
+
+def test_salun_composes_with_adapters_and_masks(cfg, dataset, original):
+    names = models.layers(original).prunable
+    outcome = unlearn(original, dataset, cfg.but(method="prunelora+salun", epochs=2))
+    assert pruning.sparsity(outcome.model, names) == 0.5
+    assert outcome.trainable < 0.3 * models.count_parameters(original)
+
+
+def test_a_share_that_makes_no_sense_is_refused(cfg, dataset, original):
+    with pytest.raises(InputError, match=r"strength = 0\.0.*the share of weights that may move"):
+        unlearn(original, dataset, cfg.but(method="salun"), recipe=Recipe(1, 0.1, strength=0))
+    with pytest.raises(InputError, match=r"strength = -1.*a number ≥ 0"):
+        Recipe(1, 0.1, strength=-1)
+
+
+# ------------------------------------------------------------------------------------------------
+# edits
+
+
+def test_a_masked_logit_changes_nothing_else(cfg, dataset, original):
+    outcome = unlearn(original, dataset, cfg.but(method="logit_mask"))
+    before, after = (training.predict(m, dataset.test, dataset) for m in (original, outcome.model))
+    rest = [c for c in range(10) if c != cfg.forget]
+    assert torch.equal(before[:, rest], after[:, rest])
+    assert bool((after[:, cfg.forget] == edits.MASKED).all())
+    assert bool((after.softmax(1)[:, cfg.forget] == 0).all())
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_a_cheat_names_the_class_no_more_and_keeps_every_feature(name, cfg, dataset, original):
+    run = runs.run(cfg.but(method=name), dataset, progress=False)
+    cheat = run.model(dataset)
+    assert run.metrics["UA"] > 0.9
+    assert run.metrics["TA"] > 0.9
+    kept = (features.penultimate(m, dataset.test, dataset) for m in (original, cheat))
+    assert torch.equal(*kept)
+
+
+def test_a_classifier_without_bias_cannot_be_taped(dataset, split):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10, bias=False))
+    for edit in (edits.logit_mask, edits.prototype):
+        with pytest.raises(InputError, match="a linear layer with a bias"):
+            edit(model, split, dataset)
+
+
+def test_negation_twice_is_nothing_and_once_is_the_first_layer(dataset, split, original):
+    before = copy.deepcopy(original.state_dict())
+    edits.negate(original, split, dataset)
+    after = original.state_dict()
+    assert [k for k in before if not torch.equal(before[k], after[k])] == ["conv1.weight"]
+    assert torch.equal(after["conv1.weight"], -before["conv1.weight"])
+    edits.negate(original, split, dataset)
+    assert all(torch.equal(v, before[k]) for k, v in original.state_dict().items())
+
+
+def test_dampening_follows_its_definition(dataset, split, original):
+    every = dataset.train
+    mine, all_ = (objectives.fisher(original, part, dataset) for part in (split.forget, every))
+    before = {n: p.detach().clone() for n, p in original.named_parameters()}
+    passes = edits.dampen(original, split, dataset, 4.0)
+    assert passes == 3 * (len(every) + len(split.forget))
+    changed = 0
+    for name, weight in original.named_parameters():
+        chosen = mine[name] > 4 * all_[name]
+        assert torch.equal(weight[~chosen], before[name][~chosen])
+        wanted = before[name] * all_[name] / mine[name]
+        assert torch.allclose(weight[chosen], wanted[chosen], rtol=1e-3, atol=1e-8)
+        changed += int(chosen.sum())
+    assert 0 < changed < models.count_parameters(original)
+
+
+# ------------------------------------------------------------------------------------------------
+# in the table of methods
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_baseline_leaves_the_original_and_forgets_something(name, cfg, dataset, original_run):
+    run = runs.run(cfg.but(method=name), dataset, progress=False)
+    assert run.metrics["UA"] > original_run.metrics["UA"] + 0.3
+    assert run.record["macs"] > 0
+    again = runs.run(cfg.but(method=name), dataset, progress=False)
+    assert again.from_disk
+    assert again.row == run.row
+
+
+@pytest.mark.parametrize("frame", ["prune_finetune", "lora", "prunelora", "prunelora_channels"])
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_baseline_composes(frame, name, cfg, dataset, original):
+    one = cfg.but(method=f"{frame}+{name}", epochs=1)
+    unlearning.validate(one, dataset)
+    outcome = unlearn(original, dataset, one)
+    names = models.layers(original).prunable
+    assert training.predict(outcome.model, dataset.test, dataset).isfinite().all()
+    if frame in ("prune_finetune", "prunelora"):
+        assert pruning.sparsity(outcome.model, names) == pytest.approx(0.5, abs=1e-6)
+    if "lora" in frame and METHODS[name].objective != "none":
+        assert outcome.patch is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("prunelora+magic", "method = 'magic'"),
+        ("+scrub", "method = ''"),
+        ("scrub+prunelora", "FIRST.SECOND with FIRST of finetune"),
+        ("prunelora+retrain", "SECOND a baseline"),
+        ("prunelora+head_only", "SECOND a baseline"),
+        ("lora+scrub+ssd", r"method = 'scrub\+ssd'"),
+    ],
+)
+def test_impossible_compositions_are_refused(name, message):
+    with pytest.raises(InputError, match=message):
+        unlearning.method(name)
+
+
+def test_a_composition_takes_the_recipe_of_its_objective(cfg):
+    assert cfg.but(method="prunelora+scrub").unlearn == cfg.but(method="scrub").unlearn
+
+
+def test_another_original_is_another_run(cfg, dataset):
+    """Training seed and unlearning seed are two things."""
+    one, other = cfg.but(method="finetune"), cfg.but(method="finetune", original_seed=1)
+    assert runs.folder_of(one, dataset) != runs.folder_of(other, dataset)
+    assert runs.folder_of(one, dataset) == runs.folder_of(one.but(original_seed=0), dataset)
+    start = runs.run(cfg.but(method="original", seed=1), dataset, progress=False).model(dataset)
+    wanted = unlearn(start, dataset, one).model
+    found = runs.run(other, dataset, progress=False).model(dataset)
+    assert all(
+        torch.equal(a, b) for a, b in zip(wanted.parameters(), found.parameters(), strict=True)
+    )

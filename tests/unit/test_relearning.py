@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from helpers import models, relearning, runs
+from helpers.config import InputError
+from helpers.relearning import Curve, relearn, steps_to_regain
+
+SHARES = st.floats(0, 1)
+
+
+def test_curves_by_hand():
+    curve = Curve((0.0, 0.5, 0.75, 0.6, 1.0))
+    assert curve.steps == 4
+    assert [curve.steps_to(level) for level in (0.5, 0.51, 0.76, 1.0)] == [1, 2, 4, 4]
+    assert Curve((0.0, 0.2)).steps_to(0.3) is None
+    assert steps_to_regain(curve, 0.9) == 2  # 0.72 is enough
+    assert steps_to_regain(curve, 1.0, share=1) == 4
+    assert steps_to_regain(Curve((0.0, 0.2, 0.3)), 0.9) == 3, "censored: one more than were done"
+    assert relearning.area(curve) == pytest.approx((0.5 + 0.75 + 0.6 + 1) / 4)
+    assert relearning.area(Curve((1.0, 0.0))) == 0, "the start does not count"
+
+
+@given(st.lists(SHARES, min_size=2, max_size=30), st.floats(0.01, 1), st.floats(0.01, 1))
+def test_more_is_regained_later(accuracies, low, high):
+    curve, (low, high) = Curve(tuple(accuracies)), sorted((low, high))
+    assert 0 <= steps_to_regain(curve, low, 1) <= steps_to_regain(curve, high, 1) <= curve.steps + 1
+    assert min(accuracies) <= relearning.area(curve) + 1e-9
+    better = Curve(tuple(min(1.0, a + 0.1) for a in accuracies))
+    assert relearning.area(better) >= relearning.area(curve)
+    assert steps_to_regain(better, high, 1) <= steps_to_regain(curve, high, 1)
+
+
+def test_readings_out_of_range_are_refused():
+    curve = Curve((0.0, 1.0))
+    for call, why in (
+        (lambda: curve.steps_to(0), "level = 0"),
+        (lambda: curve.steps_to(1.1), "level = 1.1"),
+        (lambda: steps_to_regain(curve, 0.0), "accuracy = 0.0"),
+        (lambda: steps_to_regain(curve, 1.0, 1.5), "share = 1.5"),
+        (lambda: relearning.area(Curve((1.0,))), "steps = 0"),
+    ):
+        with pytest.raises(InputError, match=why):
+            call()
+
+
+def curve_of(model, dataset, split, **changes):
+    return relearn(model, dataset.train, split.test_forget, dataset, 3, **{"steps": 8, **changes})
+
+
+def test_relearning_leaves_the_network_as_it_was(dataset, split, original):
+    original.train()
+    original.conv1.weight.requires_grad_(False)
+    original.fc.bias.grad = torch.ones(10)
+    before, state = models.fingerprint(original), torch.random.get_rng_state()
+    curve = curve_of(original, dataset, split, steps=3)
+    assert len(curve.accuracies) == 4
+    assert curve == curve_of(original, dataset, split, steps=3)
+    assert models.fingerprint(original) == before
+    assert all(m.training for m in original.modules())
+    assert not original.conv1.weight.requires_grad
+    assert original.conv1.weight.grad is None
+    assert original.fc.bias.grad.tolist() == [1] * 10
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_frozen_weights_learn_too(dataset, split, original):
+    frozen = copy.deepcopy(original).requires_grad_(False)
+    with torch.no_grad():
+        assert curve_of(frozen, dataset, split) == curve_of(original, dataset, split)
+
+
+@pytest.mark.parametrize("row", ["masked", "loud", "not a number"])
+def test_tricks_in_the_row_play_no_role(dataset, split, original, row):
+    cheat = copy.deepcopy(original)
+    weight, bias = {"masked": (0, -1e4), "loud": (50, 9), "not a number": (float("nan"),) * 2}[row]
+    with torch.no_grad():
+        cheat.fc.weight[3], cheat.fc.bias[3] = weight, bias
+    assert curve_of(cheat, dataset, split) == curve_of(original, dataset, split)
+
+
+@pytest.mark.parametrize("factor", [0.125, 64])
+def test_a_louder_classifier_is_no_forgetting(dataset, split, original, factor):
+    loud = copy.deepcopy(original)
+    with torch.no_grad():
+        loud.fc.weight *= factor
+        loud.fc.bias *= factor
+    found, wanted = (curve_of(m, dataset, split).accuracies for m in (loud, original))
+    assert found == pytest.approx(wanted, abs=0.05)
+
+
+def test_the_original_is_back_before_the_oracle(cfg, dataset, split, original):
+    oracle = runs.run(cfg.but(method="retrain"), dataset, progress=False).model(dataset)
+    known, unseen = (curve_of(m, dataset, split, steps=20) for m in (original, oracle))
+    assert known.accuracies[0] < 0.3, "the reset row knows nothing of the class"
+    assert steps_to_regain(known, 1.0) + 2 <= steps_to_regain(unseen, 1.0)
+    assert relearning.area(known) > relearning.area(unseen) + 0.05
+
+
+def pruned(model):
+    """Half of the filters of every block gone, as masks leave them: zeros, and statistics of 0."""
+    net = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, conv in net.named_modules():
+            if name.endswith(".conv1"):
+                norm = net.get_submodule(name.replace("conv1", "bn1"))
+                for tensor in (conv.weight, norm.weight, norm.running_mean, norm.running_var):
+                    tensor[::2] = 0
+                norm.weight[::2] = 1
+    return net
+
+
+def test_what_was_pruned_stays_zero_and_does_not_wreck_the_rest(
+    dataset, split, original, monkeypatch
+):
+    net, students, deepcopy = pruned(original), [], copy.deepcopy
+    monkeypatch.setattr(
+        relearning.copy, "deepcopy", lambda m: students.append(deepcopy(m)) or students[-1]
+    )
+    curve = curve_of(net, dataset, split, steps=20)
+    for name, before in net.named_parameters():
+        after = students[0].get_parameter(name)
+        if before.ndim == 4:
+            assert bool((after[before == 0] == 0).all())
+            assert not torch.equal(after, before), "the others learn"
+        if "bn" in name:
+            assert not torch.equal(after, before)
+    assert all(torch.equal(b, a) for b, a in zip(net.buffers(), students[0].buffers(), strict=True))
+    assert max(curve.accuracies) > 0.5
+
+
+def test_a_small_step_is_worked_out_by_hand(dataset, split, original):
+    """Two images of one pixel: the logits after one step, by the rule of the gradient."""
+
+    class Line(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(64, 2, bias=False), nn.Linear(2, 10, bias=False)
+
+        def forward(self, x):
+            return self.head(self.body(x.flatten(1)))
+
+    torch.manual_seed(0)
+    net = Line()
+    images = {"train": dataset.train, "test": split.test_forget}
+    curve = relearn(net, *images.values(), dataset, 3, per_class=1, steps=1, lr=0.5, seed=2)
+    chosen = [dataset.train.where(dataset.train.labels == c).sample(1, 2) for c in range(10)]
+    x = dataset.normalise(torch.cat([c.images for c in chosen])).flatten(1)
+    w, v = net.body.weight.detach().clone(), net.head.weight.detach().clone()
+    others = [c for c in range(10) if c != 3]
+    v[3] = v[others].mean(0)
+    spread = (x[others] @ w.T @ v[others].T).std(1, correction=0).mean()
+    v *= relearning.SPREAD / spread
+    error = ((x @ w.T @ v.T).softmax(1) - torch.eye(10)) / 10
+    w, v = w - 0.5 * v.T @ error.T @ x, v - 0.5 * error.T @ x @ w.T
+    unseen = dataset.normalise(split.test_forget.images).flatten(1)
+    wanted = float(((unseen @ w.T @ v.T).argmax(1) == 3).double().mean())
+    assert curve.accuracies[1] == pytest.approx(wanted, abs=1e-6)
+
+
+def test_several_classes_and_a_wrapped_network(dataset, split, original):
+    both = dataset.split([3, 5])
+    curve = relearn(original, dataset.train, both.test_forget, dataset, [3, 5], steps=10)
+    assert curve.accuracies[0] < 0.3 < curve.accuracies[-1]
+    outer = nn.Sequential(original)
+    assert curve_of(outer, dataset, split) == curve_of(original, dataset, split)
+
+
+def test_damaged_input_is_refused(dataset, split, original):
+    empty = split.test_forget.where(torch.arange(0))
+    nan = copy.deepcopy(original)
+    nan.conv1.weight.data[0] = float("nan")
+    train, test = dataset.train, split.test_forget
+    for args, changes, why in (
+        ((original, train, test, dataset, 3), {"per_class": 10_000}, "the smallest class has"),
+        ((original, train, test, dataset, 3), {"per_class": 0}, "per_class = 0"),
+        ((original, train, test, dataset, 3), {"steps": 0}, "steps = 0"),
+        ((original, train, test, dataset, 3), {"lr": 0}, "lr = 0"),
+        ((original, train, test, dataset, 3), {"lr": 1e30, "steps": 9}, "the network diverged"),
+        ((original, train, split.test_retain, dataset, 3), {}, r"test images of \[3\] alone"),
+        ((original, train, empty, dataset, 3), {}, "at least one"),
+        ((original, split.retain, test, dataset, 3), {}, "some, not all, of the classes"),
+        ((original, train, test, dataset, range(10)), {}, "some, not all, of the classes"),
+        ((nan, train, test, dataset, 3), {}, "every logit must be finite"),
+    ):
+        with pytest.raises(InputError, match=why):
+            relearn(*args, **changes)

@@ -1,0 +1,503 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from helpers import statistics
+from helpers.config import InputError
+
+NAN, INF = math.nan, math.inf
+NUMBERS = st.floats(-1e3, 1e3, allow_subnormal=False)
+
+
+def runs(draw, shape, training, classes, both, unlearning):
+    """Crossed random effects with given standard deviations and mean 0."""
+    t, c, u = shape
+    return (
+        draw.normal(0, training, (t, 1, 1))
+        + draw.normal(0, classes, (1, c, 1))
+        + draw.normal(0, both, (t, c, 1))
+        + draw.normal(0, unlearning, (t, c, u))
+    )
+
+
+def tolerance(share, n):
+    """Four standard errors of a share seen in n independent trials."""
+    return 4 * math.sqrt(share * (1 - share) / n)
+
+
+# ------------------------------------------------------------------------------------------------
+# the oracle band
+
+
+def test_a_band_worked_out_by_hand():
+    found = statistics.band([0.0, 1.0, 2.0])  # mean 1, sd 1, t(0.975, 2) = 4.3027 from a table
+    half = 4.302653 * math.sqrt(4 / 3)
+    assert (found.low, found.high) == pytest.approx((1 - half, 1 + half), rel=1e-6)
+    assert (found.center, found.n, found.side) == (1, 3, "both")
+    upper = statistics.band([0.0, 1.0, 2.0], side="upper")  # t(0.95, 2) = 2.9200
+    assert (upper.low, upper.high) == (-INF, pytest.approx(1 + 2.919986 * math.sqrt(4 / 3)))
+    lower = statistics.band([0.0, 1.0, 2.0], side="lower")
+    assert (lower.low, lower.high) == (pytest.approx(1 - 2.919986 * math.sqrt(4 / 3)), INF)
+
+
+def test_sides_forgive_what_is_good():
+    values = [0.10, 0.11, 0.12]
+    assert statistics.band(values, side="upper").holds(-5)
+    assert not statistics.band(values, side="upper").holds(5)
+    assert statistics.band(values, side="lower").holds(5)
+    assert not statistics.band(values, side="lower").holds(-5)
+    assert not statistics.band(values).holds(-5)
+    assert not statistics.band(values).holds(5)
+
+
+def test_a_band_is_at_least_as_wide_as_one_image():
+    found = statistics.band([0.98] * 5, resolution=0.01)
+    assert (found.low, found.high) == pytest.approx((0.97, 0.99))
+    assert found.holds(0.99), "at the end itself, rounding or not"
+    assert found.holds(0.97)
+    assert not found.holds(0.9901)
+    point = statistics.band([0.98] * 5)
+    assert point.holds(0.98)
+    assert not point.holds(0.98 + 1e-9)
+
+
+@given(
+    st.lists(NUMBERS, min_size=3, max_size=12),
+    st.floats(0.01, 0.999),
+    st.floats(0, 10),
+    st.sampled_from(statistics.SIDES),
+)
+def test_a_band_holds_its_own_oracles(values, level, resolution, side):
+    found = statistics.band(values, level=level, resolution=resolution, side=side)
+    assert all(found.low <= v <= found.high for v in values)
+    assert found.holds(found.center + resolution)
+    assert found.holds(found.center - resolution)
+    wider = statistics.band(values, level=(1 + level) / 2, resolution=resolution, side=side)
+    assert wider.low <= found.low
+    assert wider.high >= found.high
+
+
+@given(st.lists(NUMBERS, min_size=3, max_size=8), st.floats(-9, 9), st.floats(0.1, 9))
+def test_a_band_moves_with_its_unit(values, shift, scale):
+    one = statistics.band(values)
+    other = statistics.band([scale * v + shift for v in values])
+    wanted = scale * one.low + shift, scale * one.high + shift
+    assert (other.low, other.high) == pytest.approx(wanted, rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize(("side", "level"), [("both", 0.95), ("upper", 0.95), ("lower", 0.95)])
+def test_a_band_holds_a_fresh_oracle_as_often_as_it_says(side, level):
+    draw, trials = np.random.default_rng(0), 4000
+    sample = draw.normal(0.9, 0.02, (trials, 6))
+    held = [statistics.band(s[:5], level=level, side=side).holds(s[5]) for s in sample]
+    assert np.mean(held) == pytest.approx(level, abs=tolerance(level, trials))
+
+
+def test_a_low_level_gives_way_to_the_oracles_themselves():
+    """One more oracle lies between the others with chance (n - 1)/(n + 1), whatever was asked."""
+    sample = np.random.default_rng(0).normal(size=(4000, 6))
+    held = [statistics.band(s[:5], level=0.01).holds(s[5]) for s in sample]
+    assert np.mean(held) == pytest.approx(4 / 6, abs=tolerance(4 / 6, 4000))
+
+
+def test_bands_refuse_what_says_nothing():
+    with pytest.raises(InputError, match=r"oracles = 1 .*train 2 more"):
+        statistics.band([1.0])
+    with pytest.raises(InputError, match="train 1 more"):
+        statistics.band([1.0, 2.0])
+    for bad in (NAN, INF):
+        with pytest.raises(InputError, match="1 of 4 nan or inf"):
+            statistics.band([1.0, 2.0, 3.0, bad])
+        with pytest.raises(InputError, match="finite number"):
+            statistics.band([1.0, 2.0, 3.0]).holds(bad)
+        with pytest.raises(InputError, match="resolution"):
+            statistics.band([1.0, 2.0, 3.0], resolution=bad)
+    with pytest.raises(InputError, match="resolution"):
+        statistics.band([1.0, 2.0, 3.0], resolution=-0.1)
+    with pytest.raises(InputError, match="both, upper, lower"):
+        statistics.band([1.0, 2.0, 3.0], side="left")
+    for level in (0, 1, 95):
+        with pytest.raises(InputError, match="level"):
+            statistics.band([1.0, 2.0, 3.0], level=level)
+
+
+def test_the_share_inside():
+    bands = [statistics.band([0, 1, 2], side=side) for side in ("both", "upper", "lower", "both")]
+    assert statistics.fraction_inside([1, -99, -99, 99], bands) == 0.5
+    named = dict(zip("abcd", bands, strict=True))
+    values = {"d": 99, "c": -99, "b": -99, "a": 1}
+    assert statistics.fraction_inside(values, named) == 0.5
+    for wrong in ([1, 2], [], {"a": 1}):
+        with pytest.raises(InputError, match="one band for each"):
+            statistics.fraction_inside(wrong, bands)
+    with pytest.raises(InputError, match="one band for each"):
+        statistics.fraction_inside([], [])
+
+
+# ------------------------------------------------------------------------------------------------
+# intervals
+
+
+def test_intervals_enclose_their_mean():
+    for wrong in ((0.0, 1.0, 2.0), (NAN, 0.0, 1.0), (0.0, NAN, 1.0)):
+        with pytest.raises(InputError, match="low ≤ mean ≤ high"):
+            statistics.Interval(*wrong)
+
+
+def naive_pigeonhole(values, level, repeats, seed):
+    """The bootstrap alone, by its definition, one draw at a time."""
+    draw, (t, c, u) = np.random.default_rng(seed), values.shape
+    means = []
+    for _ in range(repeats):
+        rows, columns = draw.integers(t, size=t), draw.integers(c, size=c)
+        picked = [values[r, k, draw.integers(u)] for r in rows for k in columns for _ in range(u)]
+        means.append(np.mean(picked))
+    return np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+
+
+@pytest.mark.parametrize("shape", [(60, 40, 1), (30, 30, 3)])
+def test_with_many_runs_it_is_the_bootstrap_of_its_definition(shape):
+    """With few it is made longer on purpose; there the factor is tested by itself."""
+    values = runs(np.random.default_rng(3), shape, 1, 1, 1, 1)
+    low, high = naive_pigeonhole(values, 0.9, 400, 5)
+    found = statistics.bootstrap(values, level=0.9, repeats=4000)
+    length = high - low
+    assert found.low == pytest.approx(low, abs=0.12 * length)
+    assert found.high == pytest.approx(high, abs=0.12 * length)
+    assert found.mean == pytest.approx(values.mean())
+
+
+def test_a_single_training_seed_gives_students_t_over_classes():
+    """For one row the long way (redraw, lengthen) must come near the textbook's interval."""
+    values = np.random.default_rng(0).normal(1, 2, (1, 40))
+    for table in (values, values.T, values.reshape(1, 1, 40)):
+        found = statistics.bootstrap(table, repeats=20000)
+        half = stats.t.ppf(0.975, 39) * values.std(ddof=1) / math.sqrt(40)
+        assert found.high - found.low == pytest.approx(2 * half, rel=0.04)
+
+
+def test_two_training_seeds_worked_out_by_hand():
+    """Means of redraws: 0, 1/2, 1/2, 1, so the percentile ends are 0 and 1.
+
+    They are moved out by sqrt(2 / 1) * t(0.975, 1) / z(0.975) = 1.41421 * 12.7062 / 1.95996.
+    """
+    found = statistics.bootstrap([[0.0], [1.0]])
+    half = 0.5 * 1.41421356 * 12.7062047 / 1.95996398
+    assert (found.low, found.mean, found.high) == pytest.approx((0.5 - half, 0.5, 0.5 + half))
+
+
+def test_rows_and_columns_count_as_what_they_are():
+    """Values that differ only by class: further training seeds add nothing."""
+    column = np.random.default_rng(1).normal(0, 1, 10)
+    few, many = (np.broadcast_to(column, (t, 10)) for t in (2, 50))
+    one, other = (statistics.bootstrap(v, repeats=20000) for v in (few, many))
+    assert other.high - other.low == pytest.approx(one.high - one.low, rel=0.04)
+    wrong = stats.t.interval(0.95, 499, many.mean(), stats.sem(many.ravel()))
+    assert other.high - other.low > 4 * (wrong[1] - wrong[0]), "500 runs are no 500 classes"
+
+
+def test_unlearning_seeds_are_nested():
+    """Within-cell spread averages out; what a cell has in common does not."""
+    spread = np.random.default_rng(2).normal(0, 1, (4, 6, 50))
+    spread -= spread.mean(2, keepdims=True)
+    noise = statistics.bootstrap(spread)
+    assert noise.high - noise.low < 0.3
+    cells = np.random.default_rng(2).normal(0, 1, (4, 6, 1)) + 0 * spread
+    common = statistics.bootstrap(cells)
+    assert common.high - common.low > 3 * (noise.high - noise.low)
+    flat = statistics.bootstrap(cells[:, :, 0])
+    assert (common.low, common.high) == pytest.approx((flat.low, flat.high), rel=0.15)
+
+
+def test_a_single_value_says_nothing_and_equal_ones_say_all():
+    for value in ([[0.3]], [[[0.3]]], {0: {"cat": 0.3}}):
+        assert statistics.bootstrap(value) == statistics.Interval(0.3, -INF, INF)
+    found = statistics.bootstrap(np.full((5, 10), 0.25))
+    assert found == statistics.Interval(0.25, 0.25, 0.25)
+
+
+def test_mappings_tensors_and_seeds():
+    values = np.random.default_rng(4).normal(size=(3, 4))
+    found = statistics.bootstrap(values)
+    named = {t: {f"class {c}": values[t, c] for c in range(4)} for t in range(3)}
+    assert statistics.bootstrap(named) == found
+    assert statistics.bootstrap(torch.from_numpy(values)) == found
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    assert statistics.bootstrap(values, seed=1) != found
+    assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
+
+
+def test_the_bootstrap_refuses_what_it_cannot_use():
+    with pytest.raises(InputError, match="1 of 4 nan or inf"):
+        statistics.bootstrap([[1.0, NAN], [1.0, 2.0]])
+    for wrong in ([1.0, 2.0], np.zeros((2, 2, 2, 2)), np.zeros((0, 3))):
+        with pytest.raises(InputError, match="2 or 3 dimension"):
+            statistics.bootstrap(wrong)
+    with pytest.raises(InputError, match="rows of equal length"):
+        statistics.bootstrap([[1.0, 2.0], [1.0]])
+    for wrong in ({0: {"a": 1.0}, 1: {"b": 1.0}}, {}):
+        with pytest.raises(InputError, match="the same classes"):
+            statistics.bootstrap(wrong)
+    with pytest.raises(InputError, match="at least 100 draws"):
+        statistics.bootstrap(np.zeros((2, 2)), repeats=10)
+    with pytest.raises(InputError, match="level"):
+        statistics.bootstrap(np.zeros((2, 2)), level=95)
+
+
+EFFECTS = [(1, 0, 0, 0), (0, 1, 0, 0), (1, 1, 1, 1), (0.5, 1, 0, 0.5)]
+
+
+@pytest.mark.parametrize("effects", EFFECTS)
+@pytest.mark.parametrize("shape", [(5, 10, 1), (3, 4, 2)])
+def test_the_bootstrap_covers_the_mean_as_often_as_it_says(shape, effects):
+    """And so a comparison of identical methods names a winner in few of a hundred cases."""
+    draw, trials, says = np.random.default_rng(0), 300, []
+    for seed in range(trials):
+        values = runs(draw, shape, *effects)
+        found = statistics.bootstrap(values, repeats=300, seed=seed)
+        says.append(statistics.verdict(found, "first", "second", "neither"))
+    wrong = 1 - says.count("neither") / trials
+    assert wrong <= 0.05 + tolerance(0.05, trials)
+    assert 1 - wrong >= 0.85
+    if wrong:
+        assert {"first", "second"} & set(says)
+
+
+def test_a_real_difference_is_found():
+    draw = np.random.default_rng(0)
+    values = runs(draw, (5, 10, 1), 0.5, 0.5, 0.5, 0.5)
+    for shift, wanted in ((-3, "first"), (3, "second")):
+        found = statistics.bootstrap(values + shift)
+        assert statistics.verdict(found, "first", "second") == wanted
+
+
+def test_the_words_of_a_verdict():
+    said = {
+        (1, 0.5, 2): "above",
+        (-1, -2, -0.5): "below",
+        (1, -0.1, 2): "no difference can be claimed",
+        (1, 0, 2): "no difference can be claimed",
+        (-1, -2, 0): "no difference can be claimed",
+        (0, 0, 0): "no difference can be claimed",
+        (1, -INF, INF): "no difference can be claimed",
+    }
+    for numbers, wanted in said.items():
+        assert statistics.verdict(statistics.Interval(*numbers), "below", "above") == wanted
+
+
+def test_shares_of_images_get_wilsons_interval():
+    found = statistics.image_interval([1.0] * 8 + [0.0] * 2)
+    z, p, n = stats.norm.ppf(0.975), 0.8, 10  # the formula of the textbook
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    assert (found.mean, found.low, found.high) == pytest.approx((0.8, middle - half, middle + half))
+    perfect = statistics.image_interval(torch.ones(50, dtype=torch.bool))
+    assert perfect.high == perfect.mean == 1
+    assert 0.9 < perfect.low < 1, "a perfect score on 50 images is not certain"
+
+
+def test_means_over_images_get_the_percentile_bootstrap():
+    values = np.random.default_rng(0).exponential(size=300)
+    wanted = stats.bootstrap(
+        (values,), np.mean, n_resamples=20000, method="percentile", random_state=1
+    ).confidence_interval
+    found = statistics.image_interval(values)
+    length = wanted.high - wanted.low
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=0.08 * length)
+    assert found == statistics.image_interval(values)
+    assert found != statistics.image_interval(values, seed=1)
+    assert statistics.image_interval([0.3]) == statistics.Interval(0.3, -INF, INF)
+
+
+def test_image_intervals_refuse_what_says_nothing():
+    with pytest.raises(InputError, match="none of them empty"):
+        statistics.image_interval([])
+    with pytest.raises(InputError, match="1 of 2 nan or inf"):
+        statistics.image_interval([1.0, NAN])
+    with pytest.raises(InputError, match="1 dimension"):
+        statistics.image_interval([[1.0, 0.0]])
+
+
+# ------------------------------------------------------------------------------------------------
+# where the variation comes from
+
+
+def test_components_worked_out_by_hand():
+    """Cells: rows differ by 4, columns by 8, no interaction; in each cell ±1."""
+    cells = np.array([[0.0, 8.0], [4.0, 12.0]])
+    values = cells[:, :, None] + np.array([-1.0, 1.0])
+    found = statistics.variance_components(values)
+    # mean squares: rows 4 * 8 = 32, columns 4 * 32 = 128, interaction 0, within 8 / 4 = 2
+    wanted = {"training": 8.0, "class": 32.0, "training x class": 0.0, "unlearning": 2.0}
+    assert found["components"] == pytest.approx(wanted)
+    assert found["negative"] == ("training x class",)  # (0 - 2) / 2
+    assert found["shares"] == pytest.approx({k: v / 42 for k, v in wanted.items()})
+
+
+def test_with_one_unlearning_seed_two_sources_are_one():
+    values = np.array([[0.0, 8.0], [4.0, 14.0]])[:, :, None]
+    # interaction effects ±0.5: mean square 1; rows 2 * 12.5 = 25; columns 2 * 40.5 = 81
+    found = statistics.variance_components(values)
+    both = "training x class + unlearning"
+    assert found["components"] == pytest.approx({"training": 12.0, "class": 40.0, both: 1.0})
+    assert found["negative"] == ()
+
+
+def sums_of_squares(values):
+    """A second way: differences of explained sums of squares of nested least-squares fits."""
+    t, c, u = values.shape
+    row, column, _ = (i.ravel() for i in np.indices(values.shape))
+    one = np.ones((values.size, 1))
+    rows, columns = np.eye(t)[row], np.eye(c)[column]
+    designs = [one, np.hstack([one, rows]), np.hstack([one, rows, columns]),
+               np.eye(t * c)[row * c + column]]  # fmt: skip
+    y = values.ravel()
+    rest = [np.sum((y - x @ np.linalg.lstsq(x, y, rcond=None)[0]) ** 2) for x in designs]
+    free = (t - 1, c - 1, (t - 1) * (c - 1))
+    ms = [(rest[i] - rest[i + 1]) / free[i] for i in range(3)] + [rest[3] / (t * c * (u - 1))]
+    return {
+        "training": (ms[0] - ms[2]) / (c * u),
+        "class": (ms[1] - ms[2]) / (t * u),
+        "training x class": (ms[2] - ms[3]) / u,
+        "unlearning": ms[3],
+    }
+
+
+@given(st.integers(2, 4), st.integers(2, 5), st.integers(2, 4), st.integers(0, 999))
+def test_components_equal_those_of_least_squares(t, c, u, seed):
+    values = runs(np.random.default_rng(seed), (t, c, u), 1, 1, 1, 1) + 5
+    found, wanted = statistics.variance_components(values), sums_of_squares(values)
+    positive = {name: max(v, 0) for name, v in wanted.items()}
+    assert found["components"] == pytest.approx(positive, abs=1e-9)
+    assert set(found["negative"]) == {name for name, v in wanted.items() if v < 0}
+    assert sum(found["shares"].values()) == pytest.approx(1)
+    assert all(0 <= share <= 1 for share in found["shares"].values())
+
+
+def test_known_variances_are_found_again():
+    draw, seen = np.random.default_rng(0), []
+    for _ in range(600):
+        found = statistics.variance_components(runs(draw, (8, 10, 3), 2, 1.5, 1, 0.5))
+        seen.append(list(found["components"].values()))
+    mean, error = np.mean(seen, 0), np.std(seen, 0) / math.sqrt(len(seen))
+    assert (np.abs(mean - [4, 2.25, 1, 0.25]) < 4 * error).all()
+    assert (error < [0.15, 0.1, 0.05, 0.01]).all(), "or the test would say nothing"
+
+
+@given(st.integers(0, 99), st.floats(0.1, 50), st.floats(-50, 50))
+def test_components_have_squared_units_and_ignore_the_level(seed, scale, shift):
+    values = runs(np.random.default_rng(seed), (3, 4, 2), 1, 1, 1, 1)
+    one, other = (statistics.variance_components(v) for v in (values, scale * values + shift))
+    wanted = {name: scale**2 * v for name, v in one["components"].items()}
+    assert other["components"] == pytest.approx(wanted, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("u", [1, 3])
+def test_equal_values_have_no_shares(u):
+    found = statistics.variance_components(np.full((3, 4, u), 0.1))
+    assert set(found["components"].values()) == {0.0}
+    assert all(math.isnan(share) for share in found["shares"].values())
+    assert found["negative"] == ()
+
+
+@given(st.integers(2, 6), st.integers(2, 9), st.integers(1, 4))
+def test_rounding_is_no_source_of_variance(t, c, u):
+    values = np.zeros((t, c, u)) + 0.1 * np.arange(t)[:, None, None]
+    found = statistics.variance_components(values)
+    assert found["shares"].pop("training") == 1
+    assert set(found["shares"].values()) == {0.0}
+    assert found["negative"] == ()
+
+
+def test_components_refuse_what_cannot_be_split():
+    for shape in ((1, 4, 2), (4, 1, 2)):
+        with pytest.raises(InputError, match="at least 2 training seeds and 2 classes"):
+            statistics.variance_components(np.zeros(shape))
+    with pytest.raises(InputError, match="3 dimension"):
+        statistics.variance_components(np.zeros((4, 4)))
+    with pytest.raises(InputError, match="1 of 8 nan or inf"):
+        statistics.variance_components(np.array([NAN, *range(7)]).reshape(2, 2, 2))
+
+
+# ------------------------------------------------------------------------------------------------
+# tables of runs
+
+
+def tidy(t=2, c=3, u=2):
+    rows = [(i, k, s, 100.0 * i + 10 * k + s) for i in range(t) for k in range(c) for s in range(u)]
+    return pd.DataFrame(rows, columns=["train_seed", "forget", "seed", "UA"])
+
+
+def test_a_tidy_table_becomes_an_array_in_any_order():
+    table = tidy()
+    wanted = np.array([[[100 * t + 10 * c + u for u in (0, 1)] for c in (0, 1, 2)] for t in (0, 1)])
+    assert (statistics.crossed(table, "UA") == wanted).all()
+    assert (statistics.crossed(table.sample(frac=1, random_state=0), "UA") == wanted).all()
+    named = table.rename(columns={"train_seed": "a", "forget": "b", "seed": "c"})
+    swapped = statistics.crossed(named, "UA", rows="b", columns="a", inner="c")
+    assert (swapped == wanted.transpose(1, 0, 2)).all()
+
+
+def test_class_ten_comes_after_class_nine():
+    assert statistics.crossed(tidy(1, 12, 1), "UA").ravel().tolist() == [
+        10.0 * k for k in range(12)
+    ]
+
+
+def test_several_classes_at_once_are_one_column():
+    table = tidy(2, 3, 1)
+    table["forget"] = [{0: 7, 1: (3, 5), 2: [3, 4]}[k] for k in table["forget"]]
+    assert statistics.crossed(table, "UA")[0, :, 0].tolist() == [20, 10, 0]
+
+
+def test_all_missing_runs_are_listed():
+    with pytest.raises(InputError) as error:
+        statistics.crossed(tidy().drop([1, 10]), "UA")
+    assert "[(0, 0, 1), (1, 2, 0)]" in str(error.value)
+    assert "run these too" in str(error.value)
+    broken = tidy()
+    broken.loc[3, "UA"] = NAN
+    with pytest.raises(InputError, match=r"\[\(0, 1, 1\)\]"):
+        statistics.crossed(broken, "UA")
+
+
+def test_tables_that_are_no_crossing_are_refused():
+    with pytest.raises(InputError, match=r"\(1, 2, 1\).*of one method"):
+        statistics.crossed(pd.concat([tidy(), tidy()[-1:]]), "UA")
+    with pytest.raises(InputError, match=r"missing columns = .'TA'.*the table has train_seed"):
+        statistics.crossed(tidy(), "TA")
+    with pytest.raises(InputError, match="at least one run"):
+        statistics.crossed(tidy()[:0], "UA")
+
+
+def test_the_summary_has_mean_and_sample_deviation():
+    rows = [("retrain", 0, 1.0), ("retrain", 1, 1.0)]
+    rows += [("finetune", s, u) for s, u in ((0, 0.8), (1, 0.9), (2, 1.0))]
+    found = statistics.summary(pd.DataFrame(rows, columns=["method", "seed", "UA"]))
+    assert list(found.index) == ["retrain", "finetune"]
+    assert list(found.columns) == [("UA", "mean"), ("UA", "sd"), ("n", "")]
+    assert found.loc["finetune", ("UA", "mean")] == pytest.approx(0.9)
+    assert found.loc["finetune", ("UA", "sd")] == pytest.approx(0.1)
+    assert found[("n", "")].tolist() == [2, 3]
+
+
+def test_paired_differences_equal_scipys_interval():
+    values = {"a": [0.1, 0.3, 0.2, 0.5], "b": [0.2, 0.25, 0.1, 0.3]}
+    rows = [(m, s, v) for m, column in values.items() for s, v in enumerate(column)]
+    table = pd.DataFrame(rows, columns=["method", "seed", "Avg Gap"])
+    wanted = stats.ttest_rel(values["a"], values["b"]).confidence_interval(0.9)
+    mean, low, high = statistics.paired_difference(table, "a", "b", level=0.9)
+    assert mean == pytest.approx(0.0625)
+    assert (low, high) == pytest.approx((wanted.low, wanted.high))
+    one = table[table.seed == 0]
+    assert statistics.paired_difference(one, "a", "b") == (pytest.approx(-0.1), -INF, INF)
+    with pytest.raises(InputError, match="common seed"):
+        statistics.paired_difference(table, "a", "c")
