@@ -10,9 +10,9 @@ the reported results; the test part is never looked at.
 
 Many recipes end within one validation image of each other, which decides nothing. So the choice is
 made in steps: of the recipes that lose at most five points on the other classes (or, if all lose
-more, the one with the best score), the smallest forget gap first (unlearning comes first); of those,
-all within one validation image of the best retain gap (or error, for the training recipe); of
-those, the smallest learning rate, because it moves the network least.
+more, the one with the best score), the smallest forget gap first (unlearning comes first); of
+those, all within one validation image of the best retain gap (or error, for the training recipe);
+of those, the smallest learning rate, because it moves the network least.
 
 Every finished trial is kept in ``results/tuning-digits.json``; run again to go on.
 """
@@ -76,8 +76,10 @@ SPACES = {
     "boundary_shrink": grid((1e-4, 1e-3, 3e-3), (0.1, 0.3, 1, 3)),
     "ssd": grid([1.0], (1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10)),  # does not train
 }  # fmt: skip
-METHODS = [name for name, method in unlearning.METHODS.items()
-           if method.start == "original" and (method.objective != "none" or name in SPACES)]  # fmt: skip
+METHODS = [
+    name for name, method in unlearning.METHODS.items()
+    if method.start == "original" and (method.objective != "none" or name in SPACES)
+]  # fmt: skip
 
 
 def main() -> None:

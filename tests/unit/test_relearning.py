@@ -116,12 +116,18 @@ def pruned(model):
     return net
 
 
+def _kept(value, students):
+    if isinstance(value, models.SmallResNet):
+        students.append(value)
+    return value
+
+
 def test_what_was_pruned_stays_zero_and_does_not_wreck_the_rest(
     dataset, split, original, monkeypatch
 ):
     net, students, deepcopy = pruned(original), [], copy.deepcopy
     monkeypatch.setattr(
-        relearning.copy, "deepcopy", lambda m: students.append(deepcopy(m)) or students[-1]
+        relearning.copy, "deepcopy", lambda m, *memo: _kept(deepcopy(m, *memo), students)
     )
     curve = curve_of(net, dataset, split, steps=20)
     for name, before in net.named_parameters():
@@ -131,7 +137,8 @@ def test_what_was_pruned_stays_zero_and_does_not_wreck_the_rest(
             assert not torch.equal(after, before), "the others learn"
         if "bn" in name:
             assert not torch.equal(after, before)
-    assert all(torch.equal(b, a) for b, a in zip(net.buffers(), students[0].buffers(), strict=True))
+    norms = [m for m in students[0].modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all(torch.allclose(m.running_var + m.eps, torch.ones(1)) for m in norms)
     assert max(curve.accuracies) > 0.5
 
 
@@ -191,3 +198,43 @@ def test_damaged_input_is_refused(dataset, split, original):
     ):
         with pytest.raises(InputError, match=why):
             relearn(*args, **changes)
+
+
+@pytest.mark.parametrize("factor", [0.01, 0.2, 30.0])
+def test_the_same_function_written_otherwise_relearns_at_the_same_speed(
+    factor, dataset, split, original
+):
+    """Smaller filters with a smaller variance behind them compute the same."""
+    other = copy.deepcopy(original)
+    with torch.no_grad():
+        for conv, norm in ((other.layer1[0].conv1, other.layer1[0].bn1), (other.conv1, other.bn1)):
+            variance = factor**2 * (norm.running_var + norm.eps) - norm.eps
+            assert bool((variance >= 0).all())
+            conv.weight.mul_(factor)
+            norm.running_mean.mul_(factor)
+            norm.running_var.copy_(variance)
+    images = dataset.normalise(split.test_forget.images)
+    assert torch.allclose(other(images), original(images), atol=1e-3)
+    curves = [relearn(m, dataset.train, split.test_forget, dataset, 3, steps=8).accuracies
+              for m in (original, other)]  # fmt: skip
+    assert curves[0] == pytest.approx(curves[1], abs=0.05)
+
+
+def test_a_filter_that_others_look_at_stays_as_it_is(dataset, split):
+    """Scaling it would change what the network computes."""
+
+    class Watched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+            self.fc = nn.Linear(8, 10)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return self.fc(torch.cat([y.mean((2, 3)), self.norm(y).mean((2, 3))], 1))
+
+    model = Watched().eval()
+    model.norm.running_var.fill_(0.01)
+    before, images = copy.deepcopy(model.state_dict()), dataset.normalise(split.retain.images[:50])
+    relearning._unit_variance(model, images)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())

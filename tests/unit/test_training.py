@@ -264,6 +264,7 @@ def test_multiply_accumulates_of_a_linear_layer_worked_out_by_hand(dataset, spli
 
 def test_counting_leaves_no_trace(dataset, split):
     """The same weights and statistics, whether or not the count is made."""
+
     class Plain(training._Loop):
         def count_macs(self, *_):
             return 1
