@@ -14,7 +14,7 @@ import argparse
 import time
 from pathlib import Path
 
-from helpers import files, shadows, study, unlearning
+from helpers import files, plots, report, shadows, study, unlearning
 from helpers.config import get_config
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -37,6 +37,10 @@ def main() -> None:
         about = {"workers": options.workers, "wall_seconds": time.perf_counter() - started}
         found.about.update(about, core_seconds=float(found.table["wall"].sum()))
         study.save(found, RESULTS / "audit-digits.json")
+        plots.style()
+        figure = plots.lie_detector(study.panel(found)).figure
+        figure.savefig(RESULTS / "audit-digits.png", dpi=110)
+        report.render_readme(RESULTS.parent / "README.md")
     if options.only != "audit":
         started = time.perf_counter()
         methods = [m for m in unlearning.METHODS if m not in ("original", "retrain")]

@@ -245,7 +245,8 @@ def _network(path: Path, built: str | None, dataset: Dataset, seed: int) -> nn.M
     from helpers import models
 
     if built is None:
-        check("architecture", built, path.is_dir(), "a name, or MODULE:FUNCTION, for a plain file")
+        ok = not path.is_file()
+        check("architecture", built, ok, "a name, or MODULE:FUNCTION, for a plain file")
         return models.load(path)
     _, channels, _, side = dataset.train.images.shape
     if ":" in built:

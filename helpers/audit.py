@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers import attacks, features, models, outputs, pruning, relearning, statistics
-from helpers.config import check
+from helpers.config import InputError, check
 from helpers.data import ClassSplit, Dataset, ImageSet
 from helpers.training import predict
 
@@ -239,7 +239,7 @@ def _predictions(model: nn.Module, split: ClassSplit) -> Look:
     for name in PARTS:
         part = getattr(split, name)
         logits = predict(model, part, split.dataset)
-        check("outputs", logits.shape[1:], logits.shape[1:] == (classes,),
+        check("outputs", tuple(logits.shape[1:]), logits.shape[1:] == (classes,),
               f"one for each of the {classes} classes, the forgotten ones included")  # fmt: skip
         outputs.check_predictions(logits, part.labels)
         found.logits[name], found.labels[name] = logits, part.labels.cpu()
@@ -595,7 +595,7 @@ def check_networks(
     named |= {f"oracle {i}": o for i, o in enumerate(oracles, 1)}
     hashes: dict[str, str] = {}
     for name, network in named.items():
-        device = next(network.parameters()).device.type
+        device = next((p.device.type for p in network.parameters()), "no parameters")
         check(name, device, device == split.forget.images.device.type, "the device of the images")
         twin = hashes.setdefault(models.fingerprint(network), name)
         check(name, f"the same weights as {twin}", twin == name or name == "original",
@@ -604,7 +604,10 @@ def check_networks(
 
 
 def _check_one(name: str, network: nn.Module, split: ClassSplit) -> None:
-    found = _predictions(network, split)
+    try:
+        found = _predictions(network, split)
+    except InputError as error:  # of which network?
+        raise InputError(f"{name}: {error}") from error
     classes = split.dataset.classes
     _check_order(name, found, classes)
     right = _recall(found, "test_forget", len(classes)), _recall(found, "retain", len(classes))

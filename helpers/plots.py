@@ -213,6 +213,30 @@ def curves(
     return ax
 
 
+def roc(curves: Mapping[str, Sequence[Sequence[float]]], ax: Axes | None = None) -> Axes:
+    """Draw how many hits an attack has at how many false alarms, a curve a method.
+
+    Args:
+        curves: Method -> (false positive rates, true positive rates), both ascending.
+        ax: Where to draw.
+
+    Returns:
+        The axes, with the diagonal of chance.
+
+    Source: the usual figure; logarithmic at low rates as in Carlini et al. 2021 (arXiv 2112.03570).
+    Lesson: 05_evaluation, "Example by example".
+    """
+    ax = _axes(ax, (5.5, 4))
+    low = 1e-3
+    for method, (false, true) in curves.items():
+        ax.plot(np.maximum(false, low), np.maximum(true, low), color=COLORS[method], label=method)
+    ax.plot([low, 1], [low, 1], color=CHANCE, ls=":", lw=1.2, label="chance")
+    ax.set(xscale="log", yscale="log", xlabel="false positive rate", ylabel="true positive rate")
+    ax.set(xlim=(low, 1), ylim=(low, 1.05))
+    ax.legend(title="")
+    return ax
+
+
 def destinations(
     shares: Mapping[str, Sequence[float]], classes: Sequence[str], ax: Axes | None = None
 ) -> Axes:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from helpers import audit, files, runs, statistics
+from helpers import audit, files, runs, statistics, study
 from helpers.config import check
 
 Format = Callable[[float], str]
@@ -30,6 +30,12 @@ COLUMNS: dict[str, tuple[str, Format]] = {
     "file_kb": ("file kB", lambda v: f"{v:.0f}"),
     "sparsity": ("sparsity %", lambda v: f"{100 * v:.1f}"),
 }
+
+# where PruneLoRA and tuned fine-tuning are compared
+FINDING = (
+    "Avg Gap", "TA", "TV", "linear_probe", "head_refit", "IDI", "prototype_attack",
+    "relearn_steps", "relearn_area", "epsilon",
+)  # fmt: skip
 
 NOTE = (
     "UA, UA test: 1 - accuracy on training and test images of the forgotten class; RA, TA: "
@@ -90,6 +96,88 @@ def audit_cells(record: Mapping[str, Any]) -> list[list[str]]:
             audit.shown(name, metric["original"]), "yes" if metric["inside"] else "NO",
         ])  # fmt: skip
     return rows
+
+
+def beside_bands(
+    found: Mapping[str, Mapping[str, float]], bands: Mapping[str, statistics.Band], group: str
+) -> pd.DataFrame:
+    """Lay out the metrics of one group for several networks, each beside the oracles' band.
+
+    Args:
+        found: Network -> metric -> value, from :func:`helpers.audit.against`.
+        bands: From :func:`helpers.audit.bands`.
+        group: One of the groups of ``helpers.audit.METRICS``.
+
+    Returns:
+        One row a metric, formatted; ✗ marks what lies outside the band.
+
+    Source: this project.
+    Lesson: 05_evaluation, "What the features still know".
+    """
+    rows = {}
+    for name, band in bands.items():
+        if audit.METRICS[name].group != group:
+            continue
+        ends = [audit.shown(name, v) if math.isfinite(v) else "" for v in (band.low, band.high)]
+        rows[audit.METRICS[name].title] = {"oracles' band": " – ".join(ends)} | {
+            network: audit.shown(name, values[name]) + ("" if band.holds(values[name]) else " ✗")
+            for network, values in found.items() if name in values
+        }  # fmt: skip
+    return pd.DataFrame(rows).T.fillna("")
+
+
+def contest(found: study.Study, method: str, other: str, metrics: Iterable[str]) -> pd.DataFrame:
+    """Say metric by metric which of two methods is closer to the oracles, if either is.
+
+    Args:
+        found: The study.
+        method: Name of the first method.
+        other: Name of the second.
+        metrics: Names of metrics.
+
+    Returns:
+        One row a metric: the mean difference of the distances, its interval, and the verdict, which
+        names a method only where the interval leaves out zero.
+
+    Raises:
+        InputError: If one was not measured in every cell.
+
+    Source: :func:`helpers.study.difference`.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    rows = {}
+    for metric in metrics:
+        interval = study.difference(found, method, other, metric)
+        rows[audit.METRICS[metric].title] = {
+            "difference": f"{interval.mean:+.3f}",
+            "interval": f"{interval.low:+.3f} to {interval.high:+.3f}",
+            "verdict": statistics.verdict(interval, f"{method} is closer", f"{other} is closer"),
+        }  # fmt: skip
+    return pd.DataFrame(rows).T.rename_axis("metric")
+
+
+def shadow_table(record: Mapping[str, Any]) -> pd.DataFrame:
+    """Lay out how well single images can be attacked.
+
+    Args:
+        record: From :func:`helpers.shadows.run`.
+
+    Returns:
+        One row a method, formatted: area under the curve with its interval over networks, true
+        positives at 1 % false positives, KLoM and that of one half of the oracles to the other.
+
+    Source: this project.
+    Lesson: 05_evaluation, "Example by example".
+    """
+    rows = {}
+    for method, found in record["methods"].items():
+        low, high = found["auc_interval"]
+        rows[method] = {
+            "U-LiRA AUC": f"{found['auc']:.2f} ({low:.2f} – {high:.2f})",
+            "hits at 1 % false alarms": f"{found['tpr']:.1%}",
+            "KLoM": f"{found['klom']:.1f}", "oracles' own": f"{found['klom_oracles']:.1f}",
+        }  # fmt: skip
+    return pd.DataFrame(rows).T.rename_axis("method")
 
 
 def ledger_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -235,25 +323,56 @@ def savings() -> str:
     return f"{markdown_table(rows)}\n{provenance(record)} {record['about'].capitalize()}.\n"
 
 
+def audits() -> str:
+    """Tell what the audit of all methods found.
+
+    Returns:
+        Markdown: for each method the share of its networks inside the oracles' band, by group of
+        metrics; and where PruneLoRA stands against tuned fine-tuning.
+
+    Raises:
+        FileProblem: If the record is missing or damaged.
+
+    Source: ``results/audit-digits.json``, written by ``benchmarks/audit_digits.py``.
+    Lesson: 05_evaluation, "The lie detector".
+    """
+    found = study.load(runs.results_folder() / "audit-digits.json")
+    panel = study.panel(found)
+    share = panel.pivot_table(index="method", columns="group", values="inside", sort=False)
+    rows = [["inside the oracles' band, %", *share.columns]]
+    rows += [[name, *(f"{100 * v:.0f}" for v in row)] for name, row in share.iterrows()]
+    metrics = [name for name in FINDING if name in found.metrics]
+    verdicts = contest(found, "prunelora", "finetune_sgd", metrics)
+    words = [["prunelora - finetune_sgd", "difference", "interval (95 %)", "verdict"]]
+    words += [[str(metric), *row] for metric, row in verdicts.iterrows()]
+    seeds, oracles = found.table["original_seed"].nunique(), found.oracles
+    return (
+        f"{markdown_table(rows)}\n{markdown_table(words)}\nMean over {len(found.bands)} classes x "
+        f"{seeds} training seeds; {oracles} oracles a class. Distances to the oracles' centre: "
+        f"below zero PruneLoRA is closer. {provenance(found.about)}\n"
+    )
+
+
 def render_readme(path: Path) -> None:
     """Write the measured tables between their markers in the README. In place.
 
     Args:
         path: The README; has ``<!-- NAME -->`` and ``<!-- end NAME -->`` for ``comparison``,
-            ``budget`` and ``savings``.
+            ``budget``, ``audits`` and ``savings``.
 
     Raises:
         InputError: If a marker is missing.
         FileProblem: If a record is damaged or the file cannot be written.
 
-    Source: ``results/comparison-cpu.json``, ``tutorial-*.json`` and ``savings.json``.
+    Source: ``results/comparison-cpu.json``, ``tutorial-*.json``, ``audit-digits.json`` and
+        ``savings.json``.
     Lesson: 00_start_here, "What it costs".
     """
     record = files.read_json(runs.results_folder() / "comparison-cpu.json", ("rows", "hardware"))
     table = markdown_table(cells(statistics.summary(audit.compare(record["rows"]))))
     text = path.read_text(encoding="utf-8")
     blocks = {"comparison": f"{table}\n{provenance(record)} {NOTE}\n", "budget": budget("all"),
-              "savings": savings()}  # fmt: skip
+              "audits": audits(), "savings": savings()}  # fmt: skip
     for name, block in blocks.items():
         start, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
         check(

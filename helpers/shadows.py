@@ -26,8 +26,8 @@ POINTS = 60  # of a ROC curve that are kept
 def run(
     cfg: RunConfig,
     methods: Sequence[str],
-    networks: int = 48,
-    targets: int = 16,
+    networks: int = 32,
+    targets: int = 10,
     workers: int = 1,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -58,7 +58,10 @@ def run(
     from joblib import Parallel, delayed
     from tqdm.auto import tqdm
 
-    check("targets", targets, 1 <= targets < networks, f"from 1 to {networks - 1}")
+    least = 2 * attacks.LEAST  # before anything is trained: KLoM compares halves
+    check("networks", networks, networks >= least, f"at least {least}")
+    most = networks - attacks.LEAST_SHADOWS
+    check("targets", targets, 1 <= targets <= most, f"from 1 to {most}")
     dataset = data.load_dataset(cfg, progress)
     for name in methods:
         unlearning.validate(cfg.but(method=name), dataset)
@@ -89,7 +92,10 @@ def _margin(cfg: RunConfig, name: str, seed: int, place: str) -> Tensor:
         method=name, seed=seed)  # fmt: skip
     path = _path(one, dataset)
     if path.is_file():
-        return files.load_tensors(path)[0]["margins"]
+        kept = files.load_tensors(path)[0]
+        if kept.keys() != {"margins"}:
+            raise files.FileProblem(files.cannot_read(path, "it holds no margins"))
+        return kept["margins"]
     original = None
     if unlearning.method(one.method).start == "original":
         first = one.but(method="original")

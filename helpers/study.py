@@ -7,6 +7,7 @@ seed, so that a study that was stopped goes on from there; several processes sha
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers import audit, data, files, frozen, models, runs, statistics, unlearning
-from helpers.config import RunConfig, check, home
+from helpers.config import InputError, RunConfig, check, home
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger(__name__)
 
 ORACLE_SEED = 1000  # the oracles' seeds begin here, so that ``retrain`` is none of them
 COSTS = ("seconds", "gmacs", "memory_mb", "trainable")
@@ -30,7 +33,9 @@ class Study:
     """What many audits found.
 
     Attributes:
-        table: One row an audit: method, forget, original_seed, seed, every metric, costs.
+        table: One row an audit: method, forget, original_seed, seed, repetition (the same for
+            every original seed), every metric, costs; ``problem`` where a network could not be
+            judged.
         bands: Class -> metric -> (low, high, centre) of the oracles; infinite where open.
         oracles: Networks behind each band.
         about: What was measured, where and when.
@@ -57,11 +62,15 @@ class Study:
 
         columns = {}
         for name in self.metrics:
-            low, high, _ = (self.table["forget"].map({c: b[name][i] for c, b in self.bands.items()
-                                                      if name in b}) for i in range(3))  # fmt: skip
-            values = self.table[name]
+            low, high, center = (
+                self.table["forget"].map({c: b[name][i] for c, b in self.bands.items()
+                                          if name in b}) for i in range(3)
+            )  # fmt: skip
+            values = self.table[name].astype(float)
             known = values.notna() & low.notna()
-            columns[name] = ((values >= low) & (values <= high)).where(known)
+            slack = 1e-12 * values.abs().combine(center.abs(), max)  # as statistics.Band.holds
+            inside = (values >= low - slack) & (values <= high + slack)
+            columns[name] = inside.where(known)
         return pd.DataFrame(columns)
 
     @property
@@ -112,6 +121,10 @@ def run(
 
     check("oracles", oracles, oracles >= audit.LEAST_ORACLES, f"at least {audit.LEAST_ORACLES}")
     check("workers", workers, workers >= 1, "at least one")
+    asked = {"methods": methods, "classes": classes, "original_seeds": original_seeds}
+    for field, values in asked.items():
+        ok = 0 < len(values) == len(set(values))
+        check(field, list(values), ok, "at least one, and each once")
     dataset = data.load_dataset(cfg, progress)
     for name in methods:
         for c in classes:
@@ -205,7 +218,11 @@ def _class(
             if any(row["method"] == name for row in done):
                 continue
             one, began = cfg.but(method=name, seed=seed, original_seed=start), time.perf_counter()
-            row = _row(one, original, before, looks, dataset, split, cache)
+            try:
+                row = _row(one, original, before, looks, dataset, split, cache)
+            except InputError as error:  # one network that cannot be judged does not stop the rest
+                log.warning("%s, class %s, seed %s: %s", name, forget, seed, error)
+                row = _place(one) | {"problem": str(error)}
             done.append(row | {"wall": time.perf_counter() - began})
             bands = {k: [b.low, b.high, b.center] for k, b in limits.items()}
             _keep(path, done, bands)
@@ -262,11 +279,15 @@ def _row(
         costs["parameters"] = models.count_parameters(outcome.model)
     found = audit.against(seen, oracles, before)
     return {
-        "method": cfg.method, "forget": cfg.forget, "original_seed": cfg.start_seed,
-        "seed": cfg.seed, **found, **costs,
+        **_place(cfg), **found, **costs,
         "predicted": seen.logits["test_forget"].argmax(1).bincount(
             minlength=len(dataset.classes)).tolist(),
     }  # fmt: skip
+
+
+def _place(cfg: RunConfig) -> dict[str, Any]:
+    return {"method": cfg.method, "forget": cfg.forget, "original_seed": cfg.start_seed,
+            "seed": cfg.seed}  # fmt: skip
 
 
 def _collect(
@@ -276,6 +297,8 @@ def _collect(
     import pandas as pd
 
     table = pd.DataFrame([row for job in found for row in job["rows"]])
+    # an unlearning seed means the same repetition whatever the original's seed
+    table["repetition"] = table["seed"] - table["original_seed"]
     order = {name: place for place, name in enumerate(methods)}
     table = table.sort_values(
         ["method", "forget", "original_seed", "seed"],
@@ -339,7 +362,10 @@ def load(path: Path) -> Study:
 
     record = files.read_json(path, ("columns", "rows", "bands", "oracles"))
     try:
-        table = pd.DataFrame(record.pop("rows"), columns=record.pop("columns"))
+        rows, columns = record.pop("rows"), record.pop("columns")
+        if not {"method", "forget"} <= {*columns} or any(len(r) != len(columns) for r in rows):
+            raise ValueError("its rows and columns do not fit")
+        table = pd.DataFrame(rows, columns=columns)
         bands = {int(c): {k: _opened(b) for k, b in limits.items()}
                  for c, limits in record.pop("bands").items()}  # fmt: skip
         oracles = int(record.pop("oracles"))
@@ -369,12 +395,10 @@ def distances(study: Study, method: str, metric: str) -> Any:
     check("method", method, method in study.methods, f"known are {', '.join(study.methods)}")
     check("metric", metric, metric in study.metrics, f"known are {', '.join(study.metrics)}")
     table = study.table[study.table["method"] == method].copy()
-    center = table["forget"].map({c: b[metric][2] for c, b in study.bands.items()})
+    center = table["forget"].map({c: b[metric][2] for c, b in study.bands.items() if metric in b})
     side = audit.METRICS[metric].side
     away = table[metric] - center
     table["away"] = {"both": away.abs(), "upper": away, "lower": -away}[side]
-    # an unlearning seed means the same repetition whatever the training seed
-    table["repetition"] = table["seed"] - table["original_seed"]
     return statistics.crossed(table, "away", "original_seed", "forget", "repetition")
 
 
@@ -397,7 +421,35 @@ def difference(study: Study, method: str, other: str, metric: str) -> statistics
     Source: the pigeonhole bootstrap of :func:`helpers.statistics.bootstrap`.
     Lesson: 05_evaluation, "The comparison".
     """
-    return statistics.bootstrap(distances(study, method, metric) - distances(study, other, metric))
+    first, second = (distances(study, name, metric) for name in (method, other))
+    where = study.table[["original_seed", "forget", "repetition"]].apply(tuple, axis=1)
+    cells = [{*where[study.table["method"] == name]} for name in (method, other)]
+    check("cells", [len(one) for one in cells], cells[0] == cells[1],
+          "the same networks, classes and repetitions for both methods")  # fmt: skip
+    return statistics.bootstrap(first - second)
+
+
+def components(study: Study, method: str, metric: str) -> dict[str, Any]:
+    """Divide the spread of a metric among training seed, class and unlearning seed.
+
+    Args:
+        study: The study; at least two training seeds and two classes.
+        method: Name of a method.
+        metric: Name of a metric.
+
+    Returns:
+        As :func:`helpers.statistics.variance_components`.
+
+    Raises:
+        InputError: If it was not measured in every cell.
+
+    Source: :func:`helpers.statistics.variance_components`.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    check("method", method, method in study.methods, f"known are {', '.join(study.methods)}")
+    mine = study.table[study.table["method"] == method]
+    values = statistics.crossed(mine, metric, "original_seed", "forget", "repetition")
+    return statistics.variance_components(values)
 
 
 def panel(study: Study) -> pd.DataFrame:
@@ -407,8 +459,8 @@ def panel(study: Study) -> pd.DataFrame:
         study: The study.
 
     Returns:
-        One row a cell: method, family, metric, title, group, ``inside`` (share of the audits in the
-        oracles' band) and ``text`` (the mean value).
+        One row a cell, family by family: method, family, metric, title, group, ``inside`` (share
+        of the audits in the oracles' band) and ``text`` (the mean value).
 
     Source: this project.
     Lesson: 05_evaluation, "The lie detector".
@@ -426,4 +478,5 @@ def panel(study: Study) -> pd.DataFrame:
                 "title": metric.title, "group": metric.group,
                 "inside": share.astype(float).mean(), "text": text,
             })  # fmt: skip
-    return pd.DataFrame(rows)
+    place = {family: i for i, family in enumerate(("reference", "paper", "baseline", "cheat"))}
+    return pd.DataFrame(rows).sort_values("family", key=lambda f: f.map(place), kind="stable")

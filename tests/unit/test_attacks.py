@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from helpers import attacks, audit
+from helpers import attacks, outputs
 from helpers.config import InputError
 
 
@@ -250,13 +250,44 @@ def test_members_that_stand_out_are_found(kind):
     assert unseen > attacks.membership(sure[0], sure[2], sure[1], kind) + 0.3
 
 
+def confidences(mean, n, seed):
+    """Confidences around a mean, with a spread of 0.02."""
+    return normal(mean, n, seed, 0.02).clamp(0, 1)
+
+
+def test_the_classic_attack_equals_its_definition():
+    from sklearn.svm import SVC
+
+    members, strangers, forget = (
+        confidences(0.8, 40, 0),
+        confidences(0.78, 40, 1),
+        confidences(0.79, 60, 2),
+    )
+    attack = SVC(C=3, gamma="auto", kernel="rbf")
+    attack.fit(torch.cat([members, strangers])[:, None].numpy(), [1] * 40 + [0] * 40)
+    wanted = float(np.mean(attack.predict(forget[:, None].numpy()) == 0))
+    assert attacks.mia_efficacy(members, strangers, forget) == wanted, "equal sizes: all are used"
+    assert 0 < wanted < 1, "or the test would say nothing"
+
+
+def test_the_classic_attack_on_groups_that_can_be_told_apart_and_others():
+    members, strangers = confidences(0.95, 300, 0), confidences(0.5, 200, 1)
+    assert attacks.mia_efficacy(members, strangers, confidences(0.95, 50, 2)) == 0
+    assert attacks.mia_efficacy(members, strangers, confidences(0.5, 50, 3)) == 1
+    shares = []
+    for seed in range(20):
+        everyone = confidences(0.7, 900, seed)
+        groups = everyone[:400], everyone[400:800], everyone[800:]
+        shares.append(attacks.mia_efficacy(*groups, seed))
+    assert abs(np.mean(shares) - 0.5) < 3 * np.std(shares) / math.sqrt(len(shares)) + 0.02
+
+
 def test_the_balanced_attack_is_the_one_of_the_classic_numbers():
     groups = [
         made(n, seed, shift=shift) for n, seed, shift in ((200, 0, 1), (80, 1, 0), (60, 2, 0))
     ]
-    wanted = audit.mia_efficacy(*(audit.confidence(*group) for group in groups), 3)
+    wanted = attacks.mia_efficacy(*(outputs.confidence(*group) for group in groups), 3)
     assert attacks.membership(*groups, seed=3) == wanted
-    assert attacks.mia_efficacy(*(audit.confidence(*group) for group in groups), 3) == wanted
     assert 0 < wanted < 1, "or the test would say nothing"
 
 

@@ -1,129 +1,556 @@
+"""The heart of the project: an audit that networks which only hide a class cannot pass."""
+
 from __future__ import annotations
 
+import copy
+import dataclasses
+import json
 import math
+from fnmatch import fnmatchcase
+from itertools import groupby
+from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy import stats
+from torch import nn
 
-from helpers import attacks, audit, outputs, statistics
-from helpers.config import InputError
+from helpers import audit, card, models, pruning, relearning, runs, study, training
+from helpers.config import InputError, Recipe
 
-LABELS = torch.tensor([0, 1, 2, 1])
-LOGITS = torch.tensor([[5.0, 0, 0], [0, 5, 0], [0, 5, 0], [2, 1, 0]])
+# ------------------------------------------------------------------------------------------------
+# known answers: networks that never saw the class, one that did, and three that only hide it
 
+ORACLES = tuple(f"oracle {i}" for i in range(5))
+HELD_OUT = tuple(f"held out {i}" for i in range(4))
+CHEATS = ("logit_mask", "head_only", "prototype")
 
-def test_values_worked_out_by_hand():
-    assert outputs.accuracy(LOGITS, LABELS) == 0.5
-    e5, e2, e1 = math.exp(5), math.exp(2), math.exp(1)
-    sure = e5 / (e5 + 2)
-    wanted = [sure, sure, 1 / (e5 + 2), e1 / (e2 + e1 + 1)]
-    assert outputs.confidence(LOGITS, LABELS).tolist() == pytest.approx(wanted, rel=1e-12)
-    assert outputs.losses(LOGITS, LABELS).tolist() == pytest.approx([-math.log(p) for p in wanted])
-    assert outputs.label_histogram(LOGITS).tolist() == [0.5, 0.5, 0.0]
-
-
-def test_perfect_constant_and_random_predictions():
-    labels = torch.arange(1000) % 10
-    perfect = torch.nn.functional.one_hot(labels, 10).float()
-    constant = torch.zeros(1000, 10)
-    constant[:, 7] = 1
-    random = torch.randn(1000, 10, generator=torch.Generator().manual_seed(0))
-    assert outputs.accuracy(perfect, labels) == 1
-    assert outputs.accuracy(constant, labels) == 0.1
-    assert 0.07 < outputs.accuracy(random, labels) < 0.13
-    assert outputs.label_histogram(constant).tolist() == [0] * 7 + [1, 0, 0]
+# What cannot be counted upon to tell the original from the oracles on these images, and why. With
+# fewer images in the published attacks' samples, or other classes, the list is another.
+BLIND = {
+    "RA": "the original works as well as the oracles on the other classes: it belongs inside",
+    "TA": "the same on test images",
+    "ZRF": "how far a network is from its own random twin differs as much among the oracles",
+    "linear_probe": "features of the other digits suffice to tell a 3 from them in some oracles",
+    "CKA_forget": "two oracles are as different from each other as from the original",
+    "CKA_retain": "the same; like RA it is about what shall stay",
+    "MIA_correctness": "all or nothing: the published attack gives 0 or 1, oracles give both",
+    "MIA_confidence": "the same",
+    "MIA_entropy": "it never looks at the label: oracles are anywhere between 0 and 1",
+    "MIA_m_entropy": "all or nothing, as MIA_correctness",
+    "MIA_prob": "the attack takes every image for a member, whatever the network",
+}
 
 
-@given(st.integers(2, 6), st.integers(1, 30), st.integers(0, 99))
-def test_confidence_and_loss_are_one_thing(classes, n, seed):
-    draw = torch.Generator().manual_seed(seed)
-    logits, labels = torch.randn(n, classes, generator=draw), torch.arange(n) % classes
-    p = outputs.confidence(logits, labels)
-    assert bool(((p >= 0) & (p <= 1)).all())
-    assert torch.allclose(-p.log(), outputs.losses(logits, labels), atol=1e-9)
-    assert outputs.label_histogram(logits).sum().item() == pytest.approx(1)
+@pytest.fixture(scope="session")
+def networks(cfg, dataset, original_run):
+    wanted = {"original": ("original", 0)}
+    wanted |= {name: ("retrain", study.ORACLE_SEED + i) for i, name in enumerate(ORACLES)}
+    wanted |= {name: ("retrain", i) for i, name in enumerate(HELD_OUT)}
+    wanted |= {name: (name, 0) for name in (*CHEATS, "prunelora_channels")}
+    return {
+        name: runs.run(cfg.but(method=method, seed=seed), dataset, progress=False).model(dataset)
+        for name, (method, seed) in wanted.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def looks(networks, split):
+    return {name: audit.look(network, split) for name, network in networks.items()}
+
+
+@pytest.fixture(scope="session")
+def limits(looks, split):
+    return audit.bands([looks[name] for name in ORACLES], looks["original"], split)
+
+
+@pytest.fixture(scope="session")
+def inside(looks, limits):
+    """Network -> metric -> whether it lies in the band."""
+    oracles, found = [looks[name] for name in ORACLES], {}
+    for name in looks.keys() - {*ORACLES}:
+        values = audit.against(looks[name], oracles, looks["original"])
+        found[name] = {metric: band.holds(values[metric]) for metric, band in limits.items()}
+    return found
+
+
+def test_networks_that_never_saw_the_class_pass(inside, limits):
+    assert limits.keys() == audit.METRICS.keys()
+    by_metric = {m: [inside[name][m] for name in HELD_OUT] for m in limits}
+    cells = [cell for row in by_metric.values() for cell in row]
+    assert len(cells) == 4 * len(limits)
+    assert sum(cells) / len(cells) >= 0.9
+    assert all(sum(row) > 2 for row in by_metric.values()), by_metric
+    assert all(all(by_metric[m]) for m in ("UA", "UA_test", "RA", "TA", "prototype_attack"))
+
+
+def test_the_original_fails_wherever_it_can_be_told_apart(inside):
+    unseen = {metric for metric, fine in inside["original"].items() if fine}
+    assert {"RA", "TA"} <= unseen <= {*BLIND}, unseen ^ {*BLIND}
+    groups = {audit.METRICS[m].group for m in audit.METRICS.keys() - {*BLIND}}
+    assert groups == {m.group for m in audit.METRICS.values()}, "each group has a part in it"
+
+
+def test_the_published_attacks_are_all_or_nothing_on_networks_that_never_saw_the_class(looks):
+    found = [looks[name].own["MIA_correctness"] for name in (*ORACLES, *HELD_OUT)]
+    assert {round(value, 1) for value in found} == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_a_cheat_passes_the_classic_numbers_and_is_caught(inside, looks, cheat):
+    found = inside[cheat]
+    assert all(found[name] for name in ("UA", "UA_test", "RA", "TA"))
+    caught = {name for name, fine in found.items() if not fine}
+    assert {"knn_probe", "head_refit", "IDI"} & caught, "by what the features still know"
+    assert {"prototype_attack", "relearn_steps", "relearn_area"} <= caught
+    assert {audit.METRICS[name].group for name in caught} >= {"features", "relearning"}
+    for name in ("knn_probe", "prototype_attack"):  # as much is there as in the original
+        assert looks[cheat].own[name] > looks["original"].own[name] - 0.1
+
+
+def test_looking_twice_sees_the_same(networks, split, looks):
+    again = audit.look(networks["oracle 0"], split)
+    assert again.own == looks["oracle 0"].own
+    assert again.information == looks["oracle 0"].information
+    assert again.curves == looks["oracle 0"].curves
+    other = audit.look(networks["oracle 0"], split, seed=1, draws=2)
+    assert len(other.curves) == 2
+    assert other.curves[0] != other.curves[1]
+    assert other.own["relearn_area"] == np.mean([relearning.area(c) for c in other.curves])
+    unchanged = ("UA", "UA_test", "RA", "TA")
+    assert {n: other.own[n] for n in unchanged} == {n: again.own[n] for n in unchanged}
+
+
+# ------------------------------------------------------------------------------------------------
+# a whole audit
+
+
+def state(network):
+    """Everything of a network that an audit could leave changed."""
+    gradients = [p.grad is None and p.requires_grad for p in network.parameters()]
+    modes = [module.training for module in network.modules()]
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in network.modules())
+    return models.fingerprint(network), gradients, modes, hooks
+
+
+def by_name(record):
+    return {row["name"]: row for row in record["metrics"]}
+
+
+@pytest.fixture(scope="session")
+def audited(networks, split):
+    """A cheat, audited twice, with what was left of the networks and the random numbers."""
+    used = [networks[name] for name in ("head_only", "original", *ORACLES[:3])]
+    used[0].train()  # whoever hands over a network that is training gets it back so
+    before = [state(network) for network in used]
+    chance = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    first, again = (audit.audit(used[0], used[1], used[2:], split) for _ in range(2))
+    untouched = [state(network) for network in used] == before
+    kept = torch.equal(chance[0], torch.get_rng_state())
+    kept = kept and bool((chance[1] == np.random.get_state()[1]).all())  # noqa: NPY002
+    used[0].eval()
+    return first, again, untouched, kept
+
+
+def test_an_audit_is_repeatable_and_leaves_nothing_changed(audited):
+    first, again, untouched, kept = audited
+    assert first == again
+    assert untouched
+    assert kept
+
+
+def test_the_record_is_what_the_report_card_needs(audited, dataset, split, networks):
+    record = audited[0]
+    text = json.dumps(record, allow_nan=False)
+    assert json.loads(text) == record, "plain data: no tuples, tensors, NaN"
+    assert record.keys() == {"about", "networks", "metrics"}
+    assert record["about"].keys() == {*card.KEYS["about"]}
+    assert record["about"]["images"].keys() == {*card.KEYS["images"]}
+    assert record["about"]["images"]["test_forget"] == len(split.test_forget)
+    assert record["about"]["data_sha256"] == dataset.fingerprint
+    described = [record["networks"][name] for name in ("model", "original")]
+    for network in (*described, *record["networks"]["oracles"]):
+        assert network.keys() == {*card.KEYS["network"]}
+    assert described[0]["sha256"] == models.fingerprint(networks["head_only"])
+    for row in record["metrics"]:
+        assert row.keys() == {*card.KEYS["metric"]}
+        assert len(row["oracles"]) == 3
+        if row["interval"] is not None:
+            assert row["interval"][0] <= row["value"] <= row["interval"][1]
+        if audit.METRICS[row["name"]].part:
+            assert row["interval"] is not None
+            assert 0 <= row["band"][0] <= row["band"][1] <= 1
+    assert [row["name"] for row in record["metrics"]] == [*audit.METRICS]
+
+
+def test_the_card_of_a_cheat_says_what_it_cannot_claim(audited):
+    page = audited[0] | {"how": None, "costs": None, **runs.environment()}
+    assert "<h2>Every metric</h2>" in card.html(page)
+    status = {claim["claim"]: claim["status"] for claim in card.claims(page)}
+    assert status["It no longer names the class"] == card.SUPPORTED
+    comes_back = next(name for name in status if name.startswith("The class comes back no sooner"))
+    assert status[comes_back] == card.REFUTED
+
+
+class Hidden(nn.Module):
+    """Holds a network and overwrites an answer, wherever nobody looks for it."""
+
+    def __init__(self, inner, hidden):
+        super().__init__()
+        self.inner, self.hidden = inner, hidden
+
+    def forward(self, x):
+        logits = self.inner(x)
+        gone = torch.arange(logits.shape[1], device=x.device) == self.hidden
+        return logits.masked_fill(gone, -1e4)
+
+
+def plain_network(seed):
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+            nn.Conv2d(16, 32, 3, 2, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
+            nn.Conv2d(32, 64, 3, 2, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def strangers(dataset, split):
+    """An original and oracles of an architecture that this package does not know."""
+    recipe = Recipe(epochs=15, lr=0.01, schedule="cosine", batch_size=64)
+    found = []
+    for seed in range(6):
+        network = plain_network(seed)
+        network.input_shape = (1, 8, 8)
+        part = dataset.train if seed == 0 else split.retain
+        training.fit(network, part, dataset, recipe, seed=seed)
+        found.append(network)
+    return found
+
+
+@pytest.fixture(scope="session")
+def verdict(strangers, split):
+    original, *oracles = strangers
+    return lambda network: by_name(audit.audit(network, original, oracles[:4], split, draws=1))
+
+
+def test_a_network_that_this_package_did_not_make(verdict, strangers):
+    found = verdict(strangers[-1])
+    fine = [row["inside"] for row in found.values()]
+    assert sum(fine) / len(fine) >= 0.9, [n for n, row in found.items() if not row["inside"]]
+
+
+def test_hiding_the_class_outside_the_classifier_does_not_help(verdict, strangers):
+    found = verdict(Hidden(strangers[0], 3))
+    assert found["UA"]["value"] == found["UA_test"]["value"] == 1
+    assert found["UA"]["inside"]
+    assert found["RA"]["inside"]
+    for name in ("knn_probe", "head_refit", "epsilon"):  # relearning cannot get past such a mask
+        assert not found[name]["inside"], name
+    assert found["IDI"]["value"] == pytest.approx(1), "the layers are those of the original"
+    assert found["prototype_attack"]["value"] > 0.8
+
+
+def test_removing_channels_does_not_help_either(verdict, strangers, dataset, split):
+    smaller = pruning.prune(strangers[0], 0.25, "channels", part=split.retain, dataset=dataset)
+    network = smaller.model
+    assert models.count_parameters(network) < models.count_parameters(strangers[0])
+    with torch.no_grad():
+        network[-1].weight[3], network[-1].bias[3] = 0, -1e4
+    found = verdict(network)
+    assert found["UA"]["inside"]
+    assert not found["head_refit"]["inside"]
+    assert not found["relearn_area"]["inside"]
+
+
+def test_a_network_with_fewer_channels_is_compared_with_whole_ones(inside, looks):
+    sizes = [looks[name].layers["0"].shape[1] for name in ("prunelora_channels", "oracle 0")]
+    assert sizes[0] < sizes[1]
+    assert inside["prunelora_channels"].keys() == audit.METRICS.keys()
+    assert all(inside["prunelora_channels"][name] for name in ("UA", "UA_test"))
+
+
+# ------------------------------------------------------------------------------------------------
+# networks that cannot be judged
+
+
+@pytest.fixture
+def judge(networks, split):
+    """Audit after a change of one of the networks: 0 the model, 1 the original, 2 to 4 oracles."""
+
+    def run(place=0, change=None, parts=split):
+        used = [networks[name] for name in ("head_only", "original", *ORACLES[:3])]
+        if change is not None:
+            changed = copy.deepcopy(used[place])
+            other = change(changed)  # some change it in place, some give another
+            used[place] = changed if other is None else other
+        return audit.audit(used[0], used[1], used[2:], parts)
+
+    return run
+
+
+def refused(message):
+    return pytest.raises(InputError, match=message)
+
+
+def row_of(network, row, value):
+    with torch.no_grad():
+        network.fc.bias[row] = value
+    return network
+
+
+def test_too_few_oracles_are_refused(networks, split):
+    used = [networks[name] for name in ("head_only", "original", *ORACLES[:2])]
+    with refused(r"^oracles = 2 is not allowed: at least 3 retrained networks.*train more seeds"):
+        audit.audit(used[0], used[1], used[2:], split)
+
+
+def test_an_oracle_that_saw_the_class_is_refused(judge, networks):
+    def saw(_):
+        return row_of(copy.deepcopy(networks["original"]), 0, 0.01)
+
+    with refused(r"^oracle 2 = \"9\d% of \['3'\] recognised\" is not allowed: .*without the class"):
+        judge(3, saw)
+
+
+def test_an_oracle_that_lacks_another_class_is_refused(judge):
+    with refused("^oracle 3 = \"0% of class '5' recognised\" is not allowed: .*knows every class"):
+        judge(4, lambda network: row_of(network, 5, -1e4))
+
+
+def test_the_same_network_twice_is_refused(judge, networks):
+    with refused("^oracle 2 = 'the same weights as oracle 1' is not allowed: .*another seed"):
+        judge(3, lambda _: copy.deepcopy(networks["oracle 0"]))
+    with refused("^oracle 1 = 'the same weights as model' is not allowed"):
+        judge(0, lambda _: networks["oracle 0"])
+
+
+def test_the_original_itself_may_be_judged(networks, split):
+    used = [networks[name] for name in ("original", "original", *ORACLES[:3])]
+    assert audit.check_networks(used[0], used[1], used[2:], split) is None
+
+
+@pytest.mark.parametrize(("place", "name"), [(0, "model"), (1, "original"), (2, "oracle 1")])
+def test_outputs_in_another_order_are_refused(judge, place, name):
+    def permuted(network):
+        with torch.no_grad():
+            for tensor in (network.fc.weight, network.fc.bias):
+                tensor.copy_(tensor.roll(1, 0))
+
+    with refused(rf"^{name} = '\d+% right' is not allowed: the order of the labels, 0, 1, .* it "
+                 r"seems to answer '1' where '0' is meant"):  # fmt: skip
+        judge(place, permuted)
+
+
+@pytest.mark.parametrize(("place", "name"), [(0, "model"), (1, "original"), (4, "oracle 3")])
+def test_a_wrong_number_of_outputs_is_refused_by_name(judge, place, name):
+    def nine(network):
+        network.fc = nn.Linear(64, 9)
+
+    with refused(rf"^{name}: outputs = \(9,\) is not allowed: one for each of the 10 classes"):
+        judge(place, nine)
+
+
+@pytest.mark.parametrize(("place", "name"), [(0, "model"), (1, "original"), (2, "oracle 1")])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_finite_are_refused_by_name(judge, place, name, value):
+    with refused(f"^{name}: logits = 'nan or inf' is not allowed"):
+        judge(place, lambda network: row_of(network, 0, value))
+
+
+def test_an_original_that_does_not_know_the_class_is_refused(judge, networks):
+    with refused(r"^original = \"0% of \['3'\] recognised\" is not allowed: .*nothing to forget"):
+        judge(1, lambda _: networks["held out 0"])
+
+
+def test_a_network_without_parameters_is_refused(judge):
+    with refused("^model = 'no parameters' is not allowed"):
+        judge(0, lambda _: nn.Flatten())
+
+
+def test_a_network_without_a_linear_classifier_is_refused(judge):
+    class Convolution(nn.Conv2d):
+        """The same function as the classifier, as a convolution."""
+
+        def forward(self, x):
+            return super().forward(x[:, :, None, None]).flatten(1)
+
+    def other(network):
+        layer = Convolution(64, 10, 1)
+        state = network.fc.state_dict()
+        layer.load_state_dict(state | {"weight": state["weight"][:, :, None, None]})
+        network.fc = layer
+
+    with refused("it needs a linear layer as classifier"):
+        judge(0, other)
 
 
 @pytest.mark.parametrize(
-    ("logits", "labels"),
+    ("part", "left", "message"),
     [
-        (torch.zeros(0, 3), torch.zeros(0).long()),
-        (torch.zeros(3, 3), torch.zeros(2).long()),
-        (torch.zeros(3), torch.zeros(3).long()),
-        (torch.tensor([[0.0, float("nan")]]), torch.tensor([0])),
-        (torch.tensor([[0.0, float("inf")]]), torch.tensor([0])),
+        ("test_retain", 9, "'9 scores' is not allowed: at least 10"),
+        ("forget", 9, "images = 10 is not allowed: from 1 to the 9 training images of class 3"),
+        ("test_forget", 0, "at least 1"),
     ],
 )
-@pytest.mark.parametrize("metric", [outputs.accuracy, outputs.confidence, outputs.losses])
-def test_predictions_that_make_no_sense_are_refused(metric, logits, labels):
-    with pytest.raises(InputError, match="logits"):
-        metric(logits, labels)
+def test_too_few_images_are_refused(judge, split, part, left, message):
+    few = getattr(split, part).sample(left)
+    with refused(message):
+        judge(parts=dataclasses.replace(split, **{part: few}))
 
 
 # ------------------------------------------------------------------------------------------------
-# the membership attack
+# one network against others, worked out by hand
+
+SURE = 50.0  # a logit that leaves nothing to the other classes
 
 
-def scores(mean, n, seed):
-    return torch.from_numpy(np.random.default_rng(seed).normal(mean, 0.02, n)).clamp(0, 1)
+def answers(*classes):
+    return SURE * nn.functional.one_hot(torch.tensor(classes), 3).float()
 
 
-def test_the_attack_on_groups_that_can_be_told_apart():
-    members, strangers = scores(0.95, 300, 0), scores(0.5, 200, 1)
-    assert attacks.mia_efficacy(members, strangers, scores(0.95, 50, 2)) == 0
-    assert attacks.mia_efficacy(members, strangers, scores(0.5, 50, 3)) == 1
+COMPARED = {"Avg Gap", "ToW", "TV", "JS", "activation", "CKA_forget", "CKA_retain", "IDI",
+            "relearn_steps", "epsilon"}  # fmt: skip
+OWN = dict.fromkeys(audit.METRICS.keys() - COMPARED, 0.5)
 
 
-def test_the_attack_equals_its_definition(monkeypatch):
-    from sklearn.svm import SVC
-
-    members, strangers, forget = scores(0.8, 40, 0), scores(0.78, 40, 1), scores(0.79, 60, 2)
-    attack = SVC(C=3, gamma="auto", kernel="rbf")
-    attack.fit(torch.cat([members, strangers])[:, None].numpy(), [1] * 40 + [0] * 40)
-    wanted = float(np.mean(attack.predict(forget[:, None].numpy()) == 0))
-    found = attacks.mia_efficacy(members, strangers, forget)  # equal sizes: all are used
-    assert found == wanted
-    assert 0 < wanted < 1, "or the test would say nothing"
+def seen(forget, test, layers, information, curve, **own):
+    """What was seen of a network with three classes, the last of which was to be forgotten."""
+    logits = {"forget": answers(*forget), "test_forget": answers(*test)}
+    labels = {name: torch.full((len(part),), 2) for name, part in logits.items()}
+    table = torch.tensor(layers, dtype=torch.float32).T
+    return audit.Look(OWN | own, logits, labels, {"0": table}, {"0": information},
+                      [relearning.Curve(curve)])  # fmt: skip
 
 
-def test_the_attack_is_balanced(monkeypatch):
-    import sklearn.svm
-
-    seen = {}
-
-    class Spy(sklearn.svm.SVC):
-        def fit(self, x, y):
-            seen["truth"] = np.asarray(y)
-            return super().fit(x, y)
-
-    monkeypatch.setattr(sklearn.svm, "SVC", Spy)
-    attacks.mia_efficacy(scores(0.9, 500, 0), scores(0.9, 70, 1), scores(0.9, 5, 2))
-    assert np.bincount(seen["truth"]).tolist() == [70, 70]
+ONE, OTHER = [1, -1, 1, -1], [1, 1, -1, -1]  # nothing in common
+FOUND = seen([2] * 10, [1, 1, 2, 2], [[*ONE, *ONE]], 0.3, (0, 0.5, 0.75, 1.0),
+             UA=0.9, RA=0.96, TA=0.9, MIA=0.8)  # fmt: skip
+FIRST = seen([0] * 10, [0, 0, 1, 1], [[*ONE, *ONE]], 0.1, (0, 0.1, 0.2, 0.3),
+             UA=1.0, RA=0.96, TA=0.94, MIA=1.0)  # fmt: skip
+SECOND = seen([0, 2] * 5, [0] * 4, [[*OTHER, *ONE]], 0.3, (0, 0.1, 0.2, 0.3),
+              UA=1.0, RA=1.0, TA=0.9, MIA=0.9)  # fmt: skip
+BEFORE = seen([2] * 10, [2] * 4, [[*ONE, *ONE]], 0.6, (0, 0.9, 1, 1), UA=0.0, UA_test=0.1)
 
 
-def test_shuffled_membership_gives_no_more_than_chance():
-    draws = []
-    for seed in range(20):
-        everyone = scores(0.7, 900, seed)
-        draws.append(attacks.mia_efficacy(everyone[:400], everyone[400:800], everyone[800:], seed))
-    assert abs(np.mean(draws) - 0.5) < 3 * np.std(draws) / math.sqrt(len(draws)) + 0.02
+def test_a_comparison_worked_out_by_hand():
+    found = audit.against(FOUND, [FIRST, SECOND], BEFORE)
+    assert [*found] == [name for name in audit.METRICS if name in found], "in their order"
+    assert found["UA"] == 0.9
+    assert found["Avg Gap"] == pytest.approx((0.1 + 0.02 + 0.02 + 0.15) / 4)
+    assert found["ToW"] == pytest.approx(0.9 * 0.98 * 0.98)
+    assert found["TV"] == pytest.approx((0.5 + 1) / 2)
+    assert found["JS"] == pytest.approx((0.5 + 1) / 2)
+    assert found["activation"] == pytest.approx((math.sqrt(2) + math.sqrt(2) / 2) / 2)
+    # all apart, and half of them: at a rate of 0 counts 1/20
+    epsilons = math.log((0.95 - 1e-5) / 0.05), math.log((0.95 - 1e-5) / 0.5)
+    assert found["epsilon"] == pytest.approx(sum(epsilons) / 2)
+    assert found["CKA_forget"] == pytest.approx(0.5)
+    assert found["CKA_retain"] == pytest.approx(1)
+    assert found["IDI"] == pytest.approx((0.3 - 0.2) / (0.6 - 0.2))
+    assert found["relearn_steps"] == 2, "80 % of the 90 % that the original knew"
+    assert audit.against(FIRST, [SECOND], BEFORE)["relearn_steps"] == 4, "more than three"
 
 
-def test_the_attack_refuses_empty_groups_and_broken_scores():
-    good = scores(0.5, 10, 0)
-    for groups in ((good[:0], good, good), (good, good[:0], good), (good, good, good[:0]),
-                   (good, good * float("nan"), good)):  # fmt: skip
-        with pytest.raises(InputError, match="at least one, all finite"):
-            attacks.mia_efficacy(*groups)
+def test_a_network_is_at_no_distance_from_itself():
+    for one in (FOUND, FIRST, SECOND):
+        found = audit.against(one, [one], BEFORE)
+        for name in ("Avg Gap", "TV", "JS", "activation", "epsilon", "IDI"):
+            assert found[name] == pytest.approx(0, abs=1e-9), name
+        for name in ("ToW", "CKA_forget", "CKA_retain"):
+            assert found[name] == pytest.approx(1), name
+
+
+def test_what_the_layers_cannot_tell_is_no_index():
+    ignorant = dataclasses.replace(BEFORE, information={"0": 0.2})
+    found = audit.against(FOUND, [FIRST, SECOND], ignorant)
+    assert found.keys() == audit.METRICS.keys() - {"IDI"}
+
+
+def test_each_oracle_is_compared_with_the_others():
+    three = [FOUND, FIRST, SECOND]
+    found = audit.held_out(three, BEFORE)
+    for one, row in zip(three, found, strict=True):
+        assert row == audit.against(one, [o for o in three if o is not one], BEFORE)
+    # between FOUND and FIRST 0.5, FOUND and SECOND 1, FIRST and SECOND 0.5
+    assert [row["TV"] for row in found] == pytest.approx([0.75, 0.5, 0.75])
+    with refused("oracles = 2 is not allowed: at least 3"):
+        audit.held_out(three[:2], BEFORE)
+
+
+IMAGES = SimpleNamespace(**{name: range(n) for name, n in zip(audit.PARTS, (4, 8, 4, 8),
+                                                              strict=True)})  # fmt: skip
+
+
+def test_bands_worked_out_by_hand():
+    three = [dataclasses.replace(one, own=one.own | {"UA": ua, "linear_probe": probe})
+             for one, ua, probe in zip((FOUND, FIRST, SECOND), (0.9, 1.0, 1.0), (0.0, 0.5, 1.0),
+                                       strict=True)]  # fmt: skip
+    found = audit.bands(three, BEFORE, IMAGES)
+    assert found["UA"].high == 1, "no share is above 1"
+    assert found["UA"].center == pytest.approx(2.9 / 3)
+    half = 4.30265273 * math.sqrt(0.01 / 3) * math.sqrt(4 / 3)  # t at 2 degrees, sd, 1 + 1/3
+    assert found["UA"].low == pytest.approx(2.9 / 3 - half)
+    assert (found["linear_probe"].low, found["linear_probe"].high) == (0, 1)
+    # all three have 0.5: one image of 8 is the least that can be told
+    assert (found["UA_test"].low, found["UA_test"].high) == (0.25, 0.75)
+    own = audit.held_out(three, BEFORE)
+    steps = [row["relearn_steps"] for row in own]
+    assert steps == [2, 4, 4]
+    assert found["relearn_steps"].low == pytest.approx(
+        10 / 3 - 2.91998558 * np.std(steps, ddof=1) * math.sqrt(4 / 3))  # one side  # fmt: skip
+    assert found["TV"].low == -math.inf
+    assert found["ToW"].high == math.inf
+    with refused("oracles = 2 is not allowed: at least 3"):
+        audit.bands(three[:2], BEFORE, IMAGES)
+
+
+def test_a_step_is_the_least_that_can_be_told():
+    three = [dataclasses.replace(one, curves=FIRST.curves) for one in (FOUND, FIRST, SECOND)]
+    found = audit.bands(three, BEFORE, IMAGES)
+    assert (found["relearn_steps"].low, found["relearn_steps"].high) == (3, math.inf)
+
+
+def test_there_is_no_band_where_an_oracle_has_no_value():
+    ignorant = dataclasses.replace(BEFORE, information={"0": 0.0})
+    found = audit.bands([FOUND, FIRST, SECOND], ignorant, IMAGES)
+    assert found.keys() == audit.METRICS.keys() - {"IDI"}
 
 
 # ------------------------------------------------------------------------------------------------
-# comparison with the oracle
+# the table of metrics, and who else has to know them
+
+
+def test_every_metric_belongs_to_a_claim_and_is_written_as_what_it_is():
+    sums = {"Avg Gap", "ToW"}  # they repeat the others
+    for name, metric in audit.METRICS.items():
+        claims = [c for c, names in card.CLAIMS.items() if any(fnmatchcase(name, n) for n in names)]
+        assert len(claims) == (name not in sums), name
+        plain = any(fnmatchcase(name, known) for known in card.DECIMALS)
+        assert plain != (bool(metric.part) or name == "Avg Gap"), name
+        assert metric.part in ("", *audit.PARTS)
+        assert metric.side in ("both", "upper", "lower")
+    groups = [name for name, _ in groupby(m.group for m in audit.METRICS.values())]
+    assert groups == ["classic", "outputs", "features", "relearning", "privacy"]
+    assert {*audit.GAP_METRICS} < {*audit.CLASSIC} < audit.METRICS.keys()
+    assert {*card.UTILITY} < {*audit.CLASSIC}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("UA", 0.98765, "98.8 %"), ("Avg Gap", 0.012345, "1.23 pp"), ("ToW", 0.98765, "0.988"),
+        ("relearn_steps", 7.333, "7.3"), ("epsilon", 4.77912, "4.779"), ("IDI", 1.0, "1.000"),
+    ],
+)  # fmt: skip
+def test_numbers_for_a_person(name, value, text):
+    assert audit.shown(name, value) == text
+
+
+# ------------------------------------------------------------------------------------------------
+# the classic numbers beside the oracles'
 
 ORACLE = {"UA": 1.0, "RA": 0.98, "TA": 0.96, "MIA": 1.0}
 
@@ -143,15 +570,6 @@ def test_the_gaps_of_the_paper_are_found_again():
     finetune = {"UA": 1.0, "MIA": 1.0, "RA": 0.9252, "TA": 0.8829}
     assert 100 * audit.average_gap(prunelora, retrain) == pytest.approx(1.03, abs=0.01)
     assert 100 * audit.average_gap(finetune, retrain) == pytest.approx(3.48, abs=0.01)
-
-
-def test_total_variation_worked_out_by_hand():
-    assert outputs.total_variation([0.5, 0.5, 0], [0, 0.5, 0.5]) == 0.5
-    assert outputs.total_variation([1, 0], [0, 1]) == 1
-    assert outputs.total_variation([0.3, 0.7], [0.3, 0.7]) == 0
-    for one, other in (([1.0], [0.5, 0.5]), ([0.5, 0.4], [0.5, 0.5])):
-        with pytest.raises(InputError, match="equal sizes"):
-            outputs.total_variation(one, other)
 
 
 def row(method, seed, ua, ta=0.9):
@@ -175,32 +593,6 @@ def test_a_single_oracle_has_no_gap_and_none_is_an_error():
     assert table["Avg Gap"][1] == pytest.approx(0.025)
     with pytest.raises(InputError, match="one must be retrain"):
         audit.compare([row("finetune", 0, 0.9)])
-
-
-def test_the_summary_has_mean_and_sample_deviation():
-    table = audit.compare(
-        [row("retrain", s, 1.0) for s in (0, 1)]
-        + [row("finetune", s, u) for s, u in ((0, 0.8), (1, 0.9), (2, 1.0))]
-    )
-    found = statistics.summary(table)
-    assert list(found.index) == ["retrain", "finetune"]
-    assert found.loc["finetune", ("UA", "mean")] == pytest.approx(0.9)
-    assert found.loc["finetune", ("UA", "sd")] == pytest.approx(0.1)
-    assert found[("n", "")].tolist() == [2, 3]
-
-
-def test_paired_differences_equal_scipys_interval():
-    values = {"a": [0.1, 0.3, 0.2, 0.5], "b": [0.2, 0.25, 0.1, 0.3]}
-    rows = [(m, s, v) for m, column in values.items() for s, v in enumerate(column)]
-    table = pd.DataFrame(rows, columns=["method", "seed", "Avg Gap"])
-    wanted = stats.ttest_rel(values["a"], values["b"]).confidence_interval(0.9)
-    mean, low, high = statistics.paired_difference(table, "a", "b", level=0.9)
-    assert mean == pytest.approx(0.0625)
-    assert (low, high) == pytest.approx((wanted.low, wanted.high))
-    one = table[table.seed == 0]
-    assert statistics.paired_difference(one, "a", "b") == (pytest.approx(-0.1), -math.inf, math.inf)
-    with pytest.raises(InputError, match="common seed"):
-        statistics.paired_difference(table, "a", "c")
 
 
 def test_evaluation_measures_each_part_once_and_the_right_one(dataset, split, original):

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
 import re
 import signal
@@ -8,7 +11,9 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from helpers import audit, models, runs, study
 from helpers.__main__ import main
 from tests.unit.test_data import folder
 
@@ -139,3 +144,235 @@ def test_several_classes_and_earlier_requests_from_a_shell(home, capsys):
     assert kept.count("kept in") == 2
     folders = {line.split("kept in ")[1] for line in kept.splitlines() if "kept in " in line}
     assert len(folders) == 2
+
+
+# ------------------------------------------------------------------------------------------------
+# report: one run, audited
+
+REPORT = ["report.html", "report.json", "report.md"]
+
+
+@pytest.fixture(scope="session")
+def reported(cfg, dataset, tmp_path_factory):
+    """The folder of a report on a cheat, and what the command printed."""
+    folder, printed = tmp_path_factory.mktemp("report") / "card", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        status = main(["report", "--preset", "smoke", "--quiet", "--method", "logit_mask",
+                       "--oracles", "3", "--out", str(folder)])  # fmt: skip
+    assert status == 0
+    return folder, printed.getvalue()
+
+
+@pytest.fixture(scope="session")
+def weights(reported, cfg, dataset):
+    """The plain files of weights behind that report: model, original, three oracles."""
+    wanted = [cfg.but(method="logit_mask"), cfg.but(method="original")]
+    wanted += [cfg.but(method="retrain", seed=study.ORACLE_SEED + i) for i in range(3)]
+    return [runs.folder_of(one, dataset) / "model.safetensors" for one in wanted]
+
+
+def test_a_report_is_printed_and_written_in_three_forms(reported):
+    folder, printed = reported
+    assert sorted(path.name for path in folder.iterdir()) == REPORT
+    lines = printed.splitlines()
+    assert lines[0].split() == ["metric", "value", "oracles'", "band", "original", "inside"]
+    assert len(lines) == 2 + len(audit.METRICS) + 3
+    assert sorted(lines[-3:]) == [str(folder / name) for name in REPORT]
+    record = json.loads((folder / "report.json").read_text())
+    assert record["how"]["method"] == "logit_mask"
+    assert record["costs"]["trainable"] == 0
+    assert len(record["networks"]["oracles"]) == 3
+    told = {line.split("  ")[0]: line.split()[-1] for line in lines[2:-3]}
+    assert told["UA"] == "yes"
+    assert told["prototype"] == "NO"
+    for row in record["metrics"]:
+        assert told[row["title"]] == ("yes" if row["inside"] else "NO")
+    html = (folder / "report.html").read_text()
+    assert "logit_mask" in html
+    assert "<script" not in html
+
+
+def test_a_report_needs_three_oracles(home, capfd, tmp_path):
+    assert main(["report", *RUN[1:], "--oracles", "2", "--out", str(tmp_path / "card")]) == 2
+    assert "oracles = 2 is not allowed: at least 3" in capfd.readouterr().err
+    assert not list(home.rglob("run.json"))
+    assert not (tmp_path / "card").exists()
+
+
+def test_no_oracle_may_be_the_network_that_is_judged(reported, capfd, tmp_path):
+    """The seed of an oracle of its own."""
+    options = ("--method", "retrain", "--seed", str(study.ORACLE_SEED), "--oracles", "3",
+               "--original-seed", "0", "--out", str(tmp_path / "card"))  # fmt: skip
+    assert main(["report", "--preset", "smoke", "--quiet", *options]) == 2
+    assert "the same weights as model" in capfd.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------
+# audit: networks of somebody else
+
+
+def asked(paths, *options, audit_options=("--preset", "smoke", "--quiet")):
+    words = ["audit", *audit_options, "--model", str(paths[0]), "--original", str(paths[1])]
+    for path in paths[2:]:
+        words += ["--oracle", str(path)]
+    return [*words, *options]
+
+
+def test_plain_files_give_the_same_numbers_as_the_report(reported, weights, tmp_path, capsys):
+    options = ("--architecture", "digits_resnet", "--out", str(tmp_path / "mine"))
+    assert main(asked(weights, *options)) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:-3] == reported[1].splitlines()[:-3]
+    mine, theirs = (
+        json.loads((folder / "report.json").read_text())
+        for folder in (tmp_path / "mine", reported[0])
+    )  # fmt: skip
+    for key in ("metrics", "networks", "about"):
+        assert mine[key] == theirs[key], key
+    assert (mine["how"], mine["costs"]) == (None, None)
+
+
+@pytest.fixture
+def heard(reported, monkeypatch):
+    """What an audit is asked for; it answers with the report's record."""
+    calls = []
+    record = json.loads((reported[0] / "report.json").read_text())
+
+    def answer(model, original, oracles, split, seed):
+        calls.append(([model, original, *oracles], split, seed))
+        return {key: record[key] for key in ("about", "networks", "metrics")}
+
+    monkeypatch.setattr(audit, "audit", answer)
+    return calls
+
+
+MINE = """
+import torch
+from torch import nn
+
+def network():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 10))
+
+def needs(something):
+    return network()
+
+def nothing():
+    return 3
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """A module of the user's in the working folder, and five files of weights."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_networks", raising=False)
+    (tmp_path / "my_networks.py").write_text(MINE)
+    scope = {}
+    exec(MINE, scope)
+    paths = [tmp_path / f"{i}.safetensors" for i in range(5)]
+    for path in paths:
+        save_file(scope["network"]().state_dict(), path)
+    yield paths
+    sys.modules.pop("my_networks", None)
+
+
+def test_networks_of_the_users_own_code(own_module, heard, capsys):
+    before = list(sys.path)
+    options = ("--architecture", "my_networks:network", "--mean", "0.25", "--std", "0.5",
+               "--forget", "5", "--seed", "2")  # fmt: skip
+    assert main(asked(own_module, *options)) == 0
+    assert capsys.readouterr().out.startswith("metric")
+    networks, split, seed = heard[0]
+    assert [models.fingerprint(n) for n in networks] == [
+        models.fingerprint(models.load(p, networks[0])) for p in own_module
+    ]
+    assert len({models.fingerprint(n) for n in networks}) == 5
+    assert split.forgotten == (5,)
+    assert seed == 2
+    assert split.dataset.mean.tolist() == [0.25]
+    assert split.dataset.std.tolist() == [0.5]
+    assert sys.path == before
+
+
+def test_folders_of_this_package_need_no_architecture(weights, heard, dataset):
+    assert main(asked([path.parent for path in weights])) == 0
+    networks, split, _ = heard[0]
+    assert models.fingerprint(networks[0]) != models.fingerprint(networks[1])
+    assert split.dataset.mean.tolist() == dataset.mean.tolist()
+
+
+RESNET = ("--architecture", "digits_resnet")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "architecture = None is not allowed: a name, or MODULE:FUNCTION, for a plain file"),
+        (("--architecture", "alexnet"), "known are digits_resnet, resnet20"),
+        (("--architecture", "no_such_module:network"), "No module named 'no_such_module'"),
+        (("--architecture", "my_networks:other"), "has no attribute 'other'; use MODULE:FUNCTION"),
+        (("--architecture", "my_networks:needs"), "missing 1 required positional argument"),
+        (("--architecture", "my_networks:nothing"), "architecture = 'int' is not allowed"),
+        (("--architecture", "my_networks:"), "cannot be had"),
+        (("--architecture", ":network"), "cannot be had"),
+        (("--architecture", "my_networks:network"), "by the same names"),
+        ((*RESNET, "--mean", "0.5,0.5"), "mean = '0.5,0.5' is not allowed: 1 number(s)"),
+        ((*RESNET, "--std", "0.5,0.5,0.5"), "std = '0.5,0.5,0.5' is not allowed: 1 number(s)"),
+        ((*RESNET, "--std", "0"), "std = '0' is not allowed"),
+        ((*RESNET, "--mean", "nan"), "mean = 'nan' is not allowed"),
+        ((*RESNET, "--mean", "grey"), "mean = 'grey' is not allowed"),
+        ((*RESNET, "--forget", "10"), "forget = 10 is not allowed"),
+    ],
+)
+def test_an_audit_with_bad_options_is_one_line(weights, own_module, capfd, options, message):
+    assert main(asked(weights, *options)) == 2
+    error = capfd.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def test_files_that_cannot_be_audited_are_named(weights, tmp_path, capfd):
+    missing, pickled = tmp_path / "missing.safetensors", tmp_path / "pickled.safetensors"
+    torch.save(models.build_model("digits_resnet", 10, 1, 8).state_dict(), pickled)
+    for path, message in ((missing, "does not exist"), (pickled, "pickled.safetensors")):
+        for options in (RESNET, ()) if path == missing else (RESNET,):
+            assert main(asked([path, *weights[1:]], *options)) == 2
+            error = capfd.readouterr().err
+            assert message in error
+            assert error.count("\n") == 1
+
+
+def test_networks_that_cannot_be_compared_are_one_line(weights, capfd):
+    for paths, message in (
+        (weights[:4], "oracles = 2 is not allowed: at least 3"),
+        ([*weights[:2], weights[2], weights[2], weights[3]], "the same weights as oracle 1"),
+        ([weights[0], weights[4], *weights[2:]], "else there is nothing to forget"),
+        ([*weights[:4], weights[0]], "the same weights as model"),
+    ):
+        assert main(asked(paths, *RESNET)) == 2
+        error = capfd.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["report", "audit"])
+def test_help_of_the_other_commands(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    shared = ("folder:PATH", "--oracle", "report.html", "0 to number of classes - 1")
+    own = {"report": ("--oracles N", "3 and up"), "audit": ("MODULE:FUNCTION", "three or more")}
+    for phrase in (*shared, *own[command]):
+        assert phrase in text
+
+
+@pytest.mark.parametrize("lacking", ["--model", "--original", "--oracle"])
+def test_an_audit_without_a_network_is_refused(lacking, weights, capsys):
+    words = asked(weights, *RESNET)
+    while lacking in words:
+        place = words.index(lacking)
+        del words[place : place + 2]
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert f"required: {lacking}" in capsys.readouterr().err

@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from helpers import models
+from helpers import models, pruning
 from helpers.config import InputError
+from helpers.files import FileProblem
 
 SHAPES = {
     "digits_resnet": (10, 1, 8), "resnet20": (10, 3, 32), "resnet18": (10, 3, 32),
@@ -148,3 +150,83 @@ def test_stages_of_a_network_that_is_a_plain_list():
     layers = models.layers(model)
     assert layers.stages == layers.blocks == (("0.1",), ("0.2",)), "all but the stem"
     assert layers.others == ("0.0",)
+
+
+# ------------------------------------------------------------------------------------------------
+# a copy that knows nothing
+
+
+def test_fresh_weights_and_nothing_else_is_touched(original):
+    kept, chance = models.fingerprint(original), torch.get_rng_state()
+    original.train()
+    one, same, other = (models.fresh(original, seed) for seed in (0, 0, 1))
+    assert original.training
+    assert models.fingerprint(original) == kept
+    assert torch.equal(torch.get_rng_state(), chance)
+    assert models.fingerprint(one) == models.fingerprint(same)
+    assert len({kept, models.fingerprint(one), models.fingerprint(other)}) == 3
+    assert not one.training
+    for name, tensor in one.state_dict().items():
+        assert tensor.shape == original.state_dict()[name].shape
+        if tensor.ndim > 1:
+            assert not torch.equal(tensor, original.state_dict()[name]), name
+    assert torch.equal(one.bn1.running_mean, torch.zeros(16))
+    assert torch.equal(one.bn1.running_var, torch.ones(16))
+
+
+def test_a_fresh_copy_has_the_channels_that_are_left(original, split, dataset):
+    smaller = pruning.prune(original, 0.5, "channels", part=split.retain, dataset=dataset).model
+    copied = models.fresh(smaller)
+    shapes = [{n: t.shape for n, t in m.state_dict().items()} for m in (copied, smaller)]
+    assert shapes[0] == shapes[1]
+    with torch.no_grad():
+        assert copied(models.example(smaller)).shape == (2, 10)
+
+
+# ------------------------------------------------------------------------------------------------
+# plain files of weights, which somebody else wrote
+
+
+def test_a_plain_file_is_read_with_a_network_of_its_architecture(original, tmp_path):
+    path = tmp_path / "mine.safetensors"
+    save_file(original.state_dict(), path)
+    base = models.build_model("digits_resnet", 10, 1, 8, seed=5)
+    kept = models.fingerprint(base)
+    found = models.load(path, base)
+    assert models.fingerprint(found) == models.fingerprint(original)
+    assert models.fingerprint(base) == kept
+    assert not found.training
+    with pytest.raises(InputError, match=r"base = None.*a network of the architecture, for a"):
+        models.load(path)
+
+
+def test_a_plain_file_with_fewer_channels_says_so_itself(original, split, dataset, tmp_path):
+    smaller = pruning.prune(original, 0.5, "channels", part=split.retain, dataset=dataset).model
+    path = tmp_path / "small.safetensors"
+    save_file({n: t.contiguous() for n, t in smaller.state_dict().items()}, path)
+    found = models.load(path, models.build_model("digits_resnet", 10, 1, 8))
+    assert models.fingerprint(found) == models.fingerprint(smaller)
+    assert models.count_parameters(found) < models.count_parameters(original)
+    images = models.example(smaller)
+    with torch.no_grad():
+        assert torch.equal(found(images), smaller(images))
+
+
+def test_plain_files_that_do_not_fit_are_refused(original, tmp_path):
+    base, path = models.build_model("digits_resnet", 10, 1, 8), tmp_path / "x.safetensors"
+    state = original.state_dict()
+    damaged = {
+        "by the same names": {n: t for n, t in state.items() if n != "fc.bias"},
+        "at most": state | {"fc.weight": torch.zeros(11, 64)},
+        "float32": state | {"fc.weight": state["fc.weight"].double()},
+        "7": state | {"conv1.weight": torch.zeros(7, 1, 3, 3)},  # the others still have 16
+    }
+    for message, tensors in damaged.items():
+        save_file(tensors, path)
+        with pytest.raises(FileProblem, match=message):
+            models.load(path, base)
+    torch.save(state, path)
+    with pytest.raises(FileProblem, match=r"x\.safetensors"):
+        models.load(path, base)
+    with pytest.raises(FileProblem, match="does not exist"):
+        models.load(tmp_path / "nothing.safetensors", base)

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from helpers import attacks, files, runs, shadows, unlearning
+from helpers.config import InputError
+from helpers.files import FileProblem
+
+NETWORKS, IMAGES, TARGETS = 60, 40, 20
+
+
+def margins(seed, mean=0.0, own=0.0):
+    """(networks, images) of random margins; ``own`` moves all images of a network together."""
+    draw = torch.Generator().manual_seed(seed)
+    values = torch.randn(NETWORKS, IMAGES, generator=draw, dtype=torch.float64)
+    return values + mean + own * torch.randn(NETWORKS, 1, generator=draw, dtype=torch.float64)
+
+
+# ------------------------------------------------------------------------------------------------
+# the judgement
+
+
+def test_networks_like_the_oracles_cannot_be_told_from_them():
+    found = shadows.judge(margins(0), margins(1), TARGETS)
+    low, high = found["auc_interval"]
+    assert low < 0.5 < high
+    assert low <= found["auc"] <= high
+    assert high - low < 0.2, "or the test would say nothing"
+    assert found["tpr"] < 0.1
+    assert found["klom"] == pytest.approx(found["klom_oracles"], rel=0.25)
+
+
+def test_networks_far_from_the_oracles_are_always_found():
+    found = shadows.judge(margins(0, mean=30), margins(1), TARGETS)
+    assert (found["auc"], found["tpr"], found["auc_interval"]) == (1, 1, [1, 1])
+    assert found["klom"] > 3 * found["klom_oracles"]
+    same = shadows.judge(margins(0), margins(1), TARGETS)
+    assert found["klom_oracles"] == same["klom_oracles"], "it is about the oracles alone"
+
+
+def test_the_further_the_easier():
+    found = [shadows.judge(margins(0, mean=m), margins(1), TARGETS) for m in (0, 0.5, 1, 2)]
+    for name in ("auc", "tpr", "klom"):
+        values = [one[name] for one in found]
+        assert values == sorted(values), name
+
+
+def test_each_number_is_what_its_parts_give():
+    one, oracles = margins(0, mean=1), margins(1)
+    found = shadows.judge(one, oracles, TARGETS)
+    # the last 20 are attacked, nothing about them may be known to the attacker
+    known = one[:40], oracles[:40]
+    scores = [attacks.u_lira(*known, group[40:]).flatten() for group in (one, oracles)]
+    curve = attacks.roc(*scores)
+    assert found["auc"] == curve.auc
+    assert found["tpr"] == curve.tpr_at(0.01)
+    # halves of equal size, the second one of the oracles for both
+    wanted = attacks.klom(one[:30], oracles[30:]).mean(), attacks.klom(oracles[:30], oracles[30:])
+    assert found["klom"] == pytest.approx(wanted[0].item())
+    assert found["klom_oracles"] == pytest.approx(wanted[1].mean().item())
+
+
+def test_the_curve_is_short_rises_and_is_plain_data():
+    found = shadows.judge(margins(0, mean=0.5), margins(1), TARGETS)
+    false, true = found["roc"]
+    assert len(false) == len(true) <= shadows.POINTS
+    assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
+    assert false == sorted(false)
+    assert true == sorted(true)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_the_interval_is_over_networks_not_images():
+    """Where a network's images hang together, 20 networks are not 800 observations."""
+    one, oracles = margins(0, own=3), margins(1, own=3)
+    found = shadows.judge(one, oracles, TARGETS)
+    known = one[:40], oracles[:40]
+    scores = [attacks.u_lira(*known, group[40:]).flatten() for group in (one, oracles)]
+    low, high = attacks.auc_interval(*scores)
+    assert found["auc_interval"][1] - found["auc_interval"][0] > 1.5 * (high - low)
+    assert found["auc_interval"][0] < 0.5 < found["auc_interval"][1]
+
+
+@pytest.mark.parametrize(
+    ("networks", "targets", "message"),
+    [(18, 6, "oracles|unlearned"), (24, 21, "'3 scores' is not allowed: at least 4")],
+)
+def test_a_judgement_on_too_few_networks_is_refused(networks, targets, message):
+    with pytest.raises(InputError, match=message):
+        shadows.judge(margins(0)[:networks], margins(1)[:networks], targets)
+
+
+def test_a_margin_that_is_not_finite_is_refused():
+    broken = margins(0)
+    broken[3, 5] = float("nan")
+    with pytest.raises(InputError, match="finite"):
+        shadows.judge(broken, margins(1), TARGETS)
+
+
+# ------------------------------------------------------------------------------------------------
+# all networks
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """Margins without training: each method has a mean of its own."""
+    asked, mean = [], {"oracles": 0.0, "retrain": 0.0, "original": 30.0}
+
+    def margin(cfg, name, seed, place):
+        asked.append((name, seed))
+        draw = torch.Generator().manual_seed(100 * seed + len(name))
+        return torch.randn(30, generator=draw, dtype=torch.float64) + mean[name]
+
+    monkeypatch.setattr(shadows, "_margin", margin)
+    return asked
+
+
+def test_every_method_gets_its_own_networks(cfg, made_up):
+    record = shadows.run(cfg, ["original", "retrain"], 24, 10, progress=False)
+    wanted = {(name, seed) for name in ("oracles", "original", "retrain") for seed in range(24)}
+    assert sorted(made_up) == sorted(wanted)
+    assert [*record["methods"]] == ["original", "retrain"]
+    assert record["methods"]["original"]["auc"] == 1
+    assert 0.3 < record["methods"]["retrain"]["auc"] < 0.7
+    facts = {k: record[k] for k in ("forget", "networks", "targets", "images")}
+    assert facts == {"forget": [3], "networks": 24, "targets": 10, "images": 30}
+    assert record.keys() >= runs.environment().keys()
+    json.dumps(record, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("networks", "targets", "methods", "message"),
+    [
+        (19, 5, ["original"], "networks = 19 is not allowed: at least 20"),
+        (20, 0, ["original"], "targets = 0 is not allowed: from 1 to 16"),
+        (20, 17, ["original"], "targets = 17 is not allowed: from 1 to 16"),
+        (20, 5, ["erase"], "known are original, retrain"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused_before_training(
+    cfg, made_up, networks, targets, methods, message
+):
+    with pytest.raises(InputError, match=message):
+        shadows.run(cfg, methods, networks, targets, progress=False)
+    assert not made_up
+
+
+@pytest.fixture
+def tiny(cfg):
+    return cfg.but(train=dataclasses.replace(cfg.train, epochs=2), train_limit=30)
+
+
+def test_margins_are_kept_and_read_back(tiny, home, monkeypatch):
+    names = ("oracles", "retrain", "original", "logit_mask")
+    found = {name: shadows._margin(tiny, name, 0, str(home)) for name in names}
+    assert all(values.shape == (30,) for values in found.values())
+    assert not torch.equal(found["oracles"], found["retrain"]), "two sets of networks"
+    assert found["original"].mean() > found["oracles"].mean(), "it was trained on them"
+    assert found["logit_mask"].max() < -1000
+    kept = sorted((home / "artifacts" / "shadows").iterdir())
+    assert len(kept) == len(names)
+    monkeypatch.setattr(unlearning, "unlearn", lambda *_, **__: pytest.fail("trained again"))
+    for name in names:
+        assert torch.equal(shadows._margin(tiny, name, 0, str(home)), found[name])
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(FileProblem, match=r"\.safetensors"):
+        shadows._margin(tiny, "oracles", 0, str(home))
+    for path in kept:
+        files.save_tensors(path, {"weights": torch.zeros(2)})
+    with pytest.raises(FileProblem, match="no margins"):
+        shadows._margin(tiny, "oracles", 0, str(home))

@@ -1,0 +1,401 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import shutil
+
+import pandas as pd
+import pytest
+
+from helpers import audit, models, runs, statistics, study
+from helpers.config import InputError
+from helpers.files import FileProblem
+
+METHODS = ["original", "logit_mask"]
+TIMES = ["wall", "seconds"]  # of a clock: never twice the same
+
+
+@pytest.fixture(scope="session")
+def tiny(cfg):
+    """Few images and epochs: what the networks are like plays no role here."""
+    return cfg.but(train=dataclasses.replace(cfg.train, epochs=4), train_limit=30)
+
+
+LOOK, SEEN = audit.look, {}
+
+
+def look_once(model, split, seed=0, draws=1):
+    """Look at a network that was seen before no second time: it would see the same."""
+    key = models.fingerprint(model), split.forgotten, len(split.retain), seed, draws
+    if key not in SEEN:
+        SEEN[key] = LOOK(model, split, seed, draws)
+    return SEEN[key]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(audit, "look", look_once)
+
+
+def go(tiny, methods=METHODS, classes=(3, 5), seeds=(0,), **options):
+    return study.run(tiny, methods, classes, seeds, oracles=3, progress=False, **options)
+
+
+@pytest.fixture(scope="session")
+def whole(tiny, tmp_path_factory):
+    """A study that nothing disturbed, and its home."""
+    place = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HELPERS_HOME", str(place))
+        patch.setattr(audit, "look", look_once)
+        return go(tiny), place
+
+
+@pytest.fixture
+def trained(whole, home):
+    """A home with the networks of that study, but none of its audits."""
+    shutil.copytree(whole[1] / "artifacts" / "smoke", home / "artifacts" / "smoke")
+    return home
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """What is audited anew."""
+    real, seen = study._row, []
+
+    def row(cfg, *rest):
+        seen.append((cfg.forget, cfg.method, cfg.seed))
+        return real(cfg, *rest)
+
+    monkeypatch.setattr(study, "_row", row)
+    return seen
+
+
+def same(one, other):
+    assert one.bands == other.bands
+    assert one.oracles == other.oracles
+    columns = [name for name in one.table.columns if name not in TIMES]
+    assert {*one.table.columns} == {*other.table.columns}
+    pd.testing.assert_frame_equal(one.table[columns], other.table[columns])
+
+
+# ------------------------------------------------------------------------------------------------
+# what is measured, once
+
+
+def test_a_study_has_a_row_for_every_audit(whole):
+    found = whole[0]
+    cells = [tuple(row) for row in found.table[["method", "forget", "original_seed"]].to_numpy()]
+    assert cells == [(m, c, 0) for m in METHODS for c in (3, 5)]
+    assert found.methods == METHODS
+    assert {*found.metrics} <= {*audit.METRICS}
+    assert {*audit.METRICS} - {*found.metrics} <= {"IDI"}
+    assert found.bands.keys() == {3, 5}
+    assert found.table["repetition"].tolist() == [0] * 4
+    assert {*study.COSTS, "parameters"} <= {*found.table.columns}
+    assert found.about["preset"] == "smoke"
+    assert all(sum(row) == 46 or sum(row) > 40 for row in found.table["predicted"])
+
+
+def test_the_numbers_are_those_of_the_audit(whole, tiny, monkeypatch):
+    from helpers import data
+
+    found, place = whole
+    monkeypatch.setenv("HELPERS_HOME", str(place))
+    dataset = data.load_dataset(tiny)
+    split = dataset.split(5)
+    wanted = [("original", 0), *(("retrain", study.ORACLE_SEED + i) for i in range(3))]
+    done = [runs.run(tiny.but(method=m, seed=s, forget=5), dataset, progress=False)
+            for m, s in wanted]  # fmt: skip
+    assert all(one.from_disk for one in done), "the oracles' seeds begin at ORACLE_SEED"
+    before, *oracles = (audit.look(one.model(dataset), split) for one in done)
+    row = found.table[(found.table["method"] == "original") & (found.table["forget"] == 5)].iloc[0]
+    for name, value in audit.against(before, oracles, before).items():
+        assert row[name] == value, name
+    for name, band in audit.bands(oracles, before, split).items():
+        assert found.bands[5][name] == (band.low, band.high, band.center), name
+
+
+def test_a_study_that_was_stopped_goes_on(whole, tiny, trained, counted, monkeypatch):
+    real = study._row
+
+    def stop(cfg, *rest):
+        if len(counted) == 3:
+            raise KeyboardInterrupt
+        return real(cfg, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "_row", stop)
+        with pytest.raises(KeyboardInterrupt):
+            go(tiny)
+    assert counted == [(3, "original", 0), (3, "logit_mask", 0), (5, "original", 0)]
+    found = go(tiny)
+    assert counted[3:] == [(5, "logit_mask", 0)], "what was finished is not done again"
+    same(found, whole[0])
+    assert go(tiny).table.equals(found.table)
+    assert len(counted) == 4
+
+
+def test_more_methods_and_seeds_may_come_later(whole, tiny, trained, counted):
+    first = go(tiny, ["logit_mask"])
+    assert first.methods == ["logit_mask"]
+    both = go(tiny)
+    assert [(c, m) for c, m, _ in counted] == [
+        (3, "logit_mask"), (5, "logit_mask"), (3, "original"), (5, "original"),
+    ]  # fmt: skip
+    same(both, whole[0])
+    assert go(tiny, ["original"]).methods == ["original"], "what was asked for, no more"
+    again = go(tiny, ["logit_mask"], [3], unlearning_seeds=2)
+    assert counted[4:] == [(3, "logit_mask", 10 * study.ORACLE_SEED)]
+    assert again.table["repetition"].tolist() == [0, 10 * study.ORACLE_SEED]
+    assert again.table["original_seed"].tolist() == [0, 0]
+    assert again.table["TA"].nunique() == 1, "a mask has no randomness"
+
+
+def test_other_settings_are_another_study(tiny, home):
+    from helpers import data
+
+    dataset = data.load_dataset(tiny)
+    place = study._folder(tiny, dataset, 3)
+    same_place = [tiny.but(method="lora"), tiny.but(seed=3), tiny.but(original_seed=1)]
+    assert {study._folder(one, dataset, 3) for one in same_place} == {place}
+    others = [tiny.but(rank=4), tiny.but(forget=5), tiny.but(lr=0.5), tiny.but(sparsity=0.25),
+              tiny.but(train=dataclasses.replace(tiny.train, epochs=5))]  # fmt: skip
+    places = {place, study._folder(tiny, dataset, 4)}
+    assert len(places | {study._folder(one, dataset, 3) for one in others}) == 7
+
+
+def test_two_workers_find_the_same(whole, tiny, trained):
+    same(go(tiny, workers=2), whole[0])
+
+
+def test_a_network_that_cannot_be_judged_does_not_stop_the_rest(
+    tiny, trained, monkeypatch, caplog, tmp_path
+):
+    real = study._row
+
+    def row(cfg, *rest):
+        if cfg.method == "logit_mask":
+            raise InputError("logits = 'nan or inf' is not allowed")
+        return real(cfg, *rest)
+
+    monkeypatch.setattr(study, "_row", row)
+    with caplog.at_level(logging.WARNING):
+        found = go(tiny, classes=[3])
+    assert "logit_mask, class 3, seed 0: logits = 'nan or inf'" in caplog.text
+    assert found.methods == METHODS
+    assert found.table["problem"].notna().tolist() == [False, True]
+    inside = found.inside()
+    assert inside.loc[0].notna().all()
+    assert inside.loc[1].isna().all()
+    assert study.distances(found, "original", "UA").shape == (1, 1, 1)
+    with pytest.raises(InputError, match="finite"):
+        study.distances(found, "logit_mask", "UA")
+    shown = study.panel(found)
+    assert {*shown[shown["method"] == "logit_mask"]["text"]} == {"–"}
+    study.save(found, tmp_path / "study.json")
+    again = study.load(tmp_path / "study.json")
+    assert again.table["problem"].notna().tolist() == [False, True]
+    pd.testing.assert_frame_equal(again.inside(), inside)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((METHODS, [3], [0]), {"oracles": 2}, "oracles = 2 is not allowed: at least 3"),
+        ((METHODS, [3], [0]), {"workers": 0}, "workers = 0 is not allowed: at least one"),
+        ((METHODS, [3, 10], [0]), {}, "forget = 10 is not allowed"),
+        ((["original", "erase"], [3], [0]), {}, "known are original, retrain"),
+        (([], [3], [0]), {}, r"methods = \[\] is not allowed: at least one"),
+        ((METHODS, [], [0]), {}, r"classes = \[\] is not allowed"),
+        ((METHODS, [3, 3], [0]), {}, r"classes = \[3, 3\] is not allowed: .*each once"),
+        ((METHODS, [3], [0, 1, 0]), {}, r"original_seeds = \[0, 1, 0\] is not allowed"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_training(tiny, home, arguments, options, message):
+    with pytest.raises(InputError, match=message):
+        study.run(tiny, *arguments, progress=False, **options)
+    assert not list(home.rglob("run.json"))
+
+
+def test_damaged_audits_are_a_file_problem(whole, tiny, trained):
+    shutil.copytree(whole[1] / "artifacts" / "audits", trained / "artifacts" / "audits")
+    path = next((trained / "artifacts" / "audits").rglob("*.json"))
+    for text in (path.read_text()[:-20], '{"rows": []}', "[1, 2]"):
+        path.write_text(text)
+        with pytest.raises(FileProblem, match=path.name):
+            go(tiny)
+
+
+def test_few_oracles_are_refused_before_an_audit_of_a_run(cfg, home):
+    with pytest.raises(InputError, match="oracles = 2 is not allowed: at least 3"):
+        study.audit_run(cfg, 2, progress=False)
+    assert not list(home.rglob("run.json"))
+
+
+# ------------------------------------------------------------------------------------------------
+# kept as a file
+
+
+def test_a_kept_study_says_the_same(whole, tmp_path):
+    found, path = whole[0], tmp_path / "study.json"
+    study.save(found, path)
+    again = study.load(path)
+    pd.testing.assert_frame_equal(again.inside(), found.inside())
+    assert (again.methods, again.metrics) == (found.methods, found.metrics)
+    assert again.oracles == found.oracles
+    assert again.about == json.loads(json.dumps(found.about))
+    pd.testing.assert_frame_equal(again.table, found.table, rtol=1e-5, check_dtype=False)
+    pd.testing.assert_frame_equal(study.panel(again), study.panel(found))
+    study.save(again, tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
+
+
+def test_damaged_studies_are_refused(whole, tmp_path):
+    path = tmp_path / "study.json"
+    study.save(whole[0], path)
+    record = json.loads(path.read_text())
+    short = [row[:-1] if i == 1 else row for i, row in enumerate(record["rows"])]
+    bad_band = {"3": {"UA": [0, 1]}}
+    damaged = [
+        path.read_text()[:-30], "[]", json.dumps({k: record[k] for k in record if k != "bands"}),
+        json.dumps(record | {"columns": 5}), json.dumps(record | {"rows": [[1, 2], [3]]}),
+        json.dumps(record | {"rows": short}), json.dumps(record | {"rows": 5}),
+        json.dumps(record | {"columns": ["x", *record["columns"][1:]]}),
+        json.dumps(record | {"bands": bad_band}), json.dumps(record | {"bands": {"three": {}}}),
+        json.dumps(record | {"bands": [1]}), json.dumps(record | {"oracles": "many"}),
+    ]  # fmt: skip
+    for text in damaged:
+        path.write_text(text)
+        with pytest.raises(FileProblem, match=r"study\.json"):
+            study.load(path)
+    with pytest.raises(FileProblem, match="does not exist"):
+        study.load(tmp_path / "nothing.json")
+
+
+# ------------------------------------------------------------------------------------------------
+# what it says, worked out by hand
+
+INF = math.inf
+BANDS = {  # (low, high, centre)
+    3: {"UA": (0.9, 1.0, 0.96), "TV": (-INF, 0.3, 0.1), "relearn_steps": (8.0, INF, 11.0)},
+    5: {"UA": (0.8, 1.0, 0.9), "TV": (-INF, 0.4, 0.2), "relearn_steps": (6.0, INF, 9.0)},
+}
+
+
+def made(cells, bands=BANDS):
+    """A study from (method, class, original seed, repetition, UA, TV, relearn_steps)."""
+    names = ["method", "forget", "original_seed", "repetition", "UA", "TV", "relearn_steps"]
+    table = pd.DataFrame(cells, columns=names)
+    table.insert(3, "seed", table["original_seed"] + table["repetition"])
+    return study.Study(table, bands, 5, {"preset": "smoke"})
+
+
+SMALL = made([
+    ("lora", 3, 0, 0, 1.00, 0.05, 12), ("lora", 3, 1, 0, 0.90, 0.35, 7),
+    ("lora", 5, 0, 0, 0.75, 0.20, 9), ("lora", 5, 1, 0, 0.90, 0.40, 6),
+    ("logit_mask", 3, 0, 0, 0.96, 0.10, 4), ("logit_mask", 3, 1, 0, 0.96, 0.10, 5),
+    ("logit_mask", 5, 0, 0, 0.90, 0.10, 3), ("logit_mask", 5, 1, 0, 0.90, 0.10, 4),
+])  # fmt: skip
+
+
+def test_what_lies_inside_is_told_cell_by_cell():
+    found = SMALL.inside()
+    assert [*found] == ["UA", "TV", "relearn_steps"]
+    assert found["UA"].tolist() == [True, True, False, True] + [True] * 4
+    assert found["TV"].tolist() == [True, False, True, True] + [True] * 4
+    assert found["relearn_steps"].tolist() == [True, False, True, True] + [False] * 4
+
+
+def test_inside_is_what_the_band_says_even_where_rounding_matters():
+    """0.1 + 0.2 is not quite 0.3."""
+    band = statistics.Band(0.1 + 0.2, 0.5, 0.4, 5)
+    assert band.low > 0.3
+    for value in (0.3, 0.2999, 0.4, 0.5, 0.50001):
+        one = made([("lora", 3, 0, 0, value, 0, 9)], {3: {"UA": (band.low, 0.5, 0.4)}})
+        assert one.inside()["UA"].tolist() == [band.holds(value)]
+
+
+def test_what_was_not_measured_is_neither_inside_nor_outside():
+    one = made([("lora", 3, 0, 0, 1.0, None, 12), ("lora", 5, 0, 0, 0.5, 0.1, 9)],
+               {3: BANDS[3], 5: {"UA": BANDS[5]["UA"]}})  # fmt: skip
+    found = one.inside()
+    assert found["UA"].tolist() == [True, False]
+    assert found["TV"].isna().tolist() == [True, True], "no value; no band"
+    assert found["relearn_steps"].isna().tolist() == [False, True]
+    for metric in ("TV", "relearn_steps"):
+        with pytest.raises(InputError, match="finite"):
+            study.distances(one, "lora", metric)
+
+
+def test_distances_worked_out_by_hand():
+    """Rows are training seeds, columns classes; there is one repetition."""
+    both, upper, lower = (
+        study.distances(SMALL, "lora", name)[:, :, 0]
+        for name in ("UA", "TV", "relearn_steps")
+    )  # fmt: skip
+    assert both == pytest.approx(pd.DataFrame([[0.04, 0.15], [0.06, 0.0]]).to_numpy())
+    assert upper == pytest.approx(pd.DataFrame([[-0.05, 0.0], [0.25, 0.2]]).to_numpy())
+    assert lower == pytest.approx(pd.DataFrame([[-1, 0], [4, 3]]).to_numpy())
+    assert study.distances(SMALL, "logit_mask", "UA") == pytest.approx(0)
+    for arguments, message in ((("erase", "UA"), "known are lora, logit_mask"),
+                               (("lora", "RA"), "known are UA, TV, relearn_steps")):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            study.distances(SMALL, *arguments)
+
+
+def test_repetitions_are_the_third_dimension():
+    cells = [("lora", c, t, u, 0.9 + 0.01 * t + 0.001 * u, 0, 9)
+             for c in (3, 5) for t in (0, 1) for u in (0, 10_000)]  # fmt: skip
+    found = study.distances(made(cells), "lora", "UA")
+    assert found.shape == (2, 2, 2)
+    assert found[1, 0, 1] == pytest.approx(abs(0.9 + 0.01 + 10 - 0.96))
+    with pytest.raises(InputError, match="missing"):
+        study.distances(made(cells[:-1]), "lora", "UA")
+
+
+def test_the_difference_of_two_methods_worked_out_by_hand():
+    found = study.difference(SMALL, "lora", "logit_mask", "UA")
+    assert found.mean == pytest.approx((0.04 + 0.15 + 0.06 + 0.0) / 4)
+    assert found.low < found.mean < found.high
+    steps = study.difference(SMALL, "lora", "logit_mask", "relearn_steps")
+    # 11 - (4, 5), 9 - (3, 4): the mask is 7, 6, 6, 5 steps from the centres
+    assert steps.mean == pytest.approx((-1 + 4 + 0 + 3) / 4 - (7 + 6 + 6 + 5) / 4)
+    assert study.difference(SMALL, "lora", "lora", "UA") == statistics.Interval(0, 0, 0)
+    swapped = study.difference(SMALL, "logit_mask", "lora", "UA")
+    assert swapped.mean == pytest.approx(-found.mean)
+
+
+def test_methods_of_different_cells_are_not_compared():
+    cells = [tuple(row) for row in SMALL.table.drop(columns="seed").to_numpy()]
+    moved = [(*row[:2], row[2] + 5 * (row[0] == "lora"), *row[3:]) for row in cells]
+    with pytest.raises(InputError, match="the same networks, classes and repetitions"):
+        study.difference(made(moved), "lora", "logit_mask", "UA")
+    twice = [(*row[:3], u, *row[4:]) for row in cells
+             for u in range(1 + (row[0] == "lora"))]  # fmt: skip
+    with pytest.raises(InputError, match="the same networks, classes and repetitions"):
+        study.difference(made(twice), "lora", "logit_mask", "UA")
+
+
+def test_the_spread_is_divided_as_in_the_statistics():
+    found = study.components(SMALL, "lora", "UA")
+    assert found == statistics.variance_components([[[1.0], [0.75]], [[0.9], [0.9]]])
+    with pytest.raises(InputError, match="known are lora"):
+        study.components(SMALL, "erase", "UA")
+
+
+def test_the_panel_worked_out_by_hand():
+    found = study.panel(SMALL)
+    assert len(found) == 6
+    cells = found.set_index(["method", "metric"])
+    assert cells.loc[("lora", "UA"), "inside"] == 0.75
+    assert cells.loc[("logit_mask", "relearn_steps"), "inside"] == 0
+    assert cells.loc[("lora", "UA"), "text"] == "88.8 %"
+    assert cells.loc[("lora", "TV"), "text"] == "0.250"
+    assert cells.loc[("lora", "relearn_steps"), "text"] == "8.5"
+    assert cells.loc[("logit_mask", "UA"), "family"] == "cheat"
+    assert cells.loc[("lora", "TV"), "group"] == "outputs"
+    assert cells.loc[("lora", "relearn_steps"), "title"] == "steps back"
+    assert [*found["method"]] == ["lora"] * 3 + ["logit_mask"] * 3
