@@ -72,6 +72,8 @@ SHORT = {
     "data.ImageSet.to",
     "config.InputError",
     "files.FileProblem",
+    "objectives.Task.forget",
+    "objectives.Task.weight",
     "training.Interrupted",
     "tutorial.solutions_path",
 }

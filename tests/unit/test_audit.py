@@ -345,6 +345,25 @@ def test_outputs_in_another_order_are_refused(judge, place, name):
 
 
 @pytest.mark.parametrize(("place", "name"), [(0, "model"), (1, "original"), (4, "oracle 3")])
+def test_two_classes_exchanged_are_refused(judge, place, name):
+    def exchanged(network):
+        with torch.no_grad():
+            for tensor in (network.fc.weight, network.fc.bias):
+                tensor[[6, 8]] = tensor[[8, 6]].clone()
+
+    with refused(rf"^{name} = .* it seems to answer '8' where '6' is meant, '6' where '8' is"):
+        judge(place, exchanged)
+
+
+def test_a_network_that_broke_down_is_judged_all_the_same(networks, split):
+    """It answers the same for everything, which is no order of the labels."""
+    broken = copy.deepcopy(networks["original"])
+    row_of(broken, 5, 1e3)
+    oracles = [networks[name] for name in ORACLES[:3]]
+    assert audit.check_networks(broken, networks["original"], oracles, split) is None
+
+
+@pytest.mark.parametrize(("place", "name"), [(0, "model"), (1, "original"), (4, "oracle 3")])
 def test_a_wrong_number_of_outputs_is_refused_by_name(judge, place, name):
     def nine(network):
         network.fc = nn.Linear(64, 9)

@@ -84,12 +84,12 @@ def test_bad_input_is_one_line_and_status_2(home, capfd, options, message, monke
 
 
 def test_a_corrupt_image_is_named_and_may_be_skipped(home, tmp_path, capfd):
-    folder(tmp_path / "shop", {"a": 20, "b": 20})
+    folder(tmp_path / "shop", {"a": 20, "b": 60})
     (tmp_path / "shop" / "a" / "broken.png").write_bytes(b"nothing")
     options = ("--data", f"folder:{tmp_path / 'shop'}", "--image-size", "8", "--method", "retrain",
                "--forget", "0")  # fmt: skip
     assert main([*RUN, *options]) == 2
-    assert "1 of 41 images" in capfd.readouterr().err
+    assert "1 of 81 images" in capfd.readouterr().err
     assert main([*RUN, *options, "--on-corrupt", "skip"]) == 0
 
 

@@ -238,3 +238,20 @@ def test_a_filter_that_others_look_at_stays_as_it_is(dataset, split):
     before, images = copy.deepcopy(model.state_dict()), dataset.normalise(split.retain.images[:50])
     relearning._unit_variance(model, images)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_a_logit_masked_after_the_classifier_plays_no_role(dataset, split, original):
+    class Taped(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            logits = self.model(x).clone()
+            logits[:, 3] = -1e4
+            return logits
+
+    curves = [relearn(m, dataset.train, split.test_forget, dataset, 3, steps=10).accuracies
+              for m in (original, Taped(original))]  # fmt: skip
+    assert curves[0] == pytest.approx(curves[1], abs=0.03)
+    assert curves[1][-1] > 0.8
