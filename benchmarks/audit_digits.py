@@ -1,11 +1,14 @@
 """Audit every method on the digits: training seeds x classes, and image by image for one class.
 
-    python benchmarks/audit_digits.py [--workers 2] [--repetitions 1]
+    python benchmarks/audit_digits.py [--workers 2]
 
 What is finished is kept in ``artifacts/``; run again to go on. The records are
 ``results/audit-digits.json`` (from which notebook 05, the README and the report are rendered) and
-``results/shadows-digits.json``. ``wall_seconds`` is what the last call took, ``core_seconds`` what
-all audits took together, the oracles' training left out.
+``results/shadows-digits.json``. ``wall_seconds`` is what one call took that began with nothing,
+``core_seconds`` what all audits took together, the oracles' training left out.
+
+Equal epochs are not equal cost: fine-tuning and retraining are audited a second time with as many
+epochs as PruneLoRA's multiply-accumulates pay for, and with recipes tuned for that many.
 """
 
 from __future__ import annotations
@@ -15,26 +18,30 @@ import time
 from pathlib import Path
 
 from helpers import files, plots, report, shadows, study, unlearning
-from helpers.config import get_config
+from helpers.config import TUNED, get_config, home
 
 RESULTS = Path(__file__).parents[1] / "results"
 SEEDS, ORACLES = range(5), 10
+CFG = get_config("cpu")
 METHODS = [*unlearning.METHODS, "prunelora+salun", "prunelora+scrub"]
+SETTINGS = {name: {"method": name} for name in METHODS} | {
+    "finetune@3": {"method": "finetune", "epochs": 3},
+    "finetune_sgd@3": {"method": "finetune_sgd", "epochs": 3},
+    "retrain@3": {"method": "retrain", "train": TUNED["digits"]["retrain@3"]},
+}
+REPEATED = {"prunelora": 3, "finetune_sgd": 3}  # to tell unlearning seeds from the rest
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--repetitions", type=int, default=1, help="unlearning seeds")
     parser.add_argument("--only", choices=("audit", "shadows"))
     options = parser.parse_args()
-    cfg = get_config("cpu")
     if options.only != "shadows":
-        started = time.perf_counter()
-        found = study.run(
-            cfg, METHODS, range(10), SEEDS, options.repetitions, ORACLES, options.workers
-        )
-        about = {"workers": options.workers, "wall_seconds": time.perf_counter() - started}
+        resumed, started = (home() / "artifacts" / "audits").exists(), time.perf_counter()
+        found = study.run(CFG, SETTINGS, range(10), SEEDS, REPEATED, ORACLES, options.workers)
+        wall = None if resumed else time.perf_counter() - started
+        about = {"workers": options.workers, "wall_seconds": wall}
         found.about.update(about, core_seconds=float(found.table["wall"].sum()))
         study.save(found, RESULTS / "audit-digits.json")
         plots.style()
@@ -44,7 +51,7 @@ def main() -> None:
     if options.only != "audit":
         started = time.perf_counter()
         methods = [m for m in unlearning.METHODS if m not in ("original", "retrain")]
-        record = shadows.run(cfg, ["original", "retrain", *methods], workers=options.workers)
+        record = shadows.run(CFG, ["original", "retrain", *methods], workers=options.workers)
         about = {"workers": options.workers, "wall_seconds": time.perf_counter() - started}
         files.write_json(RESULTS / "shadows-digits.json", record | about)
 

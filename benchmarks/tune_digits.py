@@ -14,6 +14,8 @@ more, the one with the best score), the smallest forget gap first (unlearning co
 those, all within one validation image of the best retain gap (or error, for the training recipe);
 of those, the smallest learning rate, because it moves the network least.
 
+What is compared with PruneLoRA at equal cost, ``METHOD@EPOCHS``, is tuned for that many epochs.
+
 Every finished trial is kept in ``results/tuning-digits.json``; run again to go on.
 """
 
@@ -76,6 +78,13 @@ SPACES = {
     "boundary_shrink": grid((1e-4, 1e-3, 3e-3), (0.1, 0.3, 1, 3)),
     "ssd": grid([1.0], (1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10)),  # does not train
 }  # fmt: skip
+# as many epochs as PruneLoRA's multiply-accumulates pay for; a test compares the costs
+AT_EQUAL_COST = {
+    f"{name}@3": [dataclasses.replace(recipe, epochs=3) for recipe in space]
+    for name, space in {"finetune": UNLEARN, "finetune_sgd": SPACES["finetune_sgd"],
+                        "retrain": TRAIN}.items()
+}  # fmt: skip
+SPACES |= AT_EQUAL_COST
 METHODS = [
     name for name, method in unlearning.METHODS.items()
     if method.start == "original" and (method.objective != "none" or name in SPACES)
@@ -93,8 +102,8 @@ def main() -> None:
     search(record, "train", TRAIN, lambda recipe: train_score(cfg, dataset, recipe))
     cfg = cfg.but(train=Recipe(**record["best"]["train"]))
     goals = {c: validation(cfg.but(forget=c), dataset, retrained(cfg, dataset, c)) for c in CLASSES}
-    for name in METHODS:
-        one = cfg.but(method=name)
+    for name in (*METHODS, *AT_EQUAL_COST):
+        one = cfg.but(method=name.partition("@")[0])
         space = SPACES.get(name, UNLEARN)
         search(record, name, space, lambda r, one=one: unlearn_score(one, dataset, r, goals))
 
@@ -159,7 +168,8 @@ def unlearn_score(
     gaps = []
     for seed, forget in itertools.product(SEEDS, CLASSES):
         one = cfg.but(seed=seed, forget=forget)
-        original = trained(one, dataset, "original")
+        scratch = unlearning.method(one.method).start == "scratch"
+        original = None if scratch else trained(one, dataset, "original")
         try:
             outcome = unlearning.unlearn(original, dataset, one, recipe=recipe)
             found = validation(one, dataset, [outcome.model])

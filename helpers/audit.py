@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -120,9 +121,9 @@ METRICS: dict[str, Metric] = {
     **{
         f"MIA_{kind}": Metric(
             "privacy", f"MIA {kind}", "both",
-            f"share of the forget set that the published attack on {kind} calls unseen", "forget",
+            f"share of the forget set that a balanced attack on {kind} calls unseen", "forget",
         )
-        for kind in attacks.SCORES
+        for kind in attacks.SCORES if kind != "confidence"  # that is MIA
     },
     "epsilon": Metric(
         "privacy", "ε", "upper",
@@ -139,8 +140,10 @@ class Look:
         own: Metrics that need no other network.
         logits: Part -> (N, C) float32.
         labels: Part -> (N,) int64.
+        unseen: (N,) bool, which images of the forget set the membership attack takes for unseen.
+        stranger: (N, C) logits of the same network with fresh weights, for the forget set.
         layers: Point -> (N, K) outputs on test images, those of the class first.
-        information: Point -> what it tells about the class, in nats.
+        information: Point -> what it tells about the class, in nats, one number a draw.
         curves: One relearning curve a draw.
 
     Source: this project.
@@ -150,8 +153,10 @@ class Look:
     own: dict[str, float]
     logits: dict[str, Tensor]
     labels: dict[str, Tensor]
+    unseen: Tensor | None = None
+    stranger: Tensor | None = None
     layers: dict[str, Tensor] = field(default_factory=dict)
-    information: dict[str, float] = field(default_factory=dict)
+    information: dict[str, list[float]] = field(default_factory=dict)
     curves: list[relearning.Curve] = field(default_factory=list)
 
 
@@ -163,7 +168,8 @@ def look(model: nn.Module, split: ClassSplit, seed: int = 0, draws: int = 1) -> 
             is. Its classifier is the linear layer that was registered last.
         split: The forget set, the retain set and their test images.
         seed: Of the attacks' samples, the few images of the probes and of relearning.
-        draws: How many times relearning is repeated, each time with other images.
+        draws: How many times relearning, and the estimate of information, are repeated, each time
+            with other images.
 
     Returns:
         Metrics, predictions, features' likeness and information, relearning curves.
@@ -179,10 +185,9 @@ def look(model: nn.Module, split: ClassSplit, seed: int = 0, draws: int = 1) -> 
     members, strangers, forget = ((found.logits[n], found.labels[n])
                                   for n in ("retain", "test_retain", "forget"))  # fmt: skip
     for kind in attacks.SCORES:
-        own[f"MIA_{kind}"] = attacks.membership(
-            members, strangers, forget, kind, balanced=False, seed=seed
-        )
-    _probe(model, split, found, own, seed)
+        if f"MIA_{kind}" in METRICS:
+            own[f"MIA_{kind}"] = attacks.membership(members, strangers, forget, kind, seed=seed)
+    _probe(model, split, found, own, range(seed, seed + draws))
     train = _both(split.forget, split.retain)
     found.curves = [
         relearning.relearn(
@@ -202,10 +207,10 @@ def _both(forget: ImageSet, retain: ImageSet) -> ImageSet:
 
 @torch.no_grad()
 def _probe(
-    model: nn.Module, split: ClassSplit, found: Look, own: dict[str, float], seed: int
+    model: nn.Module, split: ClassSplit, found: Look, own: dict[str, float], seeds: range
 ) -> None:
     """Measure what the layers and the classifier's input hold. Fills the look and its metrics."""
-    names, dataset = (*features.points(model), features.HEAD_INPUT), split.dataset
+    names, dataset, seed = (*features.points(model), features.HEAD_INPUT), split.dataset, seeds[0]
     train = _both(split.forget, split.retain)
     unseen = _both(split.test_forget, split.test_retain)
     layers = [features.collect(model, part, dataset, names) for part in (train, unseen)]
@@ -215,9 +220,9 @@ def _probe(
     for place, name in enumerate(names):  # by place: a wrapped network has other names
         rows = [layer[name] for layer in layers]
         found.layers[str(place)] = rows[1]
-        found.information[str(place)] = features.information(
-            rows[0], sides[0], rows[1], sides[1], seed
-        )
+        found.information[str(place)] = [
+            features.information(rows[0], sides[0], rows[1], sides[1], one) for one in seeds
+        ]
     inputs = [layer[features.HEAD_INPUT] for layer in layers]
     mine = sides[1]
     known = inputs[0], labels[0], inputs[1][mine], labels[1][mine]
@@ -229,8 +234,8 @@ def _probe(
         inputs[0], labels[0], head.weight, head.bias, inputs[1][mine], labels[1][mine],
         split.forgotten, seed=seed,
     )  # fmt: skip
-    stranger = models.fresh(model, seed)
-    own["ZRF"] = outputs.zrf(found.logits["forget"], predict(stranger, split.forget, dataset))
+    found.stranger = predict(models.fresh(model, seed), split.forget, dataset)
+    own["ZRF"] = outputs.zrf(found.logits["forget"], found.stranger)
 
 
 def _predictions(model: nn.Module, split: ClassSplit) -> Look:
@@ -247,12 +252,18 @@ def _predictions(model: nn.Module, split: ClassSplit) -> Look:
 
 
 def _classic(found: Look, seed: int) -> dict[str, float]:
+    """Attack the confidences and compute the classic numbers. Fills in what the attack says."""
+    sure = [outputs.confidence(found.logits[n], found.labels[n])
+            for n in ("retain", "test_retain", "forget")]  # fmt: skip
+    found.unseen = attacks.called_unseen(*sure, seed)
+    return _shares(found)
+
+
+def _shares(found: Look) -> dict[str, float]:
     right = {n: outputs.accuracy(found.logits[n], found.labels[n]) for n in PARTS}
-    sure = {n: outputs.confidence(found.logits[n], found.labels[n]) for n in PARTS}
     return {
         "UA": 1 - right["forget"], "UA_test": 1 - right["test_forget"], "RA": right["retain"],
-        "TA": right["test_retain"],
-        "MIA": attacks.mia_efficacy(sure["retain"], sure["test_retain"], sure["forget"], seed),
+        "TA": right["test_retain"], "MIA": found.unseen.double().mean().item(),
     }  # fmt: skip
 
 
@@ -302,35 +313,67 @@ def against(found: Look, oracles: Sequence[Look], original: Look) -> dict[str, f
     Source: the papers named at each metric.
     Lesson: 05_evaluation, "The oracle band".
     """
+    rows = found.own | _answers(found, oracles)
+    alike = similarity(found, oracles)
+    rows |= {f"CKA_{part}": _average(layers) for part, layers in alike.items()}
+    rows["relearn_steps"] = _average(_steps(curve, original) for curve in found.curves)
+    told = [_told([found]), _told(oracles), _told([original])]
+    excess = sum(max(0.0, most - least) for most, least in zip(told[2], told[1], strict=True))
+    if excess >= features.LEAST_INFORMATION:
+        rows["IDI"] = features.idi(*told)
+    return {name: rows[name] for name in METRICS if name in rows}
+
+
+def _answers(found: Look, oracles: Sequence[Look]) -> dict[str, float]:
+    """Compute the metrics that are distances to the oracles' answers."""
     mean = {m: _average(o.own[m] for o in oracles) for m in GAP_METRICS}
-    own = found.own
-    mine = _histogram(found)
-    rows = {
-        **own, "Avg Gap": average_gap(own, mean), "ToW": tow(own, mean),
+    own, mine = found.own, _histogram(found)
+    return {
+        "Avg Gap": average_gap(own, mean), "ToW": tow(own, mean),
         "TV": _average(outputs.total_variation(mine, _histogram(o)) for o in oracles),
         "JS": _average(outputs.jensen_shannon(mine, _histogram(o)) for o in oracles),
         "activation": _average(
             outputs.activation_distance(found.logits["forget"], o.logits["forget"])
             for o in oracles
         ),
-        "relearn_steps": _average(_steps(curve, original) for curve in found.curves),
         "epsilon": _average(
             attacks.worst_case_epsilon(_sure(found), _sure(o)) for o in oracles
         ),
     }  # fmt: skip
+
+
+def _told(looks: Sequence[Look]) -> list[float]:
+    """Average what each layer tells about the class over draws and networks."""
+    return [_average(v for one in looks for v in one.information[p]) for p in looks[0].information]
+
+
+def similarity(found: Look, oracles: Sequence[Look]) -> dict[str, list[float]]:
+    """Compare a network layer by layer with networks that never saw the class.
+
+    Args:
+        found: What was seen of the network.
+        oracles: What was seen of the oracles; the network is none of them.
+
+    Returns:
+        ``forget`` and ``retain`` (test images of the class, and of the others) -> mean CKA over the
+        oracles of each layer, in the order of :func:`helpers.features.points`, the classifier's
+        input last.
+
+    Source: Kornblith et al. 2019 (arXiv 1905.00414).
+    Lesson: 05_evaluation, "What the features still know".
+    """
+    return {
+        part: [
+            _average(features.cka(layer[images], o.layers[point][images]) for o in oracles)
+            for point, layer in found.layers.items()
+        ]
+        for part, images in _test_images(found).items()
+    }
+
+
+def _test_images(found: Look) -> dict[str, slice]:
     first = len(found.labels["test_forget"])
-    for name, images in (("CKA_forget", slice(first)), ("CKA_retain", slice(first, None))):
-        rows[name] = _average(
-            features.cka(layer[images], o.layers[point][images])
-            for o in oracles for point, layer in found.layers.items()
-        )  # fmt: skip
-    told = {p: _average(o.information[p] for o in oracles) for p in found.information}
-    excess = sum(max(0.0, original.information[p] - told[p]) for p in told)
-    if excess >= features.LEAST_INFORMATION:
-        every = (list(told.values()) if one is None else list(one.information.values())
-                 for one in (found, None, original))  # fmt: skip
-        rows["IDI"] = features.idi(*every)
-    return {name: rows[name] for name in METRICS if name in rows}
+    return {"forget": slice(first), "retain": slice(first, None)}
 
 
 def _steps(curve: relearning.Curve, original: Look) -> int:
@@ -499,7 +542,7 @@ def audit(
             and with different seeds.
         split: The images, from :meth:`helpers.data.Dataset.split`.
         seed: Of the attacks' and probes' samples.
-        draws: Repetitions of relearning.
+        draws: Repetitions of relearning and of the estimate of information.
 
     Returns:
         A record of plain data: ``about``, ``networks`` (with their hashes) and ``metrics``, one
@@ -520,6 +563,7 @@ def audit(
     )  # fmt: skip
     limits, held = bands(others, before, split), held_out(others, before)
     found, known = against(judged, others, before), against(before, others, before)
+    ends = _intervals(judged, others, before, split, seed)
     rows = []
     for name, limit in limits.items():
         if name not in found:
@@ -527,7 +571,7 @@ def audit(
         metric = METRICS[name]
         rows.append({
             "name": name, "title": metric.title, "group": metric.group, "what": metric.what,
-            "value": found[name], "interval": _interval(name, judged, found[name], split, seed),
+            "value": found[name], "interval": ends[name],
             "band": [_finite(limit.low), _finite(limit.high)], "side": metric.side,
             "oracles": [row[name] for row in held], "original": known[name],
             "inside": limit.holds(found[name]), "original_inside": limit.holds(known[name]),
@@ -555,20 +599,77 @@ def _describe(model: nn.Module) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _interval(
-    name: str, found: Look, value: float, split: ClassSplit, seed: int
-) -> list[float] | None:
-    """Say how far a number would move with other images; None where that is not known."""
-    part = METRICS[name].part
-    if name == "relearn_area":
-        values = [relearning.area(curve) for curve in found.curves]
-        return [min(values), max(values)]
-    if not part:
-        return None
-    n = len(getattr(split, part))
-    hits = round(value * n)
-    interval = statistics.image_interval([1.0] * hits + [0.0] * (n - hits), seed=seed)
-    return [min(interval.low, value), max(interval.high, value)]
+def _intervals(
+    found: Look, oracles: Sequence[Look], original: Look, split: ClassSplit, seed: int
+) -> dict[str, list[float]]:
+    """Say how far each number would move with other images of the same kind.
+
+    Shares of images have Wilson's interval; distances are computed again on images drawn with
+    replacement, the same for the network and the oracles; what a draw of a few images decides
+    (relearning, information) spans what the draws gave.
+    """
+    value = against(found, oracles, original)
+    ends = {}
+    for name, metric in METRICS.items():
+        if metric.part and name in value:
+            n = len(getattr(split, metric.part))
+            hits = round(value[name] * n)
+            interval = statistics.image_interval([1.0] * hits + [0.0] * (n - hits))
+            ends[name] = [interval.low, interval.high]
+    for name, values in _over_images(found, oracles, seed).items():
+        # images that repeat shift these numbers; how far they scatter is what is asked for
+        off = np.quantile(values, [0.025, 0.975]) - np.mean(values)
+        most = np.inf if name in ("activation", "epsilon") else 1.0
+        ends[name] = np.clip(value[name] + off, 0, most).tolist()
+    draws = [
+        against(replace(found, curves=[curve], information=dict(zip(
+            found.information, ([v] for v in told), strict=True))), oracles, original)
+        for curve, *told in zip(found.curves, *found.information.values(), strict=True)
+    ]  # fmt: skip
+    ends["relearn_area"] = [relearning.area(curve) for curve in found.curves]
+    for name in ("relearn_steps", "IDI"):
+        ends[name] = [row[name] for row in draws if name in row]
+    return {
+        name: [min([*ends[name], value[name]]), max([*ends[name], value[name]])] for name in value
+    }
+
+
+def _over_images(
+    found: Look, oracles: Sequence[Look], seed: int, repeats: int = 100
+) -> dict[str, list[float]]:
+    """Compute the distances to the oracles for images drawn anew, several times."""
+    draw = torch.Generator().manual_seed(seed)
+    picks = [{name: torch.randint(len(labels), (len(labels),), generator=draw)
+              for name, labels in found.labels.items()} for _ in range(repeats)]  # fmt: skip
+    rows = []
+    for one in picks:
+        mine, *others = (_resampled(look, one) for look in (found, *oracles))
+        rows.append(_answers(mine, others) | {"ZRF": mine.own["ZRF"]})
+    values = {name: [row[name] for row in rows] for name in rows[0]}
+    for part, images in _test_images(found).items():
+        grams = [[features.gram(layer[images]) for layer in look.layers.values()]
+                 for look in (found, *oracles)]  # fmt: skip
+        values[f"CKA_{part}"] = [
+            _average(
+                features.alignment(mine, theirs, one[f"test_{part}"])
+                for other in grams[1:] for mine, theirs in zip(grams[0], other, strict=True)
+            )
+            for one in picks
+        ]  # fmt: skip
+    return values
+
+
+def _resampled(found: Look, picks: Mapping[str, Tensor]) -> Look:
+    """Return what would have been seen of the answers to other images, those picked."""
+    mine = picks["forget"]
+    one = replace(
+        found,
+        logits={name: found.logits[name][picks[name]] for name in PARTS},
+        labels={name: found.labels[name][picks[name]] for name in PARTS},
+        unseen=found.unseen[mine], stranger=found.stranger[mine],
+    )  # fmt: skip
+    zrf = outputs.zrf(one.logits["forget"], one.stranger)
+    return replace(one, own=found.own | _shares(one) | {"ZRF": zrf})
 
 
 def check_networks(

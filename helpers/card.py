@@ -601,7 +601,8 @@ def _sections(record: Mapping[str, Any]) -> list[Section]:
 
 
 def _title(record: Mapping[str, Any]) -> str:
-    return f"Was it forgotten? {_forgotten(record).capitalize()} of “{record['about']['data']}”"
+    what = _forgotten(record)  # the name of a class keeps its capitals
+    return f"Was it forgotten? {what[0].upper()}{what[1:]} of “{record['about']['data']}”"
 
 
 # ----------------------------------------------------------------------------------- as Markdown

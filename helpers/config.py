@@ -221,6 +221,26 @@ TUNED = {
         "boundary_shrink": Recipe(epochs=10, lr=0.003, schedule="cosine", strength=0.3),
         "weight_negation": Recipe(epochs=10, lr=0.01),
         "head_only": Recipe(epochs=10, lr=0.08),
+        # at the cost of PruneLoRA's ten epochs
+        "finetune@3": Recipe(epochs=3, lr=0.01),
+        "finetune_sgd@3": Recipe(
+            epochs=3,
+            lr=0.5,
+            optimizer="sgd",
+            weight_decay=1e-3,
+            batch_size=64,
+            schedule="cosine",
+            augment="crop",
+        ),
+        "retrain@3": Recipe(
+            epochs=3,
+            lr=0.3,
+            optimizer="sgd",
+            weight_decay=5e-4,
+            batch_size=64,
+            schedule="cosine",
+            augment="crop",
+        ),
     },
 }
 
@@ -403,6 +423,7 @@ class RunConfig:
             known = TUNED[self.tuned]  # of prunelora+scrub, if it has none itself, that of scrub
             own = self.method.rpartition("+")[2]
             recipe = known.get(self.method, known.get(own, PAPER_UNLEARN))
+            recipe = known.get(f"{self.method}@{self.epochs}", recipe)  # tuned for so few epochs
         changes = {"epochs": self.epochs, "lr": self.lr}
         return dataclasses.replace(recipe, **{k: v for k, v in changes.items() if v is not None})
 

@@ -472,6 +472,51 @@ def cka(one: Tensor, other: Tensor) -> float:
     return min(1.0, (common / sizes).item()) if sizes > 0 else 0.0
 
 
+def gram(rows: Tensor) -> Tensor:
+    """Compute the likeness of every image to every other, from features.
+
+    Args:
+        rows: (N, K) float.
+
+    Returns:
+        (N, N) float64, inner products of the centred features, of a common scale.
+
+    Raises:
+        InputError: If the size does not fit or a feature is not finite.
+
+    Source: Kornblith et al. 2019 (arXiv 1905.00414), section 3.
+    Lesson: 05_evaluation, "What the features still know".
+    """
+    _check_rows("rows", rows)
+    x = _centred(rows.detach().double().cpu())
+    return x @ x.T
+
+
+def alignment(one: Tensor, other: Tensor, picks: Tensor) -> float:
+    """Compute :func:`cka` of some images from their grams, which is quick for many choices of them.
+
+    Args:
+        one: (N, N) float64, from :func:`gram`.
+        other: (N, N) float64, of the same images.
+        picks: (M,) int64 indices of images, which may repeat.
+
+    Returns:
+        A number in [0, 1]; 0 where a set is constant.
+
+    Source: Kornblith et al. 2019 (arXiv 1905.00414), equations 1 and 3.
+    Lesson: 05_evaluation, "What the features still know".
+    """
+    first, second = (_doubly_centred(g[picks][:, picks]) for g in (one, other))
+    sizes = first.norm() * second.norm()
+    return min(1.0, ((first * second).sum() / sizes).item()) if sizes > 0 else 0.0
+
+
+def _doubly_centred(g: Tensor) -> Tensor:
+    mean = g.mean(0, keepdim=True)
+    centred = g - mean - mean.T + mean.mean()
+    return centred if centred.abs().max() > 1e-12 * g.abs().max() else torch.zeros_like(g)
+
+
 def _centred(rows: Tensor) -> Tensor:
     """Subtract the mean and divide by the size, so that nothing under- or overflows."""
     centred = rows - rows.mean(0)

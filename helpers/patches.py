@@ -11,6 +11,7 @@ import copy
 import hashlib
 import json
 import logging
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -298,6 +299,22 @@ def combine(base: nn.Module, patches: Sequence[Patch]) -> Patch:
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:
     return (a is None) == (b is None) and (a is None or torch.equal(a, b))
+
+
+def size(patch: Patch) -> int:
+    """Measure what a patch takes on disk.
+
+    Args:
+        patch: The patch.
+
+    Returns:
+        Bytes, of both its files.
+
+    Source: this project.
+    Lesson: 03_lora_adaptation, "Patches".
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return sum(part.stat().st_size for part in save_patch(patch, Path(folder)).iterdir())
 
 
 def save_patch(patch: Patch, folder: Path) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ COLUMNS: dict[str, tuple[str, Format]] = {
     "sparsity": ("sparsity %", lambda v: f"{100 * v:.1f}"),
 }
 
-# where PruneLoRA and tuned fine-tuning are compared
+# with what PruneLoRA is compared: at equal cost, and at the others' full cost; and by what
+OPPONENTS = ("finetune@3", "finetune_sgd@3", "retrain@3", "finetune", "finetune_sgd", "retrain")
 FINDING = (
     "Avg Gap", "TA", "TV", "linear_probe", "head_refit", "IDI", "prototype_attack",
     "relearn_steps", "relearn_area", "epsilon",
@@ -126,18 +127,51 @@ def beside_bands(
     return pd.DataFrame(rows).T.fillna("")
 
 
-def contest(found: study.Study, method: str, other: str, metrics: Iterable[str]) -> pd.DataFrame:
-    """Say metric by metric which of two methods is closer to the oracles, if either is.
+def layer_table(
+    seen: Mapping[str, audit.Look], oracles: Sequence[audit.Look], part: str = "forget"
+) -> pd.DataFrame:
+    """Lay out how alike the layers of several networks and of the oracles are.
+
+    Args:
+        seen: Network -> what was seen of it.
+        oracles: What was seen of the oracles.
+        part: ``forget`` or ``retain``: test images of the class, or of the others.
+
+    Returns:
+        One row a layer, from the first stage to the classifier's input: the lower end of the band
+        that the oracles span among themselves, and the mean CKA of each network to them; ✗ marks
+        what lies below the band.
+
+    Source: :func:`helpers.audit.similarity`.
+    Lesson: 05_evaluation, "What the features still know".
+    """
+    among = [audit.similarity(one, [o for o in oracles if o is not one])[part] for one in oracles]
+    bands = [statistics.band(layer, side="lower") for layer in zip(*among, strict=True)]
+    columns = {"oracles' band": [f"{band.low:.2f} –" for band in bands]}
+    for name, one in seen.items():
+        values = audit.similarity(one, oracles)[part]
+        columns[name] = [f"{value:.2f}" + ("" if band.holds(value) else " ✗")
+                         for value, band in zip(values, bands, strict=True)]  # fmt: skip
+    stages = [f"stage {i}" for i in range(1, len(bands))]
+    return pd.DataFrame(columns, index=[*stages, "features"]).rename_axis(f"CKA, {part}")
+
+
+def standing(
+    found: study.Study, method: str, others: Iterable[str], metrics: Iterable[str]
+) -> pd.DataFrame:
+    """Say metric by metric whether a method is closer to the oracles than others are.
 
     Args:
         found: The study.
-        method: Name of the first method.
-        other: Name of the second.
+        method: Name of the method.
+        others: Names of the methods, or labels of the settings, to compare it with.
         metrics: Names of metrics.
 
     Returns:
-        One row a metric: the mean difference of the distances, its interval, and the verdict, which
-        names a method only where the interval leaves out zero.
+        One column for each of the others. The first row is what it costs, in multiply-accumulates
+        and as a multiple of the method's; then a row for each metric: ``closer`` or ``further``
+        only where the interval of the difference leaves out zero, else ``as close``, with the mean
+        difference of the distances and its interval.
 
     Raises:
         InputError: If one was not measured in every cell.
@@ -145,15 +179,18 @@ def contest(found: study.Study, method: str, other: str, metrics: Iterable[str])
     Source: :func:`helpers.study.difference`.
     Lesson: 05_evaluation, "The comparison".
     """
-    rows = {}
-    for metric in metrics:
-        interval = study.difference(found, method, other, metric)
-        rows[audit.METRICS[metric].title] = {
-            "difference": f"{interval.mean:+.3f}",
-            "interval": f"{interval.low:+.3f} to {interval.high:+.3f}",
-            "verdict": statistics.verdict(interval, f"{method} is closer", f"{other} is closer"),
-        }  # fmt: skip
-    return pd.DataFrame(rows).T.rename_axis("metric")
+    spent = found.table.groupby("method")["gmacs"].mean()
+    columns = {}
+    for other in others:
+        rows = {"cost": f"{spent[other] / spent[method]:.2f} x"}
+        for metric in metrics:
+            d = study.difference(found, method, other, metric)
+            word = statistics.verdict(d, "closer", "further", "as close")
+            rows[audit.METRICS[metric].title] = (
+                f"{word} {d.mean:+.3f} ({d.low:+.3f} to {d.high:+.3f})"
+            )
+        columns[other] = rows
+    return pd.DataFrame(columns).rename_axis(f"{method} is", axis="columns")
 
 
 def shadow_table(record: Mapping[str, Any]) -> pd.DataFrame:
@@ -328,7 +365,7 @@ def audits() -> str:
 
     Returns:
         Markdown: for each method the share of its networks inside the oracles' band, by group of
-        metrics; and where PruneLoRA stands against tuned fine-tuning.
+        metrics; and where PruneLoRA stands against fine-tuning and retraining.
 
     Raises:
         FileProblem: If the record is missing or damaged.
@@ -342,14 +379,15 @@ def audits() -> str:
     rows = [["inside the oracles' band, %", *share.columns]]
     rows += [[name, *(f"{100 * v:.0f}" for v in row)] for name, row in share.iterrows()]
     metrics = [name for name in FINDING if name in found.metrics]
-    verdicts = contest(found, "prunelora", "finetune_sgd", metrics)
-    words = [["prunelora - finetune_sgd", "difference", "interval (95 %)", "verdict"]]
-    words += [[str(metric), *row] for metric, row in verdicts.iterrows()]
+    table = standing(found, "prunelora", OPPONENTS, metrics)
+    words = [["prunelora, compared with", *table.columns]]
+    words += [[str(metric), *row] for metric, row in table.iterrows()]
     seeds, oracles = found.table["original_seed"].nunique(), found.oracles
     return (
         f"{markdown_table(rows)}\n{markdown_table(words)}\nMean over {len(found.bands)} classes x "
-        f"{seeds} training seeds; {oracles} oracles a class. Distances to the oracles' centre: "
-        f"below zero PruneLoRA is closer. {provenance(found.about)}\n"
+        f"{seeds} training seeds; {oracles} oracles a class. `@3`: three epochs, tuned for three. "
+        "Differences of the distances to the oracles' centre with their 95 % intervals over seeds "
+        f"and classes: below zero PruneLoRA is closer. {provenance(found.about)}\n"
     )
 
 

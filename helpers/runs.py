@@ -276,8 +276,8 @@ def _write(cfg: RunConfig, dataset: data.Dataset, folder: Path, outcome: unlearn
     dense = unlearning.new_model(cfg, dataset)
     names = models.layers(dense).prunable
     if outcome.patch is not None:
-        kept = patches.save_patch(outcome.patch, folder / "patch")
-        size = sum(part.stat().st_size for part in kept.iterdir())
+        patches.save_patch(outcome.patch, folder / "patch")
+        size = patches.size(outcome.patch)
     if rows:
         again = models.load(folder, dense)
         rows = [*rows, ledger.measure(again, "reloaded", names)]

@@ -15,16 +15,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers import audit, data, files, frozen, models, runs, statistics, unlearning
+from helpers import (
+    audit,
+    data,
+    files,
+    frozen,
+    ledger,
+    models,
+    patches,
+    runs,
+    statistics,
+    unlearning,
+)
 from helpers.config import InputError, RunConfig, check, home
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import nn
 
 log = logging.getLogger(__name__)
 
 ORACLE_SEED = 1000  # the oracles' seeds begin here, so that ``retrain`` is none of them
 COSTS = ("seconds", "gmacs", "memory_mb", "trainable")
+FAMILIES = ("reference", "paper", "baseline", "cheat", "setting")  # in the order of the panel
 _DIGITS = 6  # significant digits of a record
 
 
@@ -33,9 +46,9 @@ class Study:
     """What many audits found.
 
     Attributes:
-        table: One row an audit: method, forget, original_seed, seed, repetition (the same for
-            every original seed), every metric, costs; ``problem`` where a network could not be
-            judged.
+        table: One row an audit: method (or the label of a setting), forget, original_seed, seed,
+            repetition (the same for every original seed), every metric, costs, what the network
+            weighs; ``problem`` where a network could not be judged.
         bands: Class -> metric -> (low, high, centre) of the oracles; infinite where open.
         oracles: Networks behind each band.
         about: What was measured, where and when.
@@ -86,10 +99,10 @@ class Study:
 
 def run(
     cfg: RunConfig,
-    methods: Sequence[str],
+    methods: Sequence[str] | Mapping[str, Mapping[str, Any]],
     classes: Sequence[int],
     original_seeds: Sequence[int],
-    unlearning_seeds: int = 1,
+    unlearning_seeds: int | Mapping[str, int] = 1,
     oracles: int = 5,
     workers: int = 1,
     progress: bool = True,
@@ -98,10 +111,12 @@ def run(
 
     Args:
         cfg: Data, network, recipes, rank and sparsity.
-        methods: Names of methods, ``original`` and ``retrain`` among them as any other.
+        methods: Names of methods, ``original`` and ``retrain`` among them as any other; or label ->
+            changes to the configuration, such as a method, a rank and a sparsity.
         classes: The classes, each forgotten alone.
         original_seeds: Seeds of the networks that the methods start from.
-        unlearning_seeds: Repetitions of each method from the same network.
+        unlearning_seeds: Repetitions of each method from the same network; or method -> number for
+            those that have more than one.
         oracles: Retrained networks for each class; at least three.
         workers: Processes.
         progress: Whether to show a bar.
@@ -125,16 +140,43 @@ def run(
     for field, values in asked.items():
         ok = 0 < len(values) == len(set(values))
         check(field, list(values), ok, "at least one, and each once")
+    points = _points(cfg, methods)
+    times = _times(points, unlearning_seeds)
     dataset = data.load_dataset(cfg, progress)
-    for name in methods:
+    for point in points.values():
         for c in classes:
-            unlearning.validate(cfg.but(method=name, forget=c), dataset)
-    seeds = [(t, t + ORACLE_SEED * 10 * u) for t in original_seeds for u in range(unlearning_seeds)]
-    jobs = (delayed(_class)(cfg, list(methods), c, seeds, oracles, str(home())) for c in classes)
+            unlearning.validate(point.but(forget=c), dataset)
+    # (original's seed, seed) -> what is done with them; a repetition has another seed
+    wanted = {
+        (t, t + ORACLE_SEED * 10 * u): [name for name in points if times[name] > u]
+        for t in original_seeds for u in range(max(times.values()))
+    }  # fmt: skip
+    jobs = (delayed(_class)(cfg, points, wanted, c, oracles, str(home())) for c in classes)
     pool = Parallel(n_jobs=workers, return_as="generator_unordered")
     bar = tqdm(pool(jobs), total=len(classes), desc="classes", disable=not progress)
     found = sorted(bar, key=lambda job: list(classes).index(job["forget"]))
-    return _collect(found, list(methods), oracles, runs.environment(cfg.device), cfg)
+    return _collect(found, list(points), oracles, runs.environment(cfg.device), cfg)
+
+
+def _points(
+    cfg: RunConfig, methods: Sequence[str] | Mapping[str, Mapping[str, Any]]
+) -> dict[str, RunConfig]:
+    """Return label -> configuration; the class and the seeds come later."""
+    if not isinstance(methods, Mapping):
+        methods = {name: {"method": name} for name in methods}
+    later = {"forget", "earlier", "seed", "original_seed"}
+    for name, changes in methods.items():
+        check(name, sorted(changes), not later & {*changes}, f"anything but {sorted(later)}")
+    return {name: cfg.but(**changes) for name, changes in methods.items()}
+
+
+def _times(points: Iterable[str], repetitions: int | Mapping[str, int]) -> dict[str, int]:
+    if isinstance(repetitions, int):
+        repetitions = dict.fromkeys(points, repetitions)
+    check("unlearning_seeds", dict(repetitions), {*repetitions} <= {*points}, "methods asked for")
+    times = dict.fromkeys(points, 1) | dict(repetitions)
+    check("unlearning_seeds", times, min(times.values()) >= 1, "at least one of each")
+    return times
 
 
 def audit_run(
@@ -182,8 +224,8 @@ def audit_run(
 
 
 def _class(
-    cfg: RunConfig, methods: list[str], forget: int, seeds: list[tuple[int, int]], oracles: int,
-    home: str,
+    cfg: RunConfig, points: dict[str, RunConfig], wanted: dict[tuple[int, int], list[str]],
+    forget: int, oracles: int, home: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Audit everything of one class; a job of its own process."""
     import os
@@ -194,66 +236,86 @@ def _class(
     dataset = data.load_dataset(cfg, progress=False)
     split = dataset.split(forget)
     folder = _folder(cfg, dataset, oracles)
-    kept = [files.read_json(p, ("rows", "bands")) for p in _paths(folder, seeds) if p.is_file()]
-    rows = {path: one["rows"] for path, one in zip(
-        [p for p in _paths(folder, seeds) if p.is_file()], kept, strict=True)}  # fmt: skip
-    missing = [
-        (path, pair) for path, pair in zip(_paths(folder, seeds), seeds, strict=True)
-        if not {*methods} <= {row["method"] for row in rows.get(path, ())}
-    ]  # fmt: skip
-    if missing:
-        every = [
-            runs.run(cfg.but(method="retrain", seed=ORACLE_SEED + i), dataset, progress=False)
-            for i in range(oracles)
-        ]
-        looks = [audit.look(one.model(dataset), split) for one in every]
-    for path, (start, seed) in missing:
+    rows = {pair: _kept(path) for pair, path in zip(wanted, _paths(folder, wanted), strict=True)}
+    keys = {name: _key(point) for name, point in points.items()}
+    missing = {
+        pair: [name for name in names if _find(rows[pair], keys[name]) is None]
+        for pair, names in wanted.items()
+    }
+    looks, bands = [], {}
+    for pair, names in missing.items():
+        if not names:
+            continue
+        start, seed = pair
+        looks = looks or _oracles(cfg, dataset, split, oracles)
         first = cfg.but(method="original", seed=start)
         original = runs.run(first, dataset, progress=False).model(dataset)
         before = audit.look(original, split)
         limits = audit.bands(looks, before, split)
-        done = rows.setdefault(path, [])
-        cache = frozen.Cache(cfg.cache_mb * 1_000_000)
-        for name in methods:
-            if any(row["method"] == name for row in done):
-                continue
-            one, began = cfg.but(method=name, seed=seed, original_seed=start), time.perf_counter()
+        bands = {k: [_json(v) for v in (b.low, b.high, b.center)] for k, b in limits.items()}
+        cache, path = frozen.Cache(cfg.cache_mb * 1_000_000), _paths(folder, [pair])[0]
+        for name in names:
+            one = points[name].but(forget=forget, seed=seed, original_seed=start)
+            began = time.perf_counter()
             try:
                 row = _row(one, original, before, looks, dataset, split, cache)
             except InputError as error:  # one network that cannot be judged does not stop the rest
                 log.warning("%s, class %s, seed %s: %s", name, forget, seed, error)
                 row = _place(one) | {"problem": str(error)}
-            done.append(row | {"wall": time.perf_counter() - began})
-            bands = {k: [b.low, b.high, b.center] for k, b in limits.items()}
-            _keep(path, done, bands)
-    shared = [files.read_json(p, ("rows", "bands")) for p in _paths(folder, seeds)]
+            wall = time.perf_counter() - began
+            rows[pair].append(row | {"wall": wall, "key": keys[name]})
+            files.write_json(path, {"rows": rows[pair], "bands": bands})
+    shared = files.read_json(_paths(folder, wanted)[0], ("rows", "bands"))
     return {
-        "forget": forget, "bands": shared[0]["bands"],
-        "rows": [row for one in shared for row in one["rows"] if row["method"] in methods],
+        "forget": forget, "bands": shared["bands"],
+        "rows": [{**_find(rows[pair], keys[name]), "method": name}
+                 for pair, names in wanted.items() for name in names],
     }  # fmt: skip
 
 
+def _oracles(
+    cfg: RunConfig, dataset: data.Dataset, split: data.ClassSplit, number: int
+) -> list[audit.Look]:
+    seeds = range(ORACLE_SEED, ORACLE_SEED + number)
+    every = (runs.run(cfg.but(method="retrain", seed=seed, original_seed=None), dataset, False)
+             for seed in seeds)  # fmt: skip
+    return [audit.look(one.model(dataset), split) for one in every]
+
+
+def _kept(path: Path) -> list[dict[str, Any]]:
+    return files.read_json(path, ("rows", "bands"))["rows"] if path.is_file() else []
+
+
+def _find(rows: Sequence[dict[str, Any]], key: str) -> dict[str, Any] | None:
+    found = (row for row in rows if row.get("key") == key)
+    return next(({k: v for k, v in row.items() if k != "key"} for row in found), None)
+
+
+def _key(point: RunConfig) -> str:
+    """Name a setting by everything that determines its network but the class and the seeds."""
+    settings = runs.identity(point.but(forget=0, seed=0, original_seed=0), "")
+    settings |= {"data": point.data, "cache": bool(point.cache_mb)}
+    return _hash(settings)
+
+
 def _folder(cfg: RunConfig, dataset: data.Dataset, oracles: int) -> Path:
-    """Name the place of a class's audits by everything that determines them but the seeds."""
+    """Name the place of a class's audits by what determines the original and the oracles."""
+    first = cfg.but(method="original", seed=0, original_seed=None)
+    oracle = first.but(method="retrain")
+    plain = [runs.identity(one, dataset.fingerprint) for one in (first, oracle)]
+    return home() / "artifacts" / "audits" / _hash([*plain, oracles, *audit.METRICS])
+
+
+def _hash(plain: Any) -> str:
     import hashlib
     import json
 
-    settings = dataclasses.asdict(cfg)
-    for field in ("seed", "original_seed", "method", "seeds", "preset", "cache_mb"):
-        del settings[field]
-    tuned = {m: dataclasses.asdict(cfg.but(method=m).unlearn) for m in unlearning.METHODS}
-    plain = [settings, tuned, dataset.fingerprint, oracles, *audit.METRICS]
-    key = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    return home() / "artifacts" / "audits" / key
+    text = json.dumps(plain, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _paths(folder: Path, seeds: Iterable[tuple[int, int]]) -> list[Path]:
     return [folder / f"{start}-{seed}.json" for start, seed in seeds]
-
-
-def _keep(path: Path, rows: list[dict[str, Any]], bands: dict[str, list[float]]) -> None:
-    open_ends = {k: [_json(v) for v in b] for k, b in bands.items()}
-    files.write_json(path, {"rows": rows, "bands": open_ends})
 
 
 def _json(value: float) -> float | None:
@@ -267,22 +329,32 @@ def _row(
     """Do one method and audit what came out."""
     start = unlearning.method(cfg.method).start
     if cfg.method == "original":
-        seen, cost = before, runs.run(cfg, dataset, progress=False).row
+        model, seen, patch = original, before, None
+        cost = runs.run(cfg, dataset, progress=False).row
         costs = {name: cost[name] for name in COSTS}
     else:
         outcome = unlearning.unlearn(
             None if start == "scratch" else original, dataset, cfg, cache=cache
         )
-        seen, fit = audit.look(outcome.model, split), outcome.fit
+        model, patch, fit = outcome.model, outcome.patch, outcome.fit
+        seen = audit.look(model, split)
         costs = {"seconds": fit.seconds, "gmacs": fit.macs / 1e9,
                  "memory_mb": fit.peak_memory / 1e6, "trainable": outcome.trainable}  # fmt: skip
-        costs["parameters"] = models.count_parameters(outcome.model)
     found = audit.against(seen, oracles, before)
     return {
-        **_place(cfg), **found, **costs,
+        **_place(cfg), **found, **costs, **_weight(model, patch, original),
         "predicted": seen.logits["test_forget"].argmax(1).bincount(
             minlength=len(dataset.classes)).tolist(),
     }  # fmt: skip
+
+
+def _weight(model: nn.Module, patch: patches.Patch | None, dense: nn.Module) -> dict[str, Any]:
+    """Say what a finished network weighs, from the network itself."""
+    row = ledger.measure(model, "", models.layers(dense).prunable)
+    size = None if patch is None else patches.size(patch)
+    return {"zeros": row["sparsity"], "channels": sum(row["channels"].values()),
+            "parameters": row["parameters"], "macs": row["macs"],
+            "file_bytes": row["file_bytes"], "patch_bytes": size}  # fmt: skip
 
 
 def _place(cfg: RunConfig) -> dict[str, Any]:
@@ -412,8 +484,8 @@ def difference(study: Study, method: str, other: str, metric: str) -> statistics
         metric: Name of a metric.
 
     Returns:
-        Mean of first - second with its interval over training seeds and classes; below zero the
-        first is closer to the oracles.
+        Mean of first - second with its interval over training seeds and classes, of the repetitions
+        that both have; below zero the first is closer to the oracles.
 
     Raises:
         InputError: If one was not measured in every cell.
@@ -421,11 +493,15 @@ def difference(study: Study, method: str, other: str, metric: str) -> statistics
     Source: the pigeonhole bootstrap of :func:`helpers.statistics.bootstrap`.
     Lesson: 05_evaluation, "The comparison".
     """
-    first, second = (distances(study, name, metric) for name in (method, other))
-    where = study.table[["original_seed", "forget", "repetition"]].apply(tuple, axis=1)
-    cells = [{*where[study.table["method"] == name]} for name in (method, other)]
-    check("cells", [len(one) for one in cells], cells[0] == cells[1],
+    values = [distances(study, name, metric) for name in (method, other)]
+    mine = [study.table[study.table["method"] == name] for name in (method, other)]
+    times = [sorted({*one["repetition"]}) for one in mine]
+    both = [t for t in times[0] if t in times[1]]
+    cells = [{*one[["original_seed", "forget"]].itertuples(index=False, name=None)} for one in mine]
+    check("cells", [len(one) for one in cells], bool(both) and cells[0] == cells[1],
           "the same networks, classes and repetitions for both methods")  # fmt: skip
+    first, second = (value[:, :, [time.index(t) for t in both]]
+                     for value, time in zip(values, times, strict=True))  # fmt: skip
     return statistics.bootstrap(first - second)
 
 
@@ -474,9 +550,15 @@ def panel(study: Study) -> pd.DataFrame:
             share = inside.loc[group.index, name]
             text = "–" if values.isna().all() else audit.shown(name, values.mean())
             rows.append({
-                "method": method, "family": unlearning.method(method).family, "metric": name,
+                "method": method, "family": _family(method), "metric": name,
                 "title": metric.title, "group": metric.group,
                 "inside": share.astype(float).mean(), "text": text,
             })  # fmt: skip
-    place = {family: i for i, family in enumerate(("reference", "paper", "baseline", "cheat"))}
+    place = {family: i for i, family in enumerate(FAMILIES)}
     return pd.DataFrame(rows).sort_values("family", key=lambda f: f.map(place), kind="stable")
+
+
+def _family(label: str) -> str:
+    """Return the family of a method; what has a label of its own comes last."""
+    known = all(part in unlearning.METHODS for part in label.split("+"))
+    return unlearning.method(label).family if known else FAMILIES[-1]

@@ -34,11 +34,9 @@ BLIND = {
     "linear_probe": "features of the other digits suffice to tell a 3 from them in some oracles",
     "CKA_forget": "two oracles are as different from each other as from the original",
     "CKA_retain": "the same; like RA it is about what shall stay",
-    "MIA_correctness": "all or nothing: the published attack gives 0 or 1, oracles give both",
-    "MIA_confidence": "the same",
-    "MIA_entropy": "it never looks at the label: oracles are anywhere between 0 and 1",
-    "MIA_m_entropy": "all or nothing, as MIA_correctness",
-    "MIA_prob": "the attack takes every image for a member, whatever the network",
+    "MIA_correctness": "all or nothing: 0 where an oracle makes no mistake on its test images",
+    "MIA_m_entropy": "the same",
+    "MIA_prob": "the attack finds no rule in all probabilities, whatever the network",
 }
 
 
@@ -74,14 +72,19 @@ def inside(looks, limits):
     return found
 
 
-def test_networks_that_never_saw_the_class_pass(inside, limits):
-    assert limits.keys() == audit.METRICS.keys()
-    by_metric = {m: [inside[name][m] for name in HELD_OUT] for m in limits}
-    cells = [cell for row in by_metric.values() for cell in row]
-    assert len(cells) == 4 * len(limits)
-    assert sum(cells) / len(cells) >= 0.9
-    assert all(sum(row) > 2 for row in by_metric.values()), by_metric
-    assert all(all(by_metric[m]) for m in ("UA", "UA_test", "RA", "TA", "prototype_attack"))
+def test_networks_that_never_saw_the_class_pass(looks, split):
+    """Each of nine, held out in turn, is judged by the band of the other eight, at 95 %."""
+    everyone = [looks[name] for name in (*ORACLES, *HELD_OUT)]
+    passed = dict.fromkeys(audit.METRICS, 0)
+    for one in everyone:
+        others = [other for other in everyone if other is not one]
+        values = audit.against(one, others, looks["original"])
+        for name, band in audit.bands(others, looks["original"], split).items():
+            passed[name] += band.holds(values[name])
+    assert sum(passed.values()) / (9 * len(passed)) >= 0.93
+    # three of nine outside happens by chance once in 120 metrics
+    assert all(count >= 7 for count in passed.values()), passed
+    assert all(passed[name] == 9 for name in ("UA", "UA_test", "RA", "TA"))
 
 
 def test_the_original_fails_wherever_it_can_be_told_apart(inside):
@@ -89,11 +92,6 @@ def test_the_original_fails_wherever_it_can_be_told_apart(inside):
     assert {"RA", "TA"} <= unseen <= {*BLIND}, unseen ^ {*BLIND}
     groups = {audit.METRICS[m].group for m in audit.METRICS.keys() - {*BLIND}}
     assert groups == {m.group for m in audit.METRICS.values()}, "each group has a part in it"
-
-
-def test_the_published_attacks_are_all_or_nothing_on_networks_that_never_saw_the_class(looks):
-    found = [looks[name].own["MIA_correctness"] for name in (*ORACLES, *HELD_OUT)]
-    assert {round(value, 1) for value in found} == {0.0, 1.0}
 
 
 @pytest.mark.parametrize("cheat", CHEATS)
@@ -175,10 +173,8 @@ def test_the_record_is_what_the_report_card_needs(audited, dataset, split, netwo
     for row in record["metrics"]:
         assert row.keys() == {*card.KEYS["metric"]}
         assert len(row["oracles"]) == 3
-        if row["interval"] is not None:
-            assert row["interval"][0] <= row["value"] <= row["interval"][1]
+        assert 0 <= row["interval"][0] <= row["value"] <= row["interval"][1]
         if audit.METRICS[row["name"]].part:
-            assert row["interval"] is not None
             assert 0 <= row["band"][0] <= row["band"][1] <= 1
     assert [row["name"] for row in record["metrics"]] == [*audit.METRICS]
 
@@ -440,8 +436,10 @@ def seen(forget, test, layers, information, curve, **own):
     logits = {"forget": answers(*forget), "test_forget": answers(*test)}
     labels = {name: torch.full((len(part),), 2) for name, part in logits.items()}
     table = torch.tensor(layers, dtype=torch.float32).T
-    return audit.Look(OWN | own, logits, labels, {"0": table}, {"0": information},
-                      [relearning.Curve(curve)])  # fmt: skip
+    curves, told = [relearning.Curve(curve)], {"0": [information]}
+    return audit.Look(
+        OWN | own, logits, labels, layers={"0": table}, information=told, curves=curves
+    )
 
 
 ONE, OTHER = [1, -1, 1, -1], [1, 1, -1, -1]  # nothing in common
@@ -483,7 +481,7 @@ def test_a_network_is_at_no_distance_from_itself():
 
 
 def test_what_the_layers_cannot_tell_is_no_index():
-    ignorant = dataclasses.replace(BEFORE, information={"0": 0.2})
+    ignorant = dataclasses.replace(BEFORE, information={"0": [0.2]})
     found = audit.against(FOUND, [FIRST, SECOND], ignorant)
     assert found.keys() == audit.METRICS.keys() - {"IDI"}
 
@@ -533,7 +531,7 @@ def test_a_step_is_the_least_that_can_be_told():
 
 
 def test_there_is_no_band_where_an_oracle_has_no_value():
-    ignorant = dataclasses.replace(BEFORE, information={"0": 0.0})
+    ignorant = dataclasses.replace(BEFORE, information={"0": [0.0]})
     found = audit.bands([FOUND, FIRST, SECOND], ignorant, IMAGES)
     assert found.keys() == audit.METRICS.keys() - {"IDI"}
 

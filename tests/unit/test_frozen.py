@@ -137,7 +137,7 @@ def test_a_grid_computes_the_frozen_part_once(cfg, dataset, original, monkeypatc
 
 def test_a_kept_pruned_network_is_never_trained(cfg, dataset, monkeypatch):
     """Two runs of a method that prunes fresh weights begin with the same ones."""
-    lottery = unlearning.Method("scratch", prune="mask_structured")
+    lottery = unlearning.Method(start="scratch", prune="mask_structured")
     monkeypatch.setitem(unlearning.METHODS, "lottery", lottery)
     cache, one = frozen.Cache(100_000_000), cfg.but(method="lottery")
     recipe = Recipe(epochs=1, lr=0.01)

@@ -159,12 +159,67 @@ def test_other_settings_are_another_study(tiny, home):
 
     dataset = data.load_dataset(tiny)
     place = study._folder(tiny, dataset, 3)
-    same_place = [tiny.but(method="lora"), tiny.but(seed=3), tiny.but(original_seed=1)]
+    same_place = [tiny.but(method="lora"), tiny.but(seed=3), tiny.but(original_seed=1),
+                  tiny.but(rank=4), tiny.but(sparsity=0.25), tiny.but(lr=0.5)]  # fmt: skip
     assert {study._folder(one, dataset, 3) for one in same_place} == {place}
-    others = [tiny.but(rank=4), tiny.but(forget=5), tiny.but(lr=0.5), tiny.but(sparsity=0.25),
-              tiny.but(train=dataclasses.replace(tiny.train, epochs=5))]  # fmt: skip
-    places = {place, study._folder(tiny, dataset, 4)}
-    assert len(places | {study._folder(one, dataset, 3) for one in others}) == 7
+    others = [tiny.but(forget=5), tiny.but(train=dataclasses.replace(tiny.train, epochs=5)),
+              tiny.but(split_seed=1)]  # fmt: skip
+    datasets = [dataset, dataset, data.load_dataset(others[-1])]
+    places = {study._folder(one, images, 3) for one, images in zip(others, datasets, strict=True)}
+    assert len({place, study._folder(tiny, dataset, 4)} | places) == 5
+    settings = [tiny, tiny.but(rank=4), tiny.but(sparsity=0.25), tiny.but(lr=0.5),
+                tiny.but(method="lora"), tiny.but(adapter="dora"), tiny.but(epochs=3)]  # fmt: skip
+    assert len({study._key(one) for one in settings}) == 7
+    alike = [
+        tiny.but(seed=1),
+        tiny.but(original_seed=1),
+        tiny.but(forget=5),
+        tiny.but(scope="layer"),
+    ]
+    assert {study._key(one) for one in alike} == {study._key(tiny)}
+
+
+def test_a_study_may_have_several_settings_of_one_method(tiny, trained, counted, monkeypatch):
+    """Each under a label; a setting that changed is measured again, the others are kept."""
+    settings = {"thin": {"method": "prunelora", "rank": 1, "epochs": 1},
+                "thick": {"method": "prunelora", "rank": 8, "epochs": 1},
+                "short": {"method": "retrain",
+                          "train": dataclasses.replace(tiny.train, epochs=1)}}  # fmt: skip
+    found = go(tiny, settings, [3])
+    assert found.methods == ["thin", "thick", "short"]
+    rows = found.table.set_index("method")
+    assert rows.loc["thin", "trainable"] < rows.loc["thick", "trainable"]
+    assert rows.loc["thin", "patch_bytes"] < rows.loc["thick", "patch_bytes"]
+    assert rows.loc["thin", "zeros"] == pytest.approx(0.5, abs=0.02)
+    assert rows.loc["short", "zeros"] == 0
+    assert math.isnan(rows.loc["short", "patch_bytes"])
+    assert rows.loc["short", "parameters"] == rows.loc["short", "trainable"]
+    assert rows.loc["short", "RA"] < 0.9, "one epoch, not those of the oracles"
+    assert len(counted) == 3
+    settings["thick"] = {**settings["thick"], "rank": 4}
+    again = go(tiny, settings, [3])
+    assert len(counted) == 4
+    assert again.table["method"].tolist() == ["thin", "thick", "short"]
+    assert again.table["trainable"].iloc[1] < found.table["trainable"].iloc[1]
+
+
+def test_some_methods_may_have_more_repetitions(tiny, trained, counted):
+    found = go(tiny, ["original", "head_only"], [3], unlearning_seeds={"head_only": 2})
+    assert found.table["method"].tolist() == ["original", "head_only", "head_only"]
+    assert found.table["repetition"].tolist() == [0, 0, 10 * study.ORACLE_SEED]
+    interval = study.difference(found, "head_only", "original", "TA")
+    first = study.distances(found, "head_only", "TA")[:, :, :1]
+    assert interval.mean == pytest.approx((first - study.distances(found, "original", "TA")).mean())
+    with pytest.raises(InputError, match=r"unlearning_seeds = .*'lora': 2.*methods asked for"):
+        go(tiny, unlearning_seeds={"lora": 2})
+    with pytest.raises(InputError, match="at least one of each"):
+        go(tiny, unlearning_seeds={"original": 0})
+
+
+def test_a_setting_may_not_choose_class_and_seeds(tiny, home):
+    for field in ("forget", "seed", "original_seed", "earlier"):
+        with pytest.raises(InputError, match="anything but"):
+            go(tiny, {"one": {field: 1}})
 
 
 def test_two_workers_find_the_same(whole, tiny, trained):
@@ -373,10 +428,16 @@ def test_methods_of_different_cells_are_not_compared():
     moved = [(*row[:2], row[2] + 5 * (row[0] == "lora"), *row[3:]) for row in cells]
     with pytest.raises(InputError, match="the same networks, classes and repetitions"):
         study.difference(made(moved), "lora", "logit_mask", "UA")
-    twice = [(*row[:3], u, *row[4:]) for row in cells
-             for u in range(1 + (row[0] == "lora"))]  # fmt: skip
+    again = [(*row[:3], row[0] == "lora", *row[4:]) for row in cells]
     with pytest.raises(InputError, match="the same networks, classes and repetitions"):
-        study.difference(made(twice), "lora", "logit_mask", "UA")
+        study.difference(made(again), "lora", "logit_mask", "UA")
+
+
+def test_only_the_repetitions_of_both_are_compared():
+    cells = [tuple(row) for row in SMALL.table.drop(columns="seed").to_numpy()]
+    far = [(*row[:3], 1, *(0.0 for _ in row[4:])) for row in cells if row[0] == "lora"]
+    found = study.difference(made([*cells, *far]), "lora", "logit_mask", "UA")
+    assert found == study.difference(SMALL, "lora", "logit_mask", "UA")
 
 
 def test_the_spread_is_divided_as_in_the_statistics():
