@@ -217,10 +217,21 @@ def audit_run(
     kept = done[0].record
     method = unlearning.method(cfg.method)
     costs = {k: kept[k] for k in ("seconds", "macs", "peak_memory", "trainable", "file_bytes")}
-    settings = {k: v for k, v in dataclasses.asdict(cfg).items() if not isinstance(v, dict)}
+    settings = _settings(cfg)
     how = {"method": cfg.method, "summary": method.summary, "config": settings}
     where = {k: kept[k] for k in runs.environment(cfg.device)}
     return {**record, "how": how, "costs": costs, **where}
+
+
+def _settings(cfg: RunConfig) -> dict[str, Any]:
+    """List what was really set: defaults resolved, recipes spelled out, nothing that is unset."""
+    plain = {k: v for k, v in dataclasses.asdict(cfg).items() if not isinstance(v, dict)}
+    plain |= {"original_seed": cfg.start_seed, "alpha": cfg.lora_alpha,
+              "dropout": cfg.lora_dropout, "pruning": unlearning.pruning_of(cfg)}  # fmt: skip
+    for stage, recipe in (("training", cfg.train), ("unlearning", cfg.unlearn)):
+        plain |= {f"{stage}: {k}": v for k, v in dataclasses.asdict(recipe).items()}
+    without = {"epochs", "lr", "seeds"}  # the first two are part of the recipe
+    return {k: v for k, v in plain.items() if v is not None and k not in without}
 
 
 def _class(

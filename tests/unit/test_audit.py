@@ -15,7 +15,18 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import audit, card, models, pruning, relearning, runs, study, training
+from helpers import (
+    audit,
+    card,
+    models,
+    pruning,
+    relearning,
+    report,
+    runs,
+    statistics,
+    study,
+    training,
+)
 from helpers.config import InputError, Recipe
 
 # ------------------------------------------------------------------------------------------------
@@ -484,6 +495,45 @@ def test_what_the_layers_cannot_tell_is_no_index():
     ignorant = dataclasses.replace(BEFORE, information={"0": [0.2]})
     found = audit.against(FOUND, [FIRST, SECOND], ignorant)
     assert found.keys() == audit.METRICS.keys() - {"IDI"}
+
+
+def test_layers_are_compared_one_by_one():
+    assert audit.similarity(FOUND, [FIRST, SECOND]) == {
+        "forget": [pytest.approx(0.5)], "retain": [pytest.approx(1)],
+    }  # fmt: skip
+    oracles = [FIRST, dataclasses.replace(FIRST), dataclasses.replace(FIRST)]
+    shown = report.layer_table({"found": FOUND, "other": SECOND}, oracles)
+    assert shown.index.tolist() == ["features"]
+    assert shown.loc["features"].tolist() == ["1.00 –", "1.00", "0.00 ✗"]
+
+
+def test_the_intervals_are_those_of_a_bootstrap_over_images(looks):
+    """Total variation to two oracles, and nothing else, in numpy."""
+    found, oracles = looks["prunelora_channels"], [looks["oracle 0"], looks["oracle 1"]]
+    answers = [one.logits["test_forget"].argmax(1).numpy() for one in (found, *oracles)]
+    rng, values = np.random.default_rng(0), []
+    for _ in range(400):
+        picks = rng.integers(len(answers[0]), size=len(answers[0]))
+        mine, *others = (np.bincount(a[picks], minlength=10) / len(picks) for a in answers)
+        values.append(np.mean([np.abs(mine - other).sum() / 2 for other in others]))
+    drawn = audit._over_images(found, oracles, seed=0, repeats=400)
+    assert np.mean(drawn["TV"]) == pytest.approx(np.mean(values), abs=0.01)
+    assert np.std(drawn["TV"]) == pytest.approx(np.std(values), rel=0.15)
+    assert drawn.keys() == COMPARED - {"IDI", "relearn_steps"} | {"ZRF"}
+    value = audit.against(found, oracles, looks["original"])
+    for name, numbers in drawn.items():  # where they are taken of the very images that there are
+        assert min(numbers) <= value[name] + 0.05, name
+        assert max(numbers) >= value[name] - 0.05, name
+
+
+def test_the_interval_of_a_share_is_wilsons(audited, split):
+    rows = by_name(audited[0])
+    n = len(split.test_forget)
+    hits = [1.0] * round(rows["knn_probe"]["value"] * n)
+    wanted = statistics.image_interval(hits + [0.0] * (n - len(hits)))
+    assert rows["knn_probe"]["interval"] == pytest.approx([wanted.low, wanted.high])
+    low, high = rows["relearn_steps"]["interval"]
+    assert (low, high) == (int(low), int(high)), "of three draws, the least and the most"
 
 
 def test_each_oracle_is_compared_with_the_others():

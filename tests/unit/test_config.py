@@ -155,6 +155,16 @@ def test_the_tuned_recipes_are_those_of_the_search():
     assert get_config("cpu").forget not in record["classes"]
 
 
+def test_a_recipe_tuned_for_so_few_epochs_is_taken():
+    cfg = get_config("cpu", method="finetune_sgd")
+    assert cfg.but(epochs=3).unlearn == config.TUNED["digits"]["finetune_sgd@3"]
+    assert cfg.but(epochs=4).unlearn == dataclasses.replace(cfg.unlearn, epochs=4)
+    assert cfg.but(epochs=3, lr=0.1).unlearn.lr == 0.1
+    assert cfg.but(epochs=3, mode="paper").unlearn == dataclasses.replace(
+        config.PAPER_UNLEARN, epochs=3
+    )
+
+
 def test_home_is_found_from_a_subfolder(tmp_path, monkeypatch):
     monkeypatch.delenv("HELPERS_HOME")
     (tmp_path / "pyproject.toml").write_text("")

@@ -351,6 +351,20 @@ def test_cka_equals_its_definition_and_keeps_its_invariances(n, width, other, se
     assert features.cka(x, x @ rotation * 1e8) == pytest.approx(1)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(3, 12), st.integers(1, 20), st.integers(1, 20), st.integers(0, 99))
+def test_alignment_is_cka_of_the_images_picked(n, width, other, seed):
+    x = torch.randn(n, width, generator=draw(seed)).double()
+    y = torch.randn(n, other, generator=draw(seed + 1)).double() * 1e5 + 7
+    picks = torch.randint(n, (n,), generator=draw(seed))
+    wanted = features.cka(x[picks], y[picks])
+    grams = features.gram(x), features.gram(y)
+    assert features.alignment(*grams, picks) == pytest.approx(wanted, abs=1e-9)
+    assert features.alignment(*grams, torch.zeros(n, dtype=torch.long)) == 0, "one image n times"
+    with pytest.raises(InputError, match="rows = 'nan or inf'"):
+        features.gram(x * float("nan"))
+
+
 def test_cka_by_hand_and_of_dead_layers():
     x = torch.tensor([[1.0], [-1], [1], [-1]])
     assert features.cka(x, torch.tensor([[1.0], [1], [-1], [-1]])) == 0

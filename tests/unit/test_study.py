@@ -9,7 +9,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from helpers import audit, models, runs, statistics, study
+from helpers import audit, models, report, runs, statistics, study
 from helpers.config import InputError
 from helpers.files import FileProblem
 
@@ -438,6 +438,32 @@ def test_only_the_repetitions_of_both_are_compared():
     far = [(*row[:3], 1, *(0.0 for _ in row[4:])) for row in cells if row[0] == "lora"]
     found = study.difference(made([*cells, *far]), "lora", "logit_mask", "UA")
     assert found == study.difference(SMALL, "lora", "logit_mask", "UA")
+
+
+def test_the_standing_names_no_winner_inside_an_interval():
+    spent = {"lora": 2.0, "logit_mask": 3.0}
+    costly = dataclasses.replace(
+        SMALL, table=SMALL.table.assign(gmacs=SMALL.table["method"].map(spent))
+    )
+    shown = report.standing(costly, "lora", ["logit_mask"], ["UA", "TV", "relearn_steps"])
+    assert shown.columns.tolist() == ["logit_mask"]
+    assert shown.index.tolist() == ["cost", "UA", "TV", "steps back"]
+    assert shown.loc["cost", "logit_mask"] == "1.50 x"
+    for metric, title in (("UA", "UA"), ("TV", "TV"), ("relearn_steps", "steps back")):
+        found = study.difference(costly, "lora", "logit_mask", metric)
+        word, mean, *ends = shown.loc[title, "logit_mask"].replace("as close", "close").split()
+        assert float(mean) == pytest.approx(found.mean, abs=6e-4), "three decimals"
+        low, high = float(ends[0][1:]), float(ends[2][:-1])
+        assert (low, high) == pytest.approx((found.low, found.high), abs=6e-4)
+        wanted = "closer" if found.high < 0 else "further" if found.low > 0 else "close"
+        assert word == wanted
+    # an oracle's own distance is smaller in every cell: that is a win
+    better = costly.table.assign(UA=costly.table["UA"].where(
+        costly.table["method"] == "lora", 0.2))  # fmt: skip
+    shown = report.standing(
+        dataclasses.replace(costly, table=better), "lora", ["logit_mask"], ["UA"]
+    )
+    assert shown.loc["UA", "logit_mask"].startswith("closer -0.6")
 
 
 def test_the_spread_is_divided_as_in_the_statistics():
