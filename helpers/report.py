@@ -37,6 +37,7 @@ FINDING = (
     "Avg Gap", "TA", "TV", "linear_probe", "head_refit", "IDI", "prototype_attack",
     "relearn_steps", "relearn_area", "epsilon",
 )  # fmt: skip
+RANKED = ("finetune", "prune_finetune", "lora")  # by Avg Gap, in the paper
 
 NOTE = (
     "UA, UA test: 1 - accuracy on training and test images of the forgotten class; RA, TA: "
@@ -191,6 +192,39 @@ def standing(
             )
         columns[other] = rows
     return pd.DataFrame(columns).rename_axis(f"{method} is", axis="columns")
+
+
+def finding(found: study.Study) -> str:
+    """Sum up where PruneLoRA stands, and whether the paper's ranking holds here.
+
+    Args:
+        found: A study with PruneLoRA, those of ``OPPONENTS`` and those of ``RANKED``.
+
+    Returns:
+        Markdown: a list of sentences with the counts of verdicts, and those of the ranking with
+        their intervals.
+
+    Raises:
+        InputError: If one was not measured in every cell.
+
+    Source: arXiv 2411.11907, whose tables put PruneLoRA first by Avg Gap.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    metrics = [name for name in FINDING if name in found.metrics]
+    table, lines = standing(found, "prunelora", OPPONENTS, metrics), []
+    for other, column in table.items():
+        count = {word: sum(text.startswith(word) for text in column.iloc[1:])
+                 for word in ("closer", "further", "as close")}  # fmt: skip
+        lines.append(
+            f"- compared with `{other}` ({column.iloc[0]} the cost): closer in {count['closer']}, "
+            f"further in {count['further']}, as close in {count['as close']} of {len(metrics)} "
+            "metrics;"
+        )
+    ranks = standing(found, "prunelora", RANKED, ["Avg Gap"]).loc["Avg Gap"]
+    holds = "holds" if all(text.startswith("closer") for text in ranks) else "does not hold"
+    told = "; ".join(f"`{other}` {text}" for other, text in ranks.items())
+    lines.append(f"- the paper's ranking, PruneLoRA first by Avg Gap, {holds} here: beside {told}.")
+    return "Distance to the oracles, PruneLoRA\n\n" + "\n".join(lines) + "\n"
 
 
 def shadow_table(record: Mapping[str, Any]) -> pd.DataFrame:
@@ -384,8 +418,9 @@ def audits() -> str:
     words += [[str(metric), *row] for metric, row in table.iterrows()]
     seeds, oracles = found.table["original_seed"].nunique(), found.oracles
     return (
-        f"{markdown_table(rows)}\n{markdown_table(words)}\nMean over {len(found.bands)} classes x "
-        f"{seeds} training seeds; {oracles} oracles a class. `@3`: three epochs, tuned for three. "
+        f"{markdown_table(rows)}\n{finding(found)}\n{markdown_table(words)}\n"
+        f"Mean over {len(found.bands)} classes x {seeds} training seeds; {oracles} oracles each. "
+        "`@3`: three epochs, tuned for three. "
         "Differences of the distances to the oracles' centre with their 95 % intervals over seeds "
         f"and classes: below zero PruneLoRA is closer. {provenance(found.about)}\n"
     )
