@@ -9,7 +9,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from helpers import audit, models, report, runs, statistics, study
+from helpers import audit, models, report, runs, statistics, study, unlearning
 from helpers.config import InputError
 from helpers.files import FileProblem
 
@@ -486,3 +486,62 @@ def test_the_panel_worked_out_by_hand():
     assert cells.loc[("lora", "TV"), "group"] == "outputs"
     assert cells.loc[("lora", "relearn_steps"), "title"] == "steps back"
     assert [*found["method"]] == ["lora"] * 3 + ["logit_mask"] * 3
+
+
+# ------------------------------------------------------------------------------------------------
+# the committed record
+
+CHEATS = ("logit_mask", "head_only", "prototype")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return study.load(runs.results_folder() / "audit-digits.json")
+
+
+def test_the_record_is_complete(digits):
+    """Ten classes, five training seeds, every method; three unlearning seeds for two of them."""
+    assert {*unlearning.METHODS} <= {*digits.methods}
+    assert sorted(digits.bands) == list(range(10))
+    assert digits.oracles >= 5
+    cells = digits.table.groupby("method").size()
+    assert cells.pop("prunelora") == cells.pop("finetune_sgd") == 150
+    assert {*cells} == {50}
+    assert digits.about["workers"] == 2
+    assert digits.about["wall_seconds"] <= 3600
+    components = study.components(digits, "prunelora", "TV")["components"]
+    assert components.keys() == {"training", "class", "training x class", "unlearning"}
+
+
+def test_an_oracle_passes_and_the_original_does_not(digits):
+    """Held-out oracles lie inside the band about as often as it says; the original where it may."""
+    inside = digits.inside().groupby(digits.table["method"]).mean().astype(float)
+    assert inside.loc["retrain"].min() >= 0.8
+    assert inside.loc["retrain"].mean() >= 0.93
+    told = {name for name in digits.metrics
+            if study.difference(digits, "original", "retrain", name).low > 0}  # fmt: skip
+    belongs = {"RA", "TA", "CKA_retain"}  # what shall stay as it is
+    assert not belongs & told
+    assert {*digits.metrics} - belongs - told <= {"MIA_prob"}, "attacks that find no rule"
+
+
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_a_cheat_is_no_further_than_an_oracle_in_the_usual_numbers_and_is_caught(digits, cheat):
+    for name in ("UA", "UA_test", "RA", "TA", "MIA", "Avg Gap"):
+        assert study.difference(digits, cheat, "retrain", name).mean < 0.01, name
+    caught = {name for name in digits.metrics
+              if study.difference(digits, cheat, "retrain", name).low > 0}  # fmt: skip
+    assert caught >= {
+        "linear_probe", "knn_probe", "head_refit", "IDI", "prototype_attack", "relearn_steps",
+        "relearn_area",
+    }  # fmt: skip
+    panel = study.panel(digits).pivot_table(index="method", columns="metric", values="inside")
+    assert (
+        panel.loc[cheat, ["head_refit", "IDI", "prototype_attack", "relearn_steps"]] < 0.3
+    ).all()
+
+
+def test_what_is_compared_at_equal_cost_costs_the_same(digits):
+    spent = digits.table.groupby("method")["gmacs"].mean()
+    for name in ("finetune@3", "finetune_sgd@3", "retrain@3"):
+        assert spent[name] / spent["prunelora"] == pytest.approx(1, abs=0.1), name
