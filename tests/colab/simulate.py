@@ -61,7 +61,7 @@ def version_of(python: str | Path) -> str:
 
 
 def prepare(folder: Path, python: str | None = None) -> Path:
-    """Make the environment, if it is not there, and a new clone; returns the environment's Python."""
+    """Make the environment, if it is not there, and a new clone; returns the Python inside."""
     folder.mkdir(parents=True, exist_ok=True)
     inside, ready = folder / "env" / "bin" / "python", folder / "versions.txt"
     if not ready.is_file() or ready.read_text() != VERSIONS.read_text():
@@ -84,22 +84,22 @@ def prepare(folder: Path, python: str | None = None) -> Path:
 
 
 def installed(python: Path) -> dict[str, str]:
-    """Return name -> version of every package of an environment."""
+    """Return name -> version of every package in an environment."""
     listed = subprocess.check_output([python, "-m", "pip", "list", "--format=freeze"], text=True)
     return dict(line.split("==", 1) for line in listed.split())
 
 
-def run(folder: Path, python: Path, name: str) -> Outcome:
-    """Execute one notebook alone and take away what it installed."""
+def run(folder: Path, python: Path, name: str, tag: str = TAG) -> Outcome:
+    """Execute one notebook alone, with a tag of the clone; take away what it installed."""
     before = installed(python)
     assert "prunelora-course" not in before, "the package has to be missing"
     notebook = tutorial.read(folder / "clone" / "notebooks" / f"{name}.ipynb")
-    where = stamp.Origin(f"file://{(folder / 'clone').resolve()}", TAG)
+    where = stamp.Origin(f"file://{folder / 'clone'}", tag)
     variables = {k: v for k, v in os.environ.items() if k not in FOREIGN}
     variables |= {"HELPERS_PRESET": "smoke", "COLAB_RELEASE_TAG": TAG, "OMP_NUM_THREADS": "1",
                   "IPYTHONDIR": str(folder / "ipython")}  # fmt: skip
-    command = [python, "-m", "nbconvert", "--to", "notebook", "--execute", "--log-level=ERROR",
-               "--ExecutePreprocessor.timeout=600", "--output", "done", f"{name}.ipynb"]  # fmt: skip
+    how = ["--to=notebook", "--execute", "--ExecutePreprocessor.timeout=600", "--output=done"]
+    command = [python, "-m", "nbconvert", "--log-level=ERROR", *how, f"{name}.ipynb"]
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as alone:
         tutorial.save(stamp.stamp(notebook, name, where), Path(alone) / f"{name}.ipynb")
