@@ -38,6 +38,6 @@ def test_a_package_that_needs_another_numpy_is_refused_with_the_reason(colab):
     subprocess.run(["git", *who, "commit", "-aqm", "needs another numpy"], cwd=clone, check=True)
     subprocess.run(["git", "tag", "--force", "greedy"], cwd=clone, check=True)
     outcome = simulate.run(*colab, "00_start_here", "greedy")
-    assert "depends on numpy>=2.2" in outcome.error
+    assert f"Cannot install numpy=={simulate.installed(colab[1])['numpy']}" in outcome.error
     assert not outcome.added
     assert not outcome.replaced
