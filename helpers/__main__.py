@@ -1,4 +1,4 @@
-"""The command line: ``python -m helpers run | audit | report | tutorial``."""
+"""The command line: ``python -m helpers run | audit | report | tutorial | stamp``."""
 
 from __future__ import annotations
 
@@ -89,6 +89,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_tutorial(commands.add_parser(
         "tutorial", help="execute notebooks 00 to 05 and write them as HTML",
         description="Execute the notebooks in order, write each as HTML, print the comparison.",
+    ))  # fmt: skip
+    _add_stamp(commands.add_parser(
+        "stamp", help="write the repository's address and tag into the notebooks",
+        description="Write the badges and the bootstrap cell of every notebook from the address "
+        "and the tag in pyproject.toml.",
     ))  # fmt: skip
     return parser
 
@@ -322,6 +327,27 @@ def _tutorial(options: argparse.Namespace) -> int:
     from helpers import tutorial
 
     tutorial.play(cfg, Path(options.notebooks), Path(options.html), options.write, say=print)
+    return 0
+
+
+def _add_stamp(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--notebooks", default="notebooks", metavar="DIR",
+        help="folder of the notebooks, beside pyproject.toml")  # fmt: skip
+    add("--check", action="store_true", help="write nothing; fail if a notebook is not up to date")
+    parser.set_defaults(command=_stamp, home=None)
+
+
+def _stamp(options: argparse.Namespace) -> int:
+    from helpers import stamp
+
+    notebooks = Path(options.notebooks)
+    where = stamp.origin(notebooks.resolve().parent / "pyproject.toml")
+    differed = stamp.stamp_all(notebooks, where, write=not options.check)
+    names = ", ".join(str(path) for path in differed)
+    if options.check and differed:
+        raise InputError(f"{names}: not up to date; run python -m helpers stamp")
+    print(f"stamped {names}" if differed else "all notebooks are up to date")
     return 0
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -479,12 +480,26 @@ def resolve_device(device: str) -> str:
     return "cpu"
 
 
+def in_colab() -> bool:
+    """Say whether this process runs in Google Colab.
+
+    Returns:
+        True in a notebook there, which has ``google.colab`` loaded, and in a command that such a
+        notebook starts, which inherits the variable COLAB_RELEASE_TAG.
+
+    Source: what Colab's kernels have loaded and set.
+    Lesson: 00_start_here, "One configuration".
+    """
+    return "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ
+
+
 def get_config(preset: str | None = None, **changes: Any) -> RunConfig:
     """Build the configuration of a run from a preset and some changes.
 
     Args:
-        preset: Name of the preset; None takes the environment variable HELPERS_PRESET, else
-            ``cpu``.
+        preset: Name of the preset; None takes the environment variable HELPERS_PRESET, else ``gpu``
+            in Colab with a GPU, else ``cpu``: on a machine of your own nothing is downloaded unless
+            you ask for it, GPU or not.
         **changes: Fields of :class:`RunConfig` to set differently.
 
     Returns:
@@ -496,7 +511,9 @@ def get_config(preset: str | None = None, **changes: Any) -> RunConfig:
     Source: this project.
     Lesson: 00_start_here, "One configuration".
     """
-    name = preset or os.environ.get("HELPERS_PRESET") or "cpu"
+    name = preset or os.environ.get("HELPERS_PRESET")
+    if not name:
+        name = "gpu" if in_colab() and resolve_device("auto") == "cuda" else "cpu"
     choose("preset", name, PRESETS)
     settings = {"preset": name, **PRESETS[name]}
     if name == "paper" and str(changes.get("model", "")).startswith("vit"):

@@ -227,18 +227,11 @@ def run(
     dataset = dataset or data.load_dataset(cfg, progress)
     unlearning.validate(cfg, dataset)
     folder = folder_of(cfg, dataset)
-    if (folder / "run.json").exists() and (folder / "model.safetensors").exists():
+    if _is_kept(folder):
         return _read(cfg, dataset, folder)
     files.write_json(folder / "config.json", dataclasses.asdict(cfg))  # fails early, not at the end
-    method = unlearning.method(cfg.method)
-    original = None
-    if method.start == "original":
-        *others, last = cfg.earlier or (None,)
-        before = {"method": "original"} if last is None else {"forget": last}
-        if last is None:
-            before |= {"seed": cfg.start_seed, "original_seed": None}
-        before = cfg.but(**before, earlier=tuple(others))
-        original = run(before, dataset, progress, cache).model(dataset)
+    method, before = unlearning.method(cfg.method), _before(cfg)
+    original = before and run(before, dataset, progress, cache).model(dataset)
     sample = dataset.validation.sample(MONITORED)
     seen = dataset if method.start == "scratch" else as_evaluated(dataset, cfg)
     outcome = unlearning.unlearn(
@@ -249,6 +242,20 @@ def run(
         cache=cache, measured=method.start == "original",
     )  # fmt: skip
     return _write(cfg, dataset, folder, outcome)
+
+
+def _is_kept(folder: Path) -> bool:
+    return (folder / "run.json").exists() and (folder / "model.safetensors").exists()
+
+
+def _before(cfg: RunConfig) -> RunConfig | None:
+    """Return the run that a run starts from: that of the request before it, or ``original``."""
+    if unlearning.method(cfg.method).start != "original":
+        return None
+    *others, last = cfg.earlier or (None,)
+    if last is not None:
+        return cfg.but(forget=last, earlier=tuple(others))
+    return cfg.but(method="original", seed=cfg.start_seed, original_seed=None, earlier=())
 
 
 def as_evaluated(dataset: data.Dataset, cfg: RunConfig) -> data.Dataset:
@@ -393,7 +400,9 @@ def run_all(
         methods: Names of methods; None takes all, in the order of the table.
         seeds: The seeds; None takes 0 to ``cfg.seeds`` - 1.
         dataset: The data, if already loaded.
-        progress: Whether to show bars.
+        progress: Whether to show bars: one for each training and, where several are to be done,
+            one above them, of all their epochs, with the time left. It counts an epoch of a method
+            that trains little like any other, so it rather promises too long.
 
     Returns:
         The runs, method by method.
@@ -412,8 +421,40 @@ def run_all(
     dataset = dataset or data.load_dataset(cfg, progress)
     for one in wanted:
         unlearning.validate(one, dataset)
-    cache = frozen.Cache(cfg.cache_mb * 1_000_000)
-    return [run(one, dataset, progress, cache) for one in wanted]
+    cache, missing = frozen.Cache(cfg.cache_mb * 1_000_000), _missing(wanted, dataset)
+    done: dict[RunConfig, Run] = {}
+    with _bar(missing, progress) as bar:
+        for one in missing:
+            done[one] = run(one, dataset, progress, cache)
+            bar.update(_epochs(one))
+    return [done.get(one) or run(one, dataset, progress, cache) for one in wanted]
+
+
+def _missing(wanted: Iterable[RunConfig], dataset: data.Dataset) -> list[RunConfig]:
+    """List what has to be done for some runs, each once, and what a run starts from before it."""
+    missing: dict[Path, RunConfig] = {}
+    for one in wanted:
+        chain: dict[Path, RunConfig] = {}
+        while one is not None and not _is_kept(folder := folder_of(one, dataset)):
+            chain[folder], one = one, _before(one)
+        missing |= {folder: chain[folder] for folder in reversed(chain) if folder not in missing}
+    return list(missing.values())
+
+
+def _epochs(cfg: RunConfig) -> int:
+    method = unlearning.method(cfg.method)
+    if method.objective == "none":
+        return 0
+    return (cfg.train if method.start == "scratch" else cfg.unlearn).epochs
+
+
+def _bar(missing: list[RunConfig], progress: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(
+        total=sum(map(_epochs, missing)), desc=f"{len(missing)} runs", unit="epoch", leave=False,
+        smoothing=0, disable=not progress or len(missing) < 2,
+    )  # fmt: skip
 
 
 def results_folder() -> Path:

@@ -118,19 +118,11 @@ def execute(path: Path, preset: str) -> tuple[NotebookNode, dict[str, float]]:
     Source: https://nbclient.readthedocs.io.
     Lesson: 00_start_here, "What it costs".
     """
-    import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
     from tqdm import tqdm
 
-    if not path.is_file():
-        raise InputError(
-            f"notebook {path} does not exist: run this in the clone, or name --notebooks"
-        )
-    try:
-        notebook = nbformat.read(path, as_version=4)
-    except ValueError as error:  # nbformat's errors are of this kind
-        raise InputError(f"{path} is not a notebook: {error}") from error
+    notebook = read(path)
     cells = sum(cell.cell_type == "code" for cell in notebook.cells)
     environment = {k: v for k, v in os.environ.items()
                    if k not in ("MPLBACKEND", "PYTHONDONTWRITEBYTECODE")}  # fmt: skip
@@ -267,6 +259,33 @@ def solutions(notebook: NotebookNode) -> NotebookNode:
 def solutions_path(path: Path) -> Path:
     """Return where the solutions of a lesson are kept."""
     return path.parent / "solutions" / f"{path.stem}_solutions.ipynb"
+
+
+def read(path: Path) -> NotebookNode:
+    """Read a notebook.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The notebook, in format 4.
+
+    Raises:
+        InputError: If it does not exist or is not a notebook.
+
+    Source: nbformat.
+    Lesson: 00_start_here, "What it costs".
+    """
+    import nbformat
+
+    if not path.is_file():
+        raise InputError(
+            f"notebook {path} does not exist: run this in the clone, or name --notebooks"
+        )
+    try:
+        return nbformat.read(path, as_version=4)
+    except ValueError as error:  # nbformat's errors are of this kind
+        raise InputError(f"{path} is not a notebook: {error}") from error
 
 
 def save(notebook: NotebookNode, path: Path) -> None:

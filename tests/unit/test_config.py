@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -104,6 +105,47 @@ def test_the_environment_chooses_the_preset(monkeypatch):
     monkeypatch.setenv("HELPERS_PRESET", "smoke")
     assert get_config().preset == "smoke"
     assert get_config("cpu").preset == "cpu"
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Pretend to be another machine."""
+
+    def pretend(colab, cuda, asked_for=None):
+        for name in ("HELPERS_PRESET", "COLAB_RELEASE_TAG"):
+            monkeypatch.delenv(name, raising=False)
+        if asked_for:
+            monkeypatch.setenv("HELPERS_PRESET", asked_for)
+        if colab == "notebook":
+            monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+        elif colab == "command":
+            monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+
+    return pretend
+
+
+@pytest.mark.parametrize("colab", ["notebook", "command"])
+def test_colab_with_a_gpu_gets_the_gpu_preset(machine, colab):
+    machine(colab, cuda=True)
+    cfg = get_config()
+    assert (cfg.preset, cfg.data, cfg.model) == ("gpu", "cifar10", "resnet18")
+    assert (cfg.device, cfg.precision) == ("cuda", "amp")
+    assert get_config("cpu").data == "digits"
+
+
+@pytest.mark.parametrize(
+    ("colab", "cuda", "asked_for", "preset"),
+    [
+        ("notebook", False, None, "cpu"),
+        (None, True, None, "cpu"),  # a laptop with a GPU: no download that nobody asked for
+        (None, True, "gpu", "gpu"),
+        ("notebook", True, "smoke", "smoke"),
+    ],
+)
+def test_everything_else_gets_what_it_asks_for_or_cpu(machine, colab, cuda, asked_for, preset):
+    machine(colab, cuda, asked_for)
+    assert get_config().preset == preset
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import signal
 
 import pytest
 import torch
+import tqdm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -317,3 +319,53 @@ def test_a_damaged_patch_is_refused_by_name(quick, dataset, home):
     path.write_bytes(bytes(data))
     with pytest.raises(FileProblem, match="SHA-256"):
         run.patch(original)
+
+
+@pytest.fixture
+def bars(monkeypatch):
+    """Every bar that was shown: its text, its total, and what it was moved by."""
+    shown = []
+
+    class Bar(tqdm.tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs, file=io.StringIO())
+            self.moves = []
+            if not self.disable:
+                shown.append(self)
+
+        def update(self, n=1):
+            self.moves.append(n)
+            return super().update(n)
+
+    monkeypatch.setattr("tqdm.auto.tqdm", Bar)
+    return shown
+
+
+def test_several_runs_show_one_bar_above_with_all_epochs(quick, dataset, home, bars):
+    cfg = quick.but(train=dataclasses.replace(quick.train, epochs=2))
+    methods = ["retrain", "finetune", "logit_mask"]
+    done = runs.run_all(cfg, methods, [0, 1], dataset)
+    assert [run.from_disk for run in done] == [False] * 6
+    whole = bars[0]  # with the two originals that finetune starts from
+    assert (whole.desc, whole.total, whole.unit) == ("8 runs", 2 * (2 + 2 + 1 + 0), "epoch")
+    assert whole.moves == [2, 2, 2, 1, 2, 1, 0, 0]
+    assert whole.n == whole.total
+    assert len(bars) == 1 + 6, "and one for each training"
+
+
+def test_what_is_read_back_shows_no_bar_and_is_not_counted(quick, dataset, home, bars):
+    runs.run_all(quick, ["original", "retrain"], [0], dataset, progress=False)
+    assert bars == []
+    done = runs.run_all(quick, ["original", "retrain"], [0], dataset)
+    assert [run.from_disk for run in done] == [True, True]
+    assert bars == []
+    runs.run_all(quick, ["original", "retrain", "finetune", "lora"], [0], dataset)
+    assert (bars[0].desc, bars[0].total) == ("2 runs", 2)
+
+
+def test_earlier_requests_are_among_the_runs_to_do(quick, dataset, home):
+    last = quick.but(forget=5, earlier=(8, 1), original_seed=4)
+    wanted = [last, quick.but(method="original", seed=4), last.but(forget=8, earlier=())]
+    assert [(one.method, one.earlier, one.forget) for one in runs._missing(wanted, dataset)] == [
+        ("original", (), 8), ("prunelora", (), 8), ("prunelora", (8,), 1), ("prunelora", (8, 1), 5),
+    ]  # fmt: skip

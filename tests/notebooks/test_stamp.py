@@ -1,0 +1,171 @@
+"""The notebooks carry the address of pyproject.toml, and nothing else does."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from helpers import stamp, tutorial
+from helpers.__main__ import main
+from helpers.config import InputError
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "notebooks"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+ADDRESS = PROJECT["project"]["urls"]["Repository"]
+ELSEWHERE = stamp.Origin("https://github.com/somebody/else", "v1.2")
+LESSONS = [FOLDER / f"{name}.ipynb" for name in tutorial.SERIES]
+NOTEBOOKS = [*LESSONS, *map(tutorial.solutions_path, LESSONS)]
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A copy of what the command works on."""
+    for path in NOTEBOOKS:
+        there = tmp_path / path.relative_to(ROOT)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, there)
+    shutil.copyfile(ROOT / "pyproject.toml", tmp_path / "pyproject.toml")
+    return tmp_path
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.ipynb")}
+
+
+def test_the_notebooks_are_what_the_command_writes(clone):
+    before = contents(clone)
+    assert main(["stamp", "--notebooks", str(clone / "notebooks")]) == 0
+    assert contents(clone) == before, "run python -m helpers stamp"
+
+
+def test_another_address_changes_the_badge_and_the_bootstrap_alone(clone, capsys):
+    project = clone / "pyproject.toml"
+    text = project.read_text().replace(ADDRESS, ELSEWHERE.address)
+    project.write_text(text.replace('tag = "main"', f'tag = "{ELSEWHERE.tag}"'))
+    before, command = contents(clone), ["stamp", "--notebooks", str(clone / "notebooks")]
+    assert main([*command, "--check"]) == 2
+    assert "not up to date; run python -m helpers stamp" in capsys.readouterr().err
+    assert contents(clone) == before, "to check is not to write"
+    assert main(command) == 0
+    after = contents(clone)
+    assert main([*command, "--check"]) == 0
+    for path, old in before.items():
+        new = after[path].decode()
+        lines = zip(old.decode().splitlines(), new.splitlines(), strict=True)
+        changed = [line for one, line in lines if one != line]
+        kinds = ["Open in Colab", "git+"] if "solutions" not in path.parts else ["git+"]
+        assert len(changed) == len(kinds)
+        assert all(kind in line for kind, line in zip(kinds, changed, strict=True))
+        assert ADDRESS not in new
+        assert "git+https://github.com/somebody/else@v1.2" in changed[-1]
+    badge = nbformat.read(clone / "notebooks/02_pruning.ipynb", 4).cells[0].source.splitlines()[2]
+    assert "/github/somebody/else/blob/v1.2/notebooks/02_pruning.ipynb)" in badge
+
+
+def test_a_repository_that_colab_cannot_open_has_no_badge():
+    row = stamp.badges("01_baseline_training", stamp.Origin("file:///somewhere", "main"))
+    assert row == (
+        "[← previous: 00_start_here](00_start_here.ipynb) · [next: 02_pruning →](02_pruning.ipynb)"
+    )
+
+
+def test_nothing_else_holds_the_address():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True,
+                            check=True).stdout.splitlines()  # fmt: skip
+    texts = {Path(name): (ROOT / name).read_bytes() for name in listed if (ROOT / name).is_file()}
+    holding = {path for path, text in texts.items() if ADDRESS.encode() in text}
+    slug = ADDRESS.removeprefix(stamp.GITHUB).encode()
+    holding |= {path for path, text in texts.items() if slug in text}
+    stamped = {path.relative_to(ROOT) for path in NOTEBOOKS}
+    assert holding == {Path("pyproject.toml"), Path("README.md"), *stamped}
+    for path in stamped:  # once in the badge, once in the bootstrap
+        assert texts[path].count(slug) == (1 if "solutions" in path.parts else 2), path
+
+
+def test_the_readme_clones_that_address():
+    readme = (ROOT / "README.md").read_text()
+    assert re.findall(r"git clone (\S+) && cd (\S+)", readme) == [
+        (ADDRESS, ADDRESS.rsplit("/", 1)[1])
+    ]
+
+
+def test_what_is_kept_is_what_the_package_needs():
+    needed = {re.split(r"[>=\[]", d)[0] for d in PROJECT["project"]["dependencies"]}
+    assert set(stamp.KEPT) <= needed
+    assert {"torch", "torchvision", "numpy"} <= set(stamp.KEPT)
+
+
+def run_bootstrap(monkeypatch, installed):
+    """Execute the cell with a pip that only says what it was asked for."""
+    asked = []
+    monkeypatch.setattr(subprocess, "check_output", lambda *a, **k: "\n".join(installed))
+    monkeypatch.setattr(subprocess, "run", lambda command, check: asked.append(command))
+    exec(stamp.bootstrap(ELSEWHERE), {})
+    return asked
+
+
+def test_the_bootstrap_does_nothing_where_the_package_is(monkeypatch):
+    assert run_bootstrap(monkeypatch, ["torch==2.11.0"]) == []
+
+
+def test_the_bootstrap_pins_what_is_installed_in_colab_and_elsewhere(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    installed = [
+        "numpy==2.1.3",
+        "torch==2.11.0+cu128",
+        "torch-pruning==1.6.1",
+        "gpg===1.16-unknown",
+    ]
+    (command,) = run_bootstrap(monkeypatch, installed)
+    assert command == [
+        sys.executable, "-m", "pip", "install", "-q", "numpy==2.1.3", "torch==2.11.0+cu128",
+        "git+https://github.com/somebody/else@v1.2",
+    ]  # fmt: skip
+
+
+def lesson(title="# 00 · Start here\n\n**The question: why?**", first="# find_spec"):
+    cells = [nbformat.v4.new_markdown_cell(title), nbformat.v4.new_code_cell(first)]
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+def test_a_new_lesson_is_stamped_and_a_cell_of_somebody_is_not_overwritten():
+    made = stamp.stamp(lesson(first=""), "00_start_here", ELSEWHERE)
+    assert made.cells[0].source.splitlines()[2] == stamp.badges("00_start_here", ELSEWHERE)
+    assert made.cells[0].source.endswith("\n\n**The question: why?**")
+    assert made.cells[1].source == stamp.bootstrap(ELSEWHERE)
+    with pytest.raises(InputError, match="first code cell of 00_start_here"):
+        stamp.stamp(lesson(first="answer = 42"), "00_start_here", ELSEWHERE)
+    with pytest.raises(InputError, match="first cell of 00_start_here"):
+        stamp.stamp(lesson(title="# 00 · Start here"), "00_start_here", ELSEWHERE)
+
+
+@pytest.mark.parametrize(
+    ("address", "tag", "field"),
+    [
+        ("http://github.com/a/b", "main", "Repository"),
+        ('https://github.com/a/b"; import os', "main", "Repository"),
+        ("https://github.com/a/b", "", "tag"),
+        ("https://github.com/a/b", "--upload-pack=x", "tag"),
+        ("https://github.com/a/b", 'main"', "tag"),
+    ],
+)
+def test_an_address_that_would_not_stay_in_its_place_is_refused(address, tag, field):
+    with pytest.raises(InputError, match=field):
+        stamp.Origin(address, tag)
+
+
+def test_a_project_that_does_not_say_is_named(tmp_path):
+    project = tmp_path / "pyproject.toml"
+    with pytest.raises(InputError, match="run this in the clone"):
+        stamp.origin(project)
+    project.write_text('[project.urls]\nRepository = "https://github.com/a/b"\n')
+    with pytest.raises(InputError, match=r"tag in \[tool.course\]"):
+        stamp.origin(project)
