@@ -213,12 +213,15 @@ def curves(
     return ax
 
 
-def roc(curves: Mapping[str, Sequence[Sequence[float]]], ax: Axes | None = None) -> Axes:
+def roc(
+    curves: Mapping[str, Sequence[Sequence[float]]], ax: Axes | None = None, *, log: bool = True
+) -> Axes:
     """Draw how many hits an attack has at how many false alarms, a curve a method.
 
     Args:
         curves: Method -> (false positive rates, true positive rates), both ascending.
         ax: Where to draw.
+        log: Whether the axes are logarithmic, from 0.1 % on, so that low rates can be seen.
 
     Returns:
         The axes, with the diagonal of chance.
@@ -227,13 +230,72 @@ def roc(curves: Mapping[str, Sequence[Sequence[float]]], ax: Axes | None = None)
     Lesson: 05_evaluation, "Example by example".
     """
     ax = _axes(ax, (5.5, 4))
-    low = 1e-3
-    for method, (false, true) in curves.items():
-        ax.plot(np.maximum(false, low), np.maximum(true, low), color=COLORS[method], label=method)
-    ax.plot([low, 1], [low, 1], color=CHANCE, ls=":", lw=1.2, label="chance")
-    ax.set(xscale="log", yscale="log", xlabel="false positive rate", ylabel="true positive rate")
-    ax.set(xlim=(low, 1), ylim=(low, 1.05))
+    low, high = (1e-3, 1.05) if log else (-0.02, 1.02)
+    dashes = ["-", "--", "-.", (0, (5, 1, 1, 1, 1, 1))]
+    for i, (method, (false, true)) in enumerate(curves.items()):
+        ax.plot(np.maximum(false, low), np.maximum(true, low), ls=dashes[i % 4],
+                color=COLORS[method], label=method)  # fmt: skip
+    ax.plot([max(low, 0), 1], [max(low, 0), 1], color=CHANCE, ls=":", lw=1.2, label="chance")
+    ax.set(xlabel="false positive rate", ylabel="true positive rate")
+    if log:
+        ax.set(xscale="log", yscale="log")
+    else:
+        ax.xaxis.set_major_formatter(PercentFormatter(1))
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.set(xlim=(low, 1 if log else high), ylim=(low, high))
     ax.legend(title="")
+    return ax
+
+
+def mark(ax: Axes, x: float, values: Sequence[float]) -> Axes:
+    """Mark one position of a figure: a vertical line, and a ring around each value there. In place.
+
+    Args:
+        ax: The figure's axes.
+        x: The position.
+        values: What the curves are there.
+
+    Returns:
+        The axes.
+
+    Source: this project.
+    Lesson: 02_pruning, "How much can go".
+    """
+    ax.axvline(x, color=COLORS["original"], lw=1, zorder=1)
+    ax.plot([x] * len(values), values, "o", ms=11, mfc="none", mew=1.5, color=COLORS["original"])
+    return ax
+
+
+def filter_norms(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the norm of every filter, a row a layer: a dot where it stays, a cross where it goes.
+
+    Where all that goes is weaker than all that stays, a short line stands at the cut.
+
+    Args:
+        table: One row a filter: ``layer``, ``norm`` and ``gone`` (bool).
+        ax: Where to draw.
+
+    Returns:
+        The axes.
+
+    Source: this project.
+    Lesson: 02_pruning, "The idea".
+    """
+    names = list(dict.fromkeys(table["layer"]))
+    ax = _axes(ax, (7, 0.26 * len(names) + 1.2))
+    rows = table["layer"].map({name: row for row, name in enumerate(names)})
+    for gone, marker, color, label in ((False, "o", ORACLE, "stays"), (True, "x", FORGET, "goes")):
+        chosen = table["gone"] == gone
+        ax.plot(table["norm"][chosen], rows[chosen], marker, color=color, ms=4, label=label,
+                alpha=0.7)  # fmt: skip
+    for row, name in enumerate(names):
+        layer = table[table["layer"] == name]
+        weak, strong = layer["norm"][layer["gone"]], layer["norm"][~layer["gone"]]
+        if len(weak) and weak.max() <= strong.min():
+            ax.plot([(weak.max() + strong.min()) / 2] * 2, [row - 0.4, row + 0.4], color="black")
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel="L2 norm of a filter", ylim=(len(names) - 0.4, -0.6))
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     return ax
 
 
