@@ -210,6 +210,8 @@ def rank(changes: Mapping[str, Tensor]) -> View:
 def _rank_view(table: pd.DataFrame) -> View:
     together = table[table["layer"] == ALL].set_index("rank")
     layers = {name: rows for name, rows in table.groupby("layer", sort=False) if name != ALL}
+    costs = together["parameters"] / together["weights"]
+    top = max(1.02, 1.02 * costs.max())
 
     def figure(rank: int) -> Figure:
         height = max(3.2, 0.24 * len(layers) + 1.2)
@@ -218,9 +220,10 @@ def _rank_view(table: pd.DataFrame) -> View:
             left.plot(rows["rank"], rows["error"], color=plots.CHANCE, lw=1, alpha=0.7,
                       label=None if place else "each layer")  # fmt: skip
         left.plot(together.index, together["error"], color=plots.ORACLE, lw=2, label=ALL)
-        plots.mark(left, rank, [together["error"][rank]])
-        left.set(xlabel="rank", ylabel="relative error of ΔW", ylim=(-0.02, 1.02))
-        left.legend()
+        left.plot(together.index, costs, "--", color=plots.FORGET, label="parameters / weights")
+        plots.mark(left, rank, [together["error"][rank], costs[rank]])
+        left.set(xlabel="rank", ylabel="relative error of ΔW, and cost", ylim=(-0.02, top))
+        left.legend(fontsize=8)
         kept = [rows.set_index("rank")["kept"][rank] for rows in layers.values()]
         right.barh(list(layers), kept, color=plots.ORACLE)
         right.set(xlim=(0, 1), xlabel=f"share of ‖ΔW‖² that rank {rank} can express")
@@ -244,13 +247,13 @@ def _rank_view(table: pd.DataFrame) -> View:
         row = together.loc[rank]
         return (
             f"Rank {rank}: {row['parameters']:,.0f} parameters beside {row['weights']:,.0f} "
-            f"weights ({row['parameters'] / row['weights']:.1%}); relative error "
+            f"weights ({costs[rank]:.1%}); relative error "
             f"{row['error']:.1%}, share of the squared length kept {row['kept']:.1%}."
         )
 
     ranks = together.index.tolist()
     inputs = {"rank": controls.slider("Rank", ranks, ranks[min(7, len(ranks) - 1)])}
-    shows = "The relative error of the best approximation against rank; the share kept by layer."
+    shows = "Relative error and cost of the best approximation against rank; share kept by layer."
     return View(inputs, table, figure, numbers, says, shows)
 
 
