@@ -291,8 +291,7 @@ def filter_norms(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     rows = table["layer"].map({name: row for row, name in enumerate(names)})
     for gone, marker, color, label in ((False, "o", ORACLE, "stays"), (True, "x", FORGET, "goes")):
         chosen = table["gone"] == gone
-        ax.plot(table["norm"][chosen], rows[chosen], marker, color=color, ms=4, label=label,
-                alpha=0.7)  # fmt: skip
+        ax.plot(table["norm"][chosen], rows[chosen], marker, color=color, ms=4, label=label)
     for row, name in enumerate(names):
         layer = table[table["layer"] == name]
         weak, strong = layer["norm"][layer["gone"]], layer["norm"][~layer["gone"]]

@@ -19,7 +19,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor, nn
 
-from helpers import attacks, controls, frozen, ledger, models, outputs, plots, pruning, report, runs
+from helpers import (
+    attacks,
+    controls,
+    frozen,
+    ledger,
+    models,
+    outputs,
+    plots,
+    pruning,
+    report,
+    runs,
+    unlearning,
+)
 from helpers.config import RunConfig, check, choose
 from helpers.controls import percent
 from helpers.data import ClassSplit, Dataset
@@ -217,7 +229,7 @@ def _rank_view(table: pd.DataFrame) -> View:
         height = max(3.2, 0.24 * len(layers) + 1.2)
         drawn, (left, right) = plt.subplots(1, 2, figsize=(10, height))
         for place, rows in enumerate(layers.values()):
-            left.plot(rows["rank"], rows["error"], color=plots.CHANCE, lw=1, alpha=0.7,
+            left.plot(rows["rank"], rows["error"], color=plots.CHANCE, lw=1,
                       label=None if place else "each layer")  # fmt: skip
         left.plot(together.index, together["error"], color=plots.ORACLE, lw=2, label=ALL)
         left.plot(together.index, costs, "--", color=plots.FORGET, label="parameters / weights")
@@ -283,11 +295,15 @@ def both(
         and ``retain``, trainable parameters and zeros (a share) of the network.
 
     Raises:
-        InputError: If a combination cannot be run.
+        InputError: If the method has no rank and sparsity, or a combination cannot be run.
 
     Source: arXiv 2411.11907; :func:`helpers.runs.run`.
     Lesson: 04_class_unlearning, "How it goes".
     """
+    chosen = unlearning.method(cfg.method)
+    ok = chosen.adapt == "lora" and chosen.prune != "none" and cfg.method != rival
+    check("method", cfg.method, ok, "one that prunes and adapts, such as prunelora")
+    check("earlier", cfg.earlier, not cfg.earlier, "(): the curves begin at the original")
     start = runs.run(cfg.but(method="original", seed=cfg.start_seed), dataset, progress)
     first = {"epoch": 0, **{part: start.history[-1][part] for part in ("forget", "retain")}}
     cache, rows = frozen.Cache(cfg.cache_mb * 1_000_000), []
@@ -374,29 +390,35 @@ def threshold(scores: Mapping[str, tuple[Tensor, Tensor]]) -> View:
     """
     for name in scores:
         choose("network", name, plots.COLORS)
-    pooled = torch.cat([group for pair in scores.values() for group in pair]).double().cpu()
+    pairs = {m: [group.detach().double().cpu() for group in pair] for m, pair in scores.items()}
+    pooled = torch.cat([group for pair in pairs.values() for group in pair])
     check("scores", "nan or inf", bool(pooled.isfinite().all()), "every score must be finite")
-    levels = pooled.quantile(torch.linspace(0, 1, STEPS + 1, dtype=torch.float64)).numpy()
-    inner = np.round(levels[1:-1], 4)  # as written beside the slider
-    low, high = np.floor(levels[0] * 1e4) / 1e4, (np.floor(levels[-1] * 1e4) + 1) / 1e4
-    steps = np.unique([low, *inner, high])  # from all to none
-    rows, points = [], []
-    for name, (members, others) in scores.items():
-        curve, ends = attacks.roc(members, others), attacks.auc_interval(members, others)
-        points += [
-            (name, *point) for point in zip(curve.fpr.tolist(), curve.tpr.tolist(), strict=True)
-        ]
-        tp, fp = (np.array([int((group.cpu() >= t).sum()) for t in steps])
-                  for group in (members, others))  # fmt: skip
-        rows.append(pd.DataFrame({
-            "network": name, "threshold": steps, "tp": tp, "fn": len(members) - tp, "fp": fp,
-            "tn": len(others) - fp, "tpr": tp / len(members), "fpr": fp / len(others),
-            "members": -np.diff(tp, append=0) / len(members),
-            "non-members": -np.diff(fp, append=0) / len(others),
-            "auc": curve.auc, "auc_low": ends[0], "auc_high": ends[1],
-        }))  # fmt: skip
-    detail = pd.DataFrame(points, columns=["network", "fpr", "tpr"])
-    return _threshold_view(pd.concat(rows, ignore_index=True), detail)
+    steps = _steps(pooled)
+    table = pd.concat([_counts(m, *pair, steps) for m, pair in pairs.items()], ignore_index=True)
+    curves = {name: attacks.roc(*pair) for name, pair in pairs.items()}
+    detail = pd.concat(
+        [pd.DataFrame({"network": m, "fpr": c.fpr, "tpr": c.tpr}) for m, c in curves.items()]
+    )
+    return _threshold_view(table, detail)
+
+
+def _steps(scores: Tensor) -> np.ndarray:
+    """Return thresholds, as they are written, from "everyone" to "nobody"."""
+    levels = scores.quantile(torch.linspace(0, 1, STEPS + 1, dtype=torch.float64)).numpy()
+    lowest, highest = np.floor(levels[[0, -1]] * 1e4)
+    return np.unique([(lowest - 1) / 1e4, *np.round(levels[1:-1], 4), (highest + 2) / 1e4])
+
+
+def _counts(name: str, members: Tensor, others: Tensor, steps: np.ndarray) -> pd.DataFrame:
+    tp, fp = (np.array([int((group >= t).sum()) for t in steps]) for group in (members, others))
+    auc, (low, high) = attacks.roc(members, others).auc, attacks.auc_interval(members, others)
+    return pd.DataFrame({
+        "network": name, "threshold": steps, "tp": tp, "fn": len(members) - tp, "fp": fp,
+        "tn": len(others) - fp, "tpr": tp / len(members), "fpr": fp / len(others),
+        "members": -np.diff(tp, append=0) / len(members),
+        "non-members": -np.diff(fp, append=0) / len(others),
+        "auc": auc, "auc_low": low, "auc_high": high,
+    })  # fmt: skip
 
 
 def _threshold_view(table: pd.DataFrame, detail: pd.DataFrame) -> View:

@@ -255,6 +255,14 @@ def test_the_table_of_both_is_that_of_the_runs(grid, cfg, dataset, original_run)
     assert mine["trainable"].unique().tolist() == [one.record["trainable"]]
 
 
+def test_both_refuses_methods_without_rank_and_sparsity(cfg, dataset):
+    for method in ("lora", "prune_finetune"):
+        with pytest.raises(InputError, match="prunes and adapts"):
+            sliders.both(cfg.but(method=method), dataset)
+    with pytest.raises(InputError, match="begin at the original"):
+        sliders.both(cfg.but(method="prunelora", earlier=(1,)), dataset)
+
+
 def test_threshold_draws_its_table(drive):
     view, seen = sliders.threshold(groups()), 0
     for at, (left, right), (numbers, text) in drive(view):
