@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SCORES = ("correctness", "confidence", "entropy", "m_entropy", "prob")
 LEAST = 10  # examples or networks below which no number is returned
-MOST = 2000  # images of the larger group that an attack learns from: 38,000 would take minutes
+MOST = 5000  # images of the larger group that an attack learns from: its time grows with the square
 LEAST_SHADOWS = 4  # for a mean and a variance
 _LOG_ZERO = math.log(1e-30)  # what the published attacks put in place of log 0
 
