@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SCORES = ("correctness", "confidence", "entropy", "m_entropy", "prob")
 LEAST = 10  # examples or networks below which no number is returned
+MOST = 5000  # images of the larger group that an attack learns from: its time grows with the square
 LEAST_SHADOWS = 4  # for a mean and a variance
 _LOG_ZERO = math.log(1e-30)  # what the published attacks put in place of log 0
 
@@ -99,7 +100,9 @@ def membership(
 ) -> float:
     """Run one of the five membership attacks on a network's predictions.
 
-    The published number is ``compat=True, balanced=False`` with as many members as non-members.
+    The published number is ``compat=True, balanced=False`` with as many members as non-members. The
+    attack learns from at most :data:`MOST` images of the larger group, drawn in the proportions of
+    the two, and judges all of the forget set.
 
     Args:
         members: Logits (N, C) and labels (N,) of retained training images; N at least 10.
@@ -228,11 +231,17 @@ def _cut(members: Tensor, non_members: Tensor, seed: int) -> tuple[Tensor, Tenso
 
 
 def _fit(members: Tensor, non_members: Tensor) -> SVC:
+    """Fit the attack; from large groups it learns from a sample in the same proportions."""
     from sklearn.svm import SVC
 
-    truth = torch.cat([torch.ones(len(members)), torch.zeros(len(non_members))]).long()
-    scores = torch.cat([members, non_members])
-    return SVC(C=3, kernel="rbf", gamma="auto").fit(scores.numpy(), truth.numpy())
+    share, draw = MOST / max(len(members), len(non_members)), torch.Generator().manual_seed(0)
+    groups = [
+        group if share >= 1 else group[torch.randperm(len(group), generator=draw)[
+            : max(LEAST, round(share * len(group)))]]
+        for group in (members, non_members)
+    ]  # fmt: skip
+    truth = torch.cat([torch.ones(len(groups[0])), torch.zeros(len(groups[1]))]).long()
+    return SVC(C=3, kernel="rbf", gamma="auto").fit(torch.cat(groups).numpy(), truth.numpy())
 
 
 # ------------------------------------------------------------------------------------------------

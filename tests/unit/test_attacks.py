@@ -597,3 +597,26 @@ def test_example_by_example_refuses_what_makes_no_sense():
     for setting in ({"bins": 1}, {"clip": 0.0}, {"floor": 0.0}):
         with pytest.raises(InputError, match=next(iter(setting))):
             attacks.klom(good, good, **setting)
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_large_groups_are_sampled_in_their_proportions(monkeypatch, balanced):
+    from sklearn.svm import SVC
+
+    fitted, fit = [], SVC.fit
+
+    def watched(self, scores, truth):
+        fitted.append((int((truth == 1).sum()), int((truth == 0).sum())))
+        return fit(self, scores, truth)
+
+    draw = torch.Generator().manual_seed(0)
+    members, others = (torch.rand(n, generator=draw) ** k for n, k in ((8000, 0.5), (4000, 2)))
+    forget = torch.linspace(0, 1, 500)
+    whole = attacks.mia_efficacy(members[:5000], others, forget, balanced=balanced)
+    monkeypatch.setattr(attacks, "MOST", 2000)
+    monkeypatch.setattr(SVC, "fit", watched)
+    sampled = attacks.mia_efficacy(members, others, forget, balanced=balanced)
+    assert fitted == [(2000, 2000 if balanced else 1000)]
+    assert abs(whole - sampled) < 0.05
+    attacks.mia_efficacy(members[:1900], others[:30], forget, balanced=False)
+    assert fitted[-1] == (1900, 30), "small groups are used whole"
