@@ -3,7 +3,7 @@
 Every method has one colour in the whole series, from a palette that colour-blind readers can tell
 apart (after Okabe & Ito, darkened where a line on white would be too faint), and a marker of its
 own. Baselines and cheats share one colour a family: what is drawn of them together differs by
-marker, dash or hatching, too.
+marker or hatching, too.
 """
 
 from __future__ import annotations
