@@ -3,7 +3,7 @@
 Every method has one colour in the whole series, from a palette that colour-blind readers can tell
 apart (after Okabe & Ito, darkened where a line on white would be too faint), and a marker of its
 own. Baselines and cheats share one colour a family: what is drawn of them together differs by
-marker, dash or hatching, too.
+marker or hatching, too.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 COLORS = {
     "original": "#000000",
     "retrain": "#0072B2",
-    "finetune": "#96652D",
-    "prune_finetune": "#CC79A7",
+    "finetune": "#CC79A7",
+    "prune_finetune": "#96652D",
     "lora": "#0095FF",
     "prunelora": "#D55E00",
     "prunelora_channels": "#009E73",
@@ -44,8 +44,8 @@ COLORS |= {name: _FAMILIES[method.family] for name, method in unlearning.METHODS
 MARKERS = dict(zip(COLORS, "Xso^vDP<>hHpd8*1234x+", strict=True))
 ORACLE, FORGET, CHANCE = COLORS["retrain"], "#D55E00", "#767676"
 # of what is no method, in this order; the same colours, since no others keep apart as well
-GROUPS = [COLORS[name] for name in ("retrain", "prunelora", "prunelora_channels", "prune_finetune",
-                                    "lora", "finetune", "original")]  # fmt: skip
+GROUPS = [COLORS[name] for name in ("retrain", "prunelora", "prunelora_channels", "finetune",
+                                    "lora", "prune_finetune", "original")]  # fmt: skip
 HATCHES = ["", "//", "\\\\", "||", "--", "++", "xx", "oo", "..", "**", "OO"]
 EDGE = 6.0  # half-widths of a band; what lies beyond is written at the edge
 UNKNOWN = "#d9d9d9"  # cells without a measurement
