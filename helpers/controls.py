@@ -1,0 +1,225 @@
+"""Sliders and what they draw: the machinery, from core ipywidgets only (7.7 and 8).
+
+What a panel draws is HTML: pictures with an alternative text, tables with headings. It looks the
+same in JupyterLab, Colab and Voila, and can be read aloud. Nothing is computed here: a panel calls
+a function that draws from numbers that are already there, so that it can follow every move.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as widgets
+import matplotlib.pyplot as plt
+
+from helpers.config import check
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+SAYS = "panel-says"  # CSS class of the line that is written last
+_log = logging.getLogger(__name__)
+_WHOLE_TEXT = {"description_width": "initial"}  # a description is never cut off
+
+
+def percent(share: float) -> str:
+    """Write a share as it shall be read.
+
+    Args:
+        share: In [0, 1].
+
+    Returns:
+        Per cent, with a decimal only where it is needed.
+
+    Source: this project.
+    Lesson: 02_pruning, "How much can go".
+    """
+    return f"{100 * share:.4g} %"
+
+
+def slider(
+    description: str,
+    values: Iterable[Any],
+    value: Any = None,
+    write: Callable[[Any], str] = str,
+) -> widgets.SelectionSlider:
+    """Make a slider over a few values. The arrow keys, Home and End move it.
+
+    Args:
+        description: Its label.
+        values: What can be chosen, in order.
+        value: Where it begins; None takes the first.
+        write: Value -> how it is written beside the slider, with its unit.
+
+    Returns:
+        The slider; it follows every move.
+
+    Raises:
+        InputError: If there are no values, or ``value`` is not among them.
+
+    Source: ipywidgets.
+    Lesson: 02_pruning, "How much can go".
+    """
+    options = [(write(v), v) for v in values]
+    start = _start(description, [v for _, v in options], value)
+    return widgets.SelectionSlider(
+        description=description, options=options, value=start, continuous_update=True,
+        style=_WHOLE_TEXT, layout=widgets.Layout(width="24em"),
+    )  # fmt: skip
+
+
+def menu(
+    description: str,
+    values: Iterable[Any],
+    value: Any = None,
+    write: Callable[[Any], str] = str,
+) -> widgets.Dropdown:
+    """Make a menu of a few names.
+
+    Args:
+        description: Its label.
+        values: What can be chosen.
+        value: Where it begins; None takes the first.
+        write: Value -> how it is written in the menu.
+
+    Returns:
+        The menu.
+
+    Raises:
+        InputError: If there are no values, or ``value`` is not among them.
+
+    Source: ipywidgets.
+    Lesson: 05_evaluation, "The membership attack".
+    """
+    options = [(write(v), v) for v in values]
+    start = _start(description, [v for _, v in options], value)
+    return widgets.Dropdown(
+        description=description, options=options, value=start, style=_WHOLE_TEXT,
+        layout=widgets.Layout(width="24em"),
+    )  # fmt: skip
+
+
+def _start(description: str, values: list[Any], value: Any) -> Any:
+    check(f"values of {description!r}", values, bool(values), "at least one")
+    start = values[0] if value is None else value
+    check(description, start, start in values, f"one of {', '.join(map(str, values))}")
+    return start
+
+
+def picture(figure: Figure, alt: str) -> str:
+    """Turn a figure into an HTML image, and close it.
+
+    Args:
+        figure: From matplotlib.
+        alt: What it shows, for those who cannot see it.
+
+    Returns:
+        An ``img`` element that holds the picture as PNG.
+
+    Raises:
+        InputError: If ``alt`` is empty.
+
+    Source: this project.
+    Lesson: 02_pruning, "How much can go".
+    """
+    try:
+        check("alt", alt, bool(alt.strip()), "a description of the figure")
+        with io.BytesIO() as file:
+            figure.savefig(file, format="png", facecolor="white")
+            png = base64.b64encode(file.getvalue()).decode()
+    finally:
+        plt.close(figure)
+    return f'<img alt="{escape(alt)}" style="max-width: 100%" src="data:image/png;base64,{png}">'
+
+
+def table(frame: pd.DataFrame, caption: str = "") -> str:
+    """Write a small frame as an HTML table with headings for rows and columns.
+
+    Args:
+        frame: Its index names the rows; every cell is written by ``str`` and escaped.
+        caption: What the table holds; empty for none.
+
+    Returns:
+        A ``table`` element.
+
+    Source: WCAG 2.2, technique H63 (scope of headings).
+    Lesson: 02_pruning, "How much can go".
+    """
+    corner = frame.index.name or ""
+    head = "".join(f'<th scope="col">{escape(str(c))}</th>' for c in (corner, *frame.columns))
+    body = "".join(
+        f'<tr><th scope="row">{escape(str(name))}</th>'
+        + "".join(f'<td style="text-align: right">{escape(str(cell))}</td>' for cell in cells)
+        + "</tr>"
+        for name, cells in zip(frame.index, frame.itertuples(index=False), strict=True)
+    )
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+class Panel:
+    """Controls, what they draw, and a line that says what is shown.
+
+    The function that draws gets the controls' values by name. It returns HTML for each output and,
+    last, a line of plain text, which is written after everything else and read aloud by screen
+    readers. If it fails, its outputs are emptied, the line says why, the traceback is logged and
+    the error raised again; the next move draws anew. Figures that it leaves open are closed.
+
+    Attributes:
+        inputs: Name -> control.
+        outputs: One HTML widget for each part that is drawn; arrange them at will.
+        says: HTML widget of the line, with the CSS class :data:`SAYS`.
+        widget: All of it, one below the other, for ``display``.
+
+    Source: this project.
+    Lesson: 02_pruning, "How much can go".
+    """
+
+    def __init__(
+        self, inputs: Mapping[str, widgets.Widget], draw: Callable[..., Sequence[str]]
+    ) -> None:
+        """Draw once, and again whenever a control moves; an error of the first time is raised."""
+        for name, control in inputs.items():
+            check(name, control, bool(control.description), "a control with a description")
+        self.inputs = dict(inputs)
+        self._draw = draw
+        *parts, text = self._drawn()
+        self.outputs = tuple(widgets.HTML(part) for part in parts)
+        self.says = widgets.HTML(_line(text))
+        self.says.add_class(SAYS)
+        row = widgets.HBox(list(self.inputs.values()), layout=widgets.Layout(flex_flow="row wrap"))
+        self.widget = widgets.VBox([row, self.says, *self.outputs])
+        for control in self.inputs.values():
+            control.observe(self._update, names="value")
+
+    def _drawn(self) -> Sequence[str]:
+        before = set(plt.get_fignums())
+        try:
+            return self._draw(**{name: control.value for name, control in self.inputs.items()})
+        finally:
+            for number in set(plt.get_fignums()) - before:
+                plt.close(number)
+
+    def _update(self, _: Any = None) -> None:
+        try:
+            *parts, text = self._drawn()
+            for output, part in zip(self.outputs, parts, strict=True):
+                output.value = part
+        except Exception as error:  # of any kind: shown, logged and raised again
+            for output in self.outputs:
+                output.value = ""  # what stood there belongs to another position
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self.says.value = f'<p role="alert"><b>Nothing could be drawn.</b> {escape(reason)}</p>'
+            _log.exception("a panel could not be drawn")
+            raise
+        self.says.value = _line(text)
+
+
+def _line(text: str) -> str:
+    return f'<p role="status" aria-live="polite">{escape(text)}</p>'

@@ -1,0 +1,154 @@
+"""Sliders and panels, driven without a browser."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from html.parser import HTMLParser
+
+import ipywidgets as widgets
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from helpers import controls
+from helpers.config import InputError
+
+
+class Elements(HTMLParser):
+    """Collects (tag, attributes) and the text of a piece of HTML."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.texts = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def test_a_picture_is_a_png_with_its_description_and_the_figure_is_closed():
+    figure, ax = plt.subplots(figsize=(2, 1), dpi=50)
+    ax.plot([0, 1])
+    html = controls.picture(figure, 'a "line" <rising> & more')
+    ((tag, attributes),) = Elements(html).found
+    assert (tag, attributes["alt"]) == ("img", 'a "line" <rising> & more')
+    kind, _, data = attributes["src"].partition(",")
+    assert kind == "data:image/png;base64"
+    png = base64.b64decode(data)
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    size = [int.from_bytes(png[start : start + 4], "big") for start in (16, 20)]
+    assert size == [100, 50]
+    assert plt.get_fignums() == []
+
+
+def test_a_picture_without_description_is_refused_and_its_figure_closed():
+    with pytest.raises(InputError, match="a description"):
+        controls.picture(plt.figure(), "  ")
+    assert plt.get_fignums() == []
+
+
+def test_a_table_has_headings_and_escapes_every_text():
+    frame = pd.DataFrame({"<b>": ["1 & 2", "<script>"]}, index=pd.Index(["x", "<i>"], name="row"))
+    html = controls.table(frame, caption="a < b")
+    found = Elements(html)
+    tags = [tag for tag, _ in found.found]
+    assert not {"b", "i", "script"} & set(tags)
+    assert found.texts == ["a < b", "row", "<b>", "x", "1 & 2", "<i>", "<script>"]
+    scopes = [a["scope"] for tag, a in found.found if tag == "th"]
+    assert scopes == ["col", "col", "row", "row"]
+
+
+def test_controls_have_labels_units_and_follow_every_move():
+    one = controls.slider("Sparsity", [0, 0.125, 0.5], 0.125, controls.percent)
+    assert one.options == (("0 %", 0), ("12.5 %", 0.125), ("50 %", 0.5))
+    assert (one.description, one.value, one.continuous_update) == ("Sparsity", 0.125, True)
+    assert one.style.description_width == "initial"
+    other = controls.menu("Method", ["a", "b"])
+    assert (other.description, other.value) == ("Method", "a")
+    for make in (controls.slider, controls.menu):
+        with pytest.raises(InputError, match="at least one"):
+            make("Rank", [])
+        with pytest.raises(InputError, match="one of 1, 2"):
+            make("Rank", [1, 2], 3)
+
+
+@pytest.fixture
+def panel():
+    """A panel whose position 0 cannot be drawn."""
+
+    def draw(rank, unit):
+        figure = plt.figure(figsize=(1, 1))
+        text = f"<{10 // rank}> {unit}"
+        return controls.picture(figure, text), f"<p>{10 // rank}</p>", text
+
+    inputs = {
+        "rank": controls.slider("Rank", [2, 0, 5]),
+        "unit": controls.menu("Unit", ["kB", "MB"]),
+    }
+    return controls.Panel(inputs, draw)
+
+
+def test_a_panel_draws_at_once_and_at_every_move(panel):
+    assert panel.outputs[1].value == "<p>5</p>"
+    assert plt.get_fignums() == []
+    panel.inputs["rank"].value = 5
+    assert panel.outputs[1].value == "<p>2</p>"
+    panel.inputs["unit"].value = "MB"
+    ((tag, attributes),) = Elements(panel.says.value).found
+    assert (tag, attributes["aria-live"]) == ("p", "polite")
+    assert Elements(panel.says.value).texts == ["<2> MB"], "plain text, escaped"
+    assert panel.says._dom_classes == (controls.SAYS,)
+    assert plt.get_fignums() == []
+
+
+def test_the_line_is_written_last(panel):
+    order = []
+    for name, part in (("picture", panel.outputs[0]), ("number", panel.outputs[1]),
+                       ("line", panel.says)):  # fmt: skip
+        part.observe(lambda change, name=name: order.append(name), names="value")
+    panel.inputs["rank"].value = 5
+    assert order == ["picture", "number", "line"]
+
+
+def test_an_error_is_shown_logged_and_raised_and_the_next_move_draws_again(panel, caplog):
+    with caplog.at_level(logging.ERROR), pytest.raises(ZeroDivisionError):
+        panel.inputs["rank"].value = 0
+    assert [o.value for o in panel.outputs] == ["", ""], "nothing of the last position stays"
+    found = Elements(panel.says.value)
+    assert found.found[0] == ("p", {"role": "alert"})
+    assert "ZeroDivisionError: " in "".join(found.texts)
+    assert "\n" not in panel.says.value
+    assert caplog.records[-1].exc_info[0] is ZeroDivisionError
+    assert plt.get_fignums() == [], "the figure that was begun is closed"
+    panel.inputs["rank"].value = 5
+    assert panel.outputs[1].value == "<p>2</p>"
+    assert "alert" not in panel.says.value
+
+
+def test_the_reason_of_an_error_is_escaped():
+    def draw(rank):
+        if rank:
+            raise InputError("<img src=x>\nsecond line")
+        return ("",)
+
+    panel = controls.Panel({"rank": controls.slider("Rank", [0, 1])}, draw)
+    with pytest.raises(InputError):
+        panel.inputs["rank"].value = 1
+    assert "InputError: &lt;img src=x&gt; second line" in panel.says.value
+
+
+def test_a_panel_needs_labels_and_shows_an_error_of_the_first_drawing_at_once():
+    with pytest.raises(InputError, match="a description"):
+        controls.Panel({"rank": widgets.IntSlider()}, lambda rank: ("",))
+    with pytest.raises(ZeroDivisionError):
+        controls.Panel({"rank": controls.slider("Rank", [0])}, lambda rank: (str(1 // rank),))
+
+
+def test_figures_that_were_open_before_stay_open(panel):
+    mine = plt.figure()
+    panel.inputs["rank"].value = 5
+    assert plt.get_fignums() == [mine.number]
