@@ -215,12 +215,9 @@ class Grid:
         for name in self.study.metrics:
             known = {c: b[name] for c, b in bands.items() if name in b}
             values = table[name].astype(float)
-            low, high, center = (table["forget"].map({c: b[i] for c, b in known.items()})
-                                 for i in range(3))  # fmt: skip
-            beyond = _share(values - center, high - center), _share(center - values, center - low)
-            side = audit.METRICS[name].side
-            both = beyond[0].where(values >= center, beyond[1])
-            columns[name] = {"both": both, "upper": beyond[0], "lower": beyond[1]}[side]
+            ends = (table["forget"].map({c: b[i] for c, b in known.items()}).astype(float)
+                    for i in range(3))  # fmt: skip
+            columns[name] = _away(audit.METRICS[name].side, values, *ends)
         return pd.DataFrame(columns, index=table.index)
 
     def metrics(self, point: Point, seed: int) -> list[dict[str, Any]]:
@@ -360,6 +357,33 @@ class Grid:
         return table
 
 
+def away(metric: str, value: float, band: tuple[float, float, float]) -> float:
+    """Tell how far one value is from the oracles, in half-widths of their band; 1 is its edge.
+
+    Args:
+        metric: Its name; says which side counts.
+        value: The value.
+        band: Low end, high end and centre.
+
+    Returns:
+        As :attr:`Grid.away`.
+
+    Source: this project.
+    Lesson: 06_explorer, "The stored grid".
+    """
+    import pandas as pd
+
+    columns = (pd.Series([float(v)]) for v in (value, *band))
+    return float(_away(audit.METRICS[metric].side, *columns).iloc[0])
+
+
+def _away(
+    side: str, values: pd.Series, low: pd.Series, high: pd.Series, center: pd.Series
+) -> pd.Series:
+    upper, lower = _share(values - center, high - center), _share(center - values, center - low)
+    return {"both": upper.where(values >= center, lower), "upper": upper, "lower": lower}[side]
+
+
 def _share(distance: pd.Series, half: pd.Series) -> pd.Series:
     """Divide by the half-width; where that is 0, only the centre itself is inside."""
     import numpy as np
@@ -373,9 +397,7 @@ def _known(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
-def interval(
-    name: str, values: Iterable[float]
-) -> tuple[float | None, float | None, float | None]:
+def interval(name: str, values: Iterable[float]) -> tuple[float | None, float | None, float | None]:
     """Bound the mean of a metric over seeds.
 
     Args:
@@ -678,5 +700,3 @@ def changed(live: Live, dataset: Dataset, most: int = 8) -> torch.Tensor:
     wrong = (after != part.labels.cpu())[moved]
     return part.images[moved[wrong.int().argsort(descending=True, stable=True)][:most]
                        .to(part.images.device)]  # fmt: skip
-
-
