@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 RECORD = "explorer-digits.json"
 SHOWN_FIRST = "head_refit"  # a metric that tells forgetting from answering otherwise
-MOST_PINS = 6
+MOST_PINS, MOST_LIVES = 6, 8
 SIZE, DPI = (4.3, 3.4), 100
 LEAKS = {
     "forgotten class, what leaks most": grid.leaking,
@@ -400,7 +400,7 @@ class Explorer:
         ending = ""
         try:
             live = grid.train(given[0], point, seed, *given[1:])
-            self.lives[(point, seed)] = live
+            self._keep(live)
             self.panel.refresh()
             ending = f"{point}, seed {seed}: trained and measured in {live.seconds:.1f} s."
             if self.grid.study.about.get("preset", self.cfg.preset) != self.cfg.preset:
@@ -412,12 +412,19 @@ class Explorer:
             self._show_pictures()
             self.note.value = _status(ending)
         except training.Interrupted as stopped:
-            self.note.value = _status(f"{ending} {point}: {stopped}.".strip())
+            where = str(stopped).split(";")[0]  # what follows names folders
+            self.note.value = _status(f"{ending} {point}: {where}.".strip())
         except Exception as error:  # of any kind: shown and logged; nobody could catch it here
             log.exception("a point could not be trained")
             self.note.value = _alert("It could not be trained.", error)
         finally:
             self.run.disabled, self.halt.disabled = False, True
+
+    def _keep(self, live: grid.Live) -> None:
+        self.lives.pop((live.point, live.seed), None)  # the latest stands last
+        self.lives[(live.point, live.seed)] = live
+        while len(self.lives) > MOST_LIVES:
+            self.lives.pop(next(iter(self.lives)))
 
     def _say(self, what: str, done: int, total: int) -> None:
         now = time.monotonic()

@@ -26,7 +26,8 @@ MODULES = sorted(m.name for m in pkgutil.iter_modules(helpers.__path__))
 ROOMS = ["files", "config", "data", "models", "ledger", "training", "frozen", "pruning", "lora",
          "patches", "objectives", "edits", "unlearning", "outputs", "attacks", "features",
          "relearning", "statistics", "audit", "runs", "study", "grid", "shadows", "defects",
-         "report", "plots", "controls", "card", "widgets", "exercises", "tutorial", "__main__"]  # fmt: skip
+         "report", "plots", "controls", "card", "widgets", "exercises", "tutorial",
+         "__main__"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
