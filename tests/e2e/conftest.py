@@ -82,7 +82,8 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         places = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR",
-                  "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "HELPERS_HOME")  # fmt: skip
+                  "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR",
+                  "HELPERS_HOME")  # fmt: skip
         own = ("MPLBACKEND", "PYTHONDONTWRITEBYTECODE", "JUPYTER_TOKEN")
         environment = {k: v for k, v in os.environ.items() if k not in own}
         environment |= {name: str(folder / name.lower()) for name in places}
