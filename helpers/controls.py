@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 SAYS = "panel-says"  # CSS class of the line that is written last
 _log = logging.getLogger(__name__)
-_WHOLE_TEXT = {"description_width": "initial"}  # a description is never cut off
 
 
 def percent(share: float) -> str:
@@ -61,17 +60,13 @@ def slider(
         The slider; it follows every move.
 
     Raises:
-        InputError: If there are no values, or ``value`` is not among them.
+        InputError: If there are no values, two are written alike, or ``value`` is not among them.
 
     Source: ipywidgets.
     Lesson: 02_pruning, "How much can go".
     """
-    options = [(write(v), v) for v in values]
-    start = _start(description, [v for _, v in options], value)
-    return widgets.SelectionSlider(
-        description=description, options=options, value=start, continuous_update=True,
-        style=_WHOLE_TEXT, layout=widgets.Layout(width="24em"),
-    )  # fmt: skip
+    settings = _settings(description, values, value, write)
+    return widgets.SelectionSlider(**settings, continuous_update=True)
 
 
 def menu(
@@ -92,24 +87,28 @@ def menu(
         The menu.
 
     Raises:
-        InputError: If there are no values, or ``value`` is not among them.
+        InputError: If there are no values, two are written alike, or ``value`` is not among them.
 
     Source: ipywidgets.
     Lesson: 05_evaluation, "The membership attack".
     """
+    return widgets.Dropdown(**_settings(description, values, value, write))
+
+
+def _settings(
+    description: str, values: Iterable[Any], value: Any, write: Callable[[Any], str]
+) -> dict[str, Any]:
     options = [(write(v), v) for v in values]
-    start = _start(description, [v for _, v in options], value)
-    return widgets.Dropdown(
-        description=description, options=options, value=start, style=_WHOLE_TEXT,
-        layout=widgets.Layout(width="24em"),
-    )  # fmt: skip
-
-
-def _start(description: str, values: list[Any], value: Any) -> Any:
-    check(f"values of {description!r}", values, bool(values), "at least one")
-    start = values[0] if value is None else value
-    check(description, start, start in values, f"one of {', '.join(map(str, values))}")
-    return start
+    texts = [text for text, _ in options]
+    ok = bool(texts) and len(set(texts)) == len(texts)  # the text finds the value
+    check(f"values of {description!r}", texts, ok, "at least one, each written in its own way")
+    start = options[0][1] if value is None else value
+    ok = start in [v for _, v in options]
+    check(description, start, ok, f"one of {', '.join(texts)}")
+    whole = {"description_width": "initial"}  # a description is never cut off
+    layout = widgets.Layout(width="24em")
+    return {"description": description, "options": options, "value": start, "style": whole,
+            "layout": layout}  # fmt: skip
 
 
 def picture(figure: Figure, alt: str) -> str:

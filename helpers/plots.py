@@ -1,7 +1,9 @@
 """Figures: tidy data in, axes out; nothing is trained or computed here that a reader must trust.
 
 Every method has one colour in the whole series, from a palette that colour-blind readers can tell
-apart (Okabe & Ito), and a marker of its own; baselines and cheats share one colour a family.
+apart (after Okabe & Ito, darkened where a line on white would be too faint), and a marker of its
+own. Baselines and cheats share one colour a family: what is drawn of them together differs by
+marker, dash or hatching, too.
 """
 
 from __future__ import annotations
@@ -31,18 +33,22 @@ if TYPE_CHECKING:
 COLORS = {
     "original": "#000000",
     "retrain": "#0072B2",
-    "finetune": "#E69F00",
+    "finetune": "#96652D",
     "prune_finetune": "#CC79A7",
-    "lora": "#56B4E9",
+    "lora": "#0095FF",
     "prunelora": "#D55E00",
     "prunelora_channels": "#009E73",
 }
-_FAMILIES = {"baseline": "#6B5B3E", "cheat": "#8B0000"}  # more hues nobody could tell apart
+_FAMILIES = {"baseline": "#523952", "cheat": "#8B0000"}  # more hues nobody could tell apart
 COLORS |= {name: _FAMILIES[method.family] for name, method in unlearning.METHODS.items()
            if method.family in _FAMILIES}  # fmt: skip
 MARKERS = dict(zip(COLORS, "Xso^vDP<>hHpd8*1234x+", strict=True))
 ORACLE, FORGET, CHANCE = COLORS["retrain"], "#D55E00", "#767676"
-STORED, LIVE = "#B8860B", "#009E73"  # of the explorer's two layers
+# of what is no method, in this order; the same colours, since no others keep apart as well
+GROUPS = [COLORS[name] for name in ("retrain", "prunelora", "prunelora_channels", "prune_finetune",
+                                    "lora", "finetune", "original")]  # fmt: skip
+STORED, LIVE = GROUPS[1], GROUPS[2]  # of the explorer's two layers, beside ORACLE
+HATCHES = ["", "//", "\\\\", "||", "--", "++", "xx", "oo", "..", "**", "OO"]
 EDGE = 6.0  # half-widths of a band; what lies beyond is written at the edge
 UNKNOWN = "#d9d9d9"  # cells without a measurement
 
@@ -137,7 +143,7 @@ def layer_sparsity(rows: Iterable[Mapping[str, Any]], ax: Axes | None = None) ->
     frame = pd.DataFrame(rows)
     ax = _axes(ax, (7, 0.34 * frame["layer"].nunique() + 1.2))
     by_stage = "stage" in frame.columns
-    palette = sns.color_palette("colorblind", frame["stage"].nunique()) if by_stage else None
+    palette = sns.color_palette(GROUPS, frame["stage"].nunique()) if by_stage else None
     sns.barplot(frame, x="sparsity", y="layer", hue="stage" if by_stage else None,
                 palette=palette, color=None if by_stage else ORACLE, ax=ax)  # fmt: skip
     ax.set(xlim=(0, 1), xlabel="zeros among the weights", ylabel="")
@@ -165,7 +171,7 @@ def ledger(rows: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
         for row in rows for key, text in names.items()
     ])  # fmt: skip
     ax = _axes(ax, (8, 3.2))
-    palette = sns.color_palette("colorblind", frame["stage"].nunique())
+    palette = sns.color_palette(GROUPS, frame["stage"].nunique())
     sns.barplot(frame, x="what", y="share", hue="stage", palette=palette, ax=ax)
     ax.axhline(1, color="black", lw=1, ls="--")
     ax.set(xlabel="", ylabel=f"share of “{rows[0]['stage']}”")
@@ -199,7 +205,7 @@ def curves(
     """
     ax = _axes(ax)
     names = list(dict.fromkeys(table[hue]))
-    palette = dict(zip(names, sns.color_palette("colorblind", len(names)), strict=True))
+    palette = dict(zip(names, sns.color_palette(GROUPS, len(names)), strict=True))
     palette |= {n: COLORS[n] for n in names if n in COLORS}
     sns.lineplot(table, x=x, y=y, hue=hue, style=hue, markers=True, errorbar="sd",
                  palette=palette, ax=ax)  # fmt: skip
@@ -215,12 +221,15 @@ def curves(
     return ax
 
 
-def roc(curves: Mapping[str, Sequence[Sequence[float]]], ax: Axes | None = None) -> Axes:
+def roc(
+    curves: Mapping[str, Sequence[Sequence[float]]], ax: Axes | None = None, *, log: bool = True
+) -> Axes:
     """Draw how many hits an attack has at how many false alarms, a curve a method.
 
     Args:
         curves: Method -> (false positive rates, true positive rates), both ascending.
         ax: Where to draw.
+        log: Whether the axes are logarithmic, from 0.1 % on, so that low rates can be seen.
 
     Returns:
         The axes, with the diagonal of chance.
@@ -229,13 +238,70 @@ def roc(curves: Mapping[str, Sequence[Sequence[float]]], ax: Axes | None = None)
     Lesson: 05_evaluation, "Example by example".
     """
     ax = _axes(ax, (5.5, 4))
-    low = 1e-3
+    low, high = (1e-3, 1.05) if log else (-0.02, 1.02)
     for method, (false, true) in curves.items():
-        ax.plot(np.maximum(false, low), np.maximum(true, low), color=COLORS[method], label=method)
-    ax.plot([low, 1], [low, 1], color=CHANCE, ls=":", lw=1.2, label="chance")
-    ax.set(xscale="log", yscale="log", xlabel="false positive rate", ylabel="true positive rate")
-    ax.set(xlim=(low, 1), ylim=(low, 1.05))
+        ax.plot(np.maximum(false, low), np.maximum(true, low), color=COLORS[method], label=method,
+                marker=MARKERS[method], markevery=0.1, ms=6)  # fmt: skip
+    ax.plot([max(low, 0), 1], [max(low, 0), 1], color=CHANCE, ls=":", lw=1.2, label="chance")
+    ax.set(xlabel="false positive rate", ylabel="true positive rate")
+    if log:
+        ax.set(xscale="log", yscale="log")
+    else:
+        ax.xaxis.set_major_formatter(PercentFormatter(1))
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.set(xlim=(low, 1 if log else high), ylim=(low, high))
     ax.legend(title="")
+    return ax
+
+
+def mark(ax: Axes, x: float, values: Sequence[float]) -> Axes:
+    """Mark one position of a figure: a vertical line, and a ring around each value there. In place.
+
+    Args:
+        ax: The figure's axes.
+        x: The position.
+        values: What the curves are there.
+
+    Returns:
+        The axes.
+
+    Source: this project.
+    Lesson: 02_pruning, "How much can go".
+    """
+    ax.axvline(x, color=COLORS["original"], lw=1, zorder=1)
+    ax.plot([x] * len(values), values, "o", ms=11, mfc="none", mew=1.5, color=COLORS["original"])
+    return ax
+
+
+def filter_norms(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the norm of every filter, a row a layer: a dot where it stays, a cross where it goes.
+
+    Where all that goes is weaker than all that stays, a short line stands at the cut.
+
+    Args:
+        table: One row a filter: ``layer``, ``norm`` and ``gone`` (bool).
+        ax: Where to draw.
+
+    Returns:
+        The axes.
+
+    Source: this project.
+    Lesson: 02_pruning, "The idea".
+    """
+    names = list(dict.fromkeys(table["layer"]))
+    ax = _axes(ax, (7, 0.26 * len(names) + 1.2))
+    rows = table["layer"].map({name: row for row, name in enumerate(names)})
+    for gone, marker, color, label in ((False, "o", ORACLE, "stays"), (True, "x", FORGET, "goes")):
+        chosen = table["gone"] == gone
+        ax.plot(table["norm"][chosen], rows[chosen], marker, color=color, ms=4, label=label)
+    for row, name in enumerate(names):
+        layer = table[table["layer"] == name]
+        weak, strong = layer["norm"][layer["gone"]], layer["norm"][~layer["gone"]]
+        if len(weak) and weak.max() <= strong.min():
+            ax.plot([(weak.max() + strong.min()) / 2] * 2, [row - 0.4, row + 0.4], color="black")
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel="L2 norm of a filter", ylim=(len(names) - 0.4, -0.6))
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     return ax
 
 
@@ -264,7 +330,11 @@ def destinations(
                 palette={m: COLORS[m] for m in shares}, ax=ax)  # fmt: skip
     ax.set(xlabel="predicted class", ylabel="share of its test images", ylim=(0, 1))
     ax.yaxis.set_major_formatter(PercentFormatter(1))
-    ax.legend(title="")
+    keys, used = ax.legend(title="").legend_handles, []
+    for bars, key, method in zip(ax.containers, keys, shares, strict=True):
+        for bar in (*bars, key):
+            bar.set(hatch=HATCHES[used.count(COLORS[method]) % len(HATCHES)], edgecolor="white")
+        used.append(COLORS[method])
     return ax
 
 
@@ -700,7 +770,8 @@ def label_shares(classes: Sequence[str], ax: Axes | None = None) -> Axes:
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.grid(False, axis="x")
     names = {"stored": STORED, "live": LIVE, "oracles": ORACLE}
-    handles = [Patch(facecolor=ink, label=name) for name, ink in names.items()]
+    handles = [Patch(facecolor=ink, label=name, hatch=HATCHES[name == "live"], edgecolor="white")
+               for name, ink in names.items()]  # fmt: skip
     ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False,
               fontsize=8)  # fmt: skip
     return ax
@@ -723,5 +794,6 @@ def mark_shares(ax: Axes, shares: Mapping[str, Sequence[float]]) -> list[Artist]
     width, found = 0.8 / max(1, len(shares)), []
     for place, (name, row) in enumerate(shares.items()):
         left = np.arange(len(row)) - 0.4 + (place + 0.5) * width
-        found += ax.bar(left, row, width, color=colors[name])
+        found += ax.bar(left, row, width, color=colors[name], hatch=HATCHES[name == "live"],
+                        edgecolor="white")  # fmt: skip
     return found

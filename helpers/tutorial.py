@@ -178,10 +178,17 @@ def _memory() -> Iterator[list[int]]:
 
 
 def _page(notebook: NotebookNode) -> str:
-    """Convert to HTML; figures get their description as alternative text, links lead to pages."""
+    """Convert to HTML; figures get their description as alternative text, links lead to pages.
+
+    Sliders are left out, since nothing would answer them; the figure beside them stays.
+    """
     from nbconvert import HTMLExporter
 
     notebook = copy.deepcopy(notebook)
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if _stays(output)]
     for cell, below in itertools.pairwise(notebook.cells):
         if below.source.startswith("*Figure: "):
             description = below.source.removeprefix("*Figure: ").split("*")[0]

@@ -26,7 +26,7 @@ MODULES = sorted(m.name for m in pkgutil.iter_modules(helpers.__path__))
 ROOMS = ["files", "config", "data", "models", "ledger", "training", "frozen", "pruning", "lora",
          "patches", "objectives", "edits", "unlearning", "outputs", "attacks", "features",
          "relearning", "statistics", "audit", "runs", "study", "grid", "shadows", "defects",
-         "report", "plots", "controls", "card", "widgets", "exercises", "tutorial",
+         "report", "plots", "controls", "sliders", "card", "widgets", "exercises", "tutorial",
          "__main__"]  # fmt: skip
 
 

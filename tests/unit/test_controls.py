@@ -74,6 +74,8 @@ def test_controls_have_labels_units_and_follow_every_move():
             make("Rank", [])
         with pytest.raises(InputError, match="one of 1, 2"):
             make("Rank", [1, 2], 3)
+        with pytest.raises(InputError, match="in its own way"):
+            make("Rank", [0.991, 0.992], write="{:.2f}".format)
 
 
 @pytest.fixture

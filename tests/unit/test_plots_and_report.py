@@ -92,14 +92,44 @@ def test_curves_and_bars_draw_what_they_are_given():
     assert ax.get_lines()[0].get_ydata().tolist() == [0.1, 0.2]
 
 
+def test_a_cut_is_drawn_only_where_it_separates():
+    norms = pd.DataFrame({
+        "layer": ["a"] * 3 + ["b"] * 3, "norm": [1.0, 2.0, 4.0, 1.0, 2.0, 4.0],
+        "gone": [True, True, False, False, True, False],
+    })  # fmt: skip
+    ax = plots.filter_norms(norms)
+    solid = [line.get_xydata().tolist() for line in ax.get_lines() if line.get_linestyle() == "-"]
+    assert solid == [[[3.0, -0.4], [3.0, 0.4]]], "between 2 and 4, in the first row alone"
+
+
+def test_a_position_is_marked_by_a_line_and_a_ring_at_each_value():
+    ax = plots.mark(plt.subplots()[1], 0.5, [0.2, 0.8])
+    line, rings = ax.get_lines()
+    assert set(line.get_xdata()) == {0.5}
+    assert rings.get_xydata().tolist() == [[0.5, 0.2], [0.5, 0.8]]
+
+
+def test_a_roc_curve_keeps_its_points():
+    rates = ([0.0, 0.0, 0.5, 1.0], [0.0, 0.25, 0.75, 1.0])
+    ax = plots.roc({"lora": rates}, log=False)
+    assert ax.get_lines()[0].get_xydata().tolist() == [list(p) for p in zip(*rates, strict=True)]
+    assert ax.get_lines()[1].get_xydata().tolist() == [[0, 0], [1, 1]], "chance"
+    ax = plots.roc({"lora": rates})
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert ax.get_lines()[0].get_xdata().min() > 0, "a rate of 0 has no logarithm"
+
+
 def test_every_function_draws_where_it_is_told(dataset):
     history = [{"epoch": 1, "forget": 0.5}]
     frame = pd.DataFrame({"x": [1, 2], "y": [0.1, 0.5], "of": ["a"] * 2})
+    norms = pd.DataFrame({"layer": ["a", "a"], "norm": [1.0, 2.0], "gone": [True, False]})
     calls = {
         "sample_images": lambda ax: plots.sample_images(dataset, 3, ax),
         "learning_curves": lambda ax: plots.learning_curves(history, {"forget": "f"}, ax),
         "layer_sparsity": lambda ax: plots.layer_sparsity([{"layer": "a", "sparsity": 1}], ax),
         "curves": lambda ax: plots.curves(frame, "x", "y", "of", labels=("x", "y"), ax=ax),
+        "filter_norms": lambda ax: plots.filter_norms(norms, ax),
+        "roc": lambda ax: plots.roc({"lora": ([0, 1], [0, 1])}, ax, log=False),
         "destinations": lambda ax: plots.destinations({"lora": [1.0]}, ["a"], ax),
         "loss_histogram": lambda ax: plots.loss_histogram({"members": [0.1, 0.2],
                                                            "forget set": [3.0, 2.0]}, ax),

@@ -118,6 +118,25 @@ def test_pages_take_the_description_of_a_figure_as_its_alternative_text():
     assert 'alt="a rising line."' in page
 
 
+def test_pages_have_the_figure_beside_a_slider_but_no_slider_that_cannot_answer():
+    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "ab12", "version_major": 2,
+                                                         "version_minor": 0},
+            "text/plain": "VBox(children=())"}  # fmt: skip
+    outputs = [v4.new_output("display_data", view),
+               v4.new_output("display_data", {"image/png": "iVBORw0KGgo="})]  # fmt: skip
+    made = lesson(
+        v4.new_code_cell("show()", outputs=outputs), v4.new_markdown_cell("*Figure: a line.*")
+    )
+    made.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {
+        "state": {"ab12": {"model_name": "VBoxModel"}}, "version_major": 2, "version_minor": 0,
+    }}  # fmt: skip
+    page = tutorial._page(made)
+    assert 'alt="a line."' in page
+    assert "ab12" not in page
+    assert "VBox(" not in page
+    assert "ab12" in str(made), "the notebook itself keeps it"
+
+
 def test_pages_link_to_pages():
     links = "[next](01_baseline_training.ipynb) [other](https://x.org/01_y.ipynb)"
     page = tutorial._page(lesson(v4.new_markdown_cell(links)))

@@ -1,0 +1,118 @@
+"""Can every reader see the colours, and tell apart what is drawn together?"""
+
+from __future__ import annotations
+
+import itertools
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex, to_rgb
+
+from helpers import plots, unlearning
+
+CONTRAST = 3.0  # WCAG 2.2, criterion 1.4.11: graphics against what lies beside them
+APART = 15.0  # CIE Lab (1976); a difference of 2.3 can just be noticed, and thin lines need more
+
+# Machado, Oliveira & Fernandes 2009, "A physiologically-based model for simulation of color vision
+# deficiency", severity 1.0, on linear RGB
+SEEN = {
+    "normal": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+                   [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+                     [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602],
+                   [0.004733, 0.691367, 0.303900]],
+}  # fmt: skip
+# linear sRGB -> XYZ (IEC 61966-2-1, white D65)
+XYZ = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750],
+                [0.0193339, 0.1191920, 0.9503041]])  # fmt: skip
+
+ONE_A_FAMILY = {
+    unlearning.METHODS[name].family if unlearning.METHODS[name].family in ("baseline", "cheat")
+    else name: color for name, color in plots.COLORS.items()
+}  # fmt: skip
+
+
+def linear(color):
+    c = np.array(to_rgb(color))
+    return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+
+
+def contrast(color):
+    """Against white."""
+    return 1.05 / (float(linear(color) @ [0.2126, 0.7152, 0.0722]) + 0.05)
+
+
+def lab(rgb):
+    t = (XYZ @ rgb) / XYZ.sum(1)
+    f = np.where(t > (6 / 29) ** 3, np.cbrt(t), t / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def distance(one, other, vision):
+    seen = [lab((np.array(SEEN[vision]) @ linear(c)).clip(0, 1)) for c in (one, other)]
+    return float(np.linalg.norm(seen[0] - seen[1]))
+
+
+def test_the_measures_give_the_known_values():
+    assert contrast("#000000") == pytest.approx(21)
+    assert contrast("#767676") == pytest.approx(4.54, abs=0.01), "the grey that just passes AA"
+    assert lab(linear("#ffffff")) == pytest.approx([100, 0, 0], abs=0.01)
+    assert lab(linear("#ff0000")) == pytest.approx([53.24, 80.09, 67.20], abs=0.02)
+    assert distance("#ff0000", "#008000", "normal") > 100
+    assert distance("#a0522d", "#6b8e23", "deuteranopia") < APART, "a brown and a green"
+    for vision in SEEN:
+        assert distance("#888888", "#888888", vision) == 0
+        assert np.array(SEEN[vision]).sum(1) == pytest.approx(1, abs=1e-5), "grey stays grey"
+
+
+@pytest.mark.parametrize("name", sorted({*ONE_A_FAMILY, "FORGET", "CHANCE"}))
+def test_every_colour_can_be_seen_on_white(name):
+    color = getattr(plots, name) if name.isupper() else ONE_A_FAMILY[name]
+    assert contrast(color) >= CONTRAST
+
+
+@pytest.mark.parametrize("vision", SEEN)
+def test_colours_of_one_figure_keep_apart(vision):
+    pairs = {(a, b): distance(ONE_A_FAMILY[a], ONE_A_FAMILY[b], vision)
+             for a, b in itertools.combinations(ONE_A_FAMILY, 2)}  # fmt: skip
+    closest = min(pairs, key=pairs.get)
+    assert pairs[closest] >= APART, closest
+    named = plots.GROUPS
+    assert min(distance(a, b, vision) for a, b in itertools.combinations(named, 2)) >= APART
+    assert all(contrast(color) >= CONTRAST for color in named)
+
+
+@pytest.mark.parametrize("vision", SEEN)
+def test_what_the_sliders_draw_beside_each_other_keeps_apart(vision):
+    for pair in ((plots.ORACLE, plots.FORGET), (plots.ORACLE, plots.CHANCE)):
+        assert distance(*pair, vision) >= APART
+
+
+def test_methods_of_one_colour_differ_by_marker_dash_or_hatching():
+    names = list(unlearning.METHODS)
+    frame = pd.DataFrame([(m, x, 0.5) for m in names for x in (1, 2)], columns=["m", "x", "y"])
+    ax = plots.curves(frame, "x", "y", "m", labels=("x", "y"))
+    lines = ax.get_lines()[: len(names)]
+    looks = {(to_hex(line.get_color()), line.get_marker(), line._dash_pattern) for line in lines}
+    assert len({str(look) for look in looks}) == len(names)
+    ax = plots.roc({m: ([0, 0.5, 1], [0, 0.6, 1]) for m in names})
+    looks = {(line.get_color(), line.get_marker()) for line in ax.get_lines()[:-1]}
+    assert len(looks) == len(names)
+    ax = plots.destinations({m: [0.5, 0.5] for m in names}, ["cat", "dog"])
+    for bars in (zip(*ax.containers, strict=True), [ax.get_legend().legend_handles]):
+        for group in bars:
+            looks = {(to_hex(bar.get_facecolor()), bar.get_hatch()) for bar in group}
+            assert len(looks) == len(names), "bars, and their keys in the legend"
+    plt.close("all")
+
+
+def test_groups_of_images_differ_by_more_than_colour_where_they_overlap():
+    detail = pd.DataFrame({"layer": ["a"] * 4, "norm": [1, 2, 3, 4],
+                           "gone": [True, True, False, False]})  # fmt: skip
+    ax = plots.filter_norms(detail)
+    markers = {line.get_label(): line.get_marker() for line in ax.get_lines()}
+    assert (markers["stays"], markers["goes"]) == ("o", "x")
