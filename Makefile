@@ -5,10 +5,10 @@ RUN = env -u PYTHONDONTWRITEBYTECODE -u MPLBACKEND .venv/bin/python
 READY = .venv/.ready
 AS_ROOT = $(shell test "$$(id -u)" != 0 || echo --allow-root)  # as in a container
 
-.PHONY: tutorial test lab results lint
+.PHONY: tutorial test lab app results lint
 .DELETE_ON_ERROR:
 
-tutorial: $(READY)  ## execute notebooks 00 to 05, write HTML and records, print the comparison
+tutorial: $(READY)  ## execute notebooks 00 to 06, write HTML and records, print the comparison
 	$(RUN) -m helpers tutorial
 
 test: $(READY)  ## unit, structure and notebook tests
@@ -16,6 +16,9 @@ test: $(READY)  ## unit, structure and notebook tests
 
 lab: $(READY)  ## open JupyterLab on the notebooks
 	env -u PYTHONDONTWRITEBYTECODE -u MPLBACKEND .venv/bin/jupyter lab $(AS_ROOT) notebooks/00_start_here.ipynb
+
+app: $(READY)  ## serve the explorer as a web page: this machine only, with a token, without code
+	env -u PYTHONDONTWRITEBYTECODE -u MPLBACKEND .venv/bin/voila --Voila.config_file_paths=notebooks/app notebooks/06_explorer.ipynb
 
 results: $(READY)  ## the committed outputs, costs and tables, measured anew
 	$(RUN) -m helpers tutorial --write

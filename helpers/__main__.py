@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         "original's and with those of networks retrained without the class.",
     ))  # fmt: skip
     _add_tutorial(commands.add_parser(
-        "tutorial", help="execute notebooks 00 to 05 and write them as HTML",
+        "tutorial", help="execute notebooks 00 to 06 and write them as HTML",
         description="Execute the notebooks in order, write each as HTML, print the comparison.",
     ))  # fmt: skip
     _add_stamp(commands.add_parser(

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = frozenset(
     [".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
 )  # the formats that Pillow reads everywhere
+UPLOADS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # what a visitor may give
+MOST_BYTES, MOST_PIXELS = 10_000_000, 25_000_000
 SHARES = {"validation": 0.15, "test": 0.25}  # of each class, where the source has no such part
 
 
@@ -480,6 +482,50 @@ def _decode(
         tensors[f"{part}.images"] = stacked.permute(0, 3, 1, 2).contiguous()
         tensors[f"{part}.labels"] = torch.tensor(labels[part])
     return tensors, skipped
+
+
+def decode(content: bytes, dataset: Dataset) -> Tensor:
+    """Turn an image file that somebody gave into the input of the dataset's networks.
+
+    Args:
+        content: The file, at most 10 MB, of at most 25 million pixels; PNG, JPEG, GIF, BMP, WEBP,
+            TIFF or PPM.
+        dataset: Gives the channels and the size.
+
+    Returns:
+        (1, C, H, W) uint8 on the dataset's device, scaled and cut as the images of a folder are;
+        grey where the dataset is.
+
+    Raises:
+        InputError: If it is too large or no image.
+
+    Source: Pillow.
+    Lesson: 06_explorer, "Real pictures".
+    """
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    check("picture", f"{len(content):,} bytes", 0 < len(content) <= MOST_BYTES,
+          f"a file of 1 to {MOST_BYTES:,} bytes")  # fmt: skip
+    _, channels, _, side = dataset.train.images.shape
+    try:
+        with Image.open(io.BytesIO(content), formats=UPLOADS) as file:
+            pixels = file.width * file.height  # known before anything is decoded
+            check("picture", f"{file.width} x {file.height} pixels", pixels <= MOST_PIXELS,
+                  f"at most {MOST_PIXELS:,} pixels")  # fmt: skip
+            image = _to_rgb(file, side)
+    except InputError:
+        raise
+    # Pillow's plugins raise nearly anything on damaged input; the reason is given, nothing is lost
+    except Exception as error:
+        raise InputError(
+            f"the picture cannot be read ({type(error).__name__}): allowed are {', '.join(UPLOADS)}"
+        ) from error
+    array = np.array(image.convert("L") if channels == 1 else image, dtype=np.uint8)
+    tensor = torch.from_numpy(array.reshape(side, side, channels)).permute(2, 0, 1)[None]
+    return tensor.contiguous().to(dataset.train.images.device)
 
 
 def _to_rgb(image: Image, size: int) -> Image:

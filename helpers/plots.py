@@ -17,7 +17,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from helpers import unlearning
@@ -25,6 +25,7 @@ from helpers.config import check
 from helpers.report import COLUMNS
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
     from helpers.data import Dataset
@@ -46,6 +47,7 @@ ORACLE, FORGET, CHANCE = COLORS["retrain"], "#D55E00", "#767676"
 # of what is no method, in this order; the same colours, since no others keep apart as well
 GROUPS = [COLORS[name] for name in ("retrain", "prunelora", "prunelora_channels", "finetune",
                                     "lora", "prune_finetune", "original")]  # fmt: skip
+STORED, LIVE = GROUPS[1], GROUPS[2]  # of the explorer's two layers, beside ORACLE
 HATCHES = ["", "//", "\\\\", "||", "--", "++", "xx", "oo", "..", "**", "OO"]
 EDGE = 6.0  # half-widths of a band; what lies beyond is written at the edge
 UNKNOWN = "#d9d9d9"  # cells without a measurement
@@ -593,3 +595,205 @@ def _headings(ax: Axes, methods: pd.Series, metrics: pd.DataFrame) -> None:
 def _starts(names: pd.Series) -> list[tuple[int, str]]:
     listed = list(names)
     return [(i, n) for i, n in enumerate(listed) if i == 0 or n != listed[i - 1]]
+
+
+# ------------------------------------------------------------------------------------------------
+# the grid of the explorer: what stands still, and what marks the chosen point on it
+
+_AWAY = LinearSegmentedColormap.from_list("away", [ORACLE, "#ffffff", FORGET])
+
+
+def _away_color(away: float) -> tuple[float, ...]:
+    """Blue at the oracles' centre, white at the edge of their band, vermillion far outside."""
+    inside = np.clip(away, 0, 1) / 2
+    beyond = np.clip((away - 1) / (EDGE - 1), 0, 1) / 2
+    return _AWAY(float(inside + beyond))[:3]
+
+
+def surface(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw one metric over rank and sparsity, coloured by the distance to the oracles.
+
+    Args:
+        table: One row a point: ``rank`` and ``sparsity`` (missing where the method has none),
+            ``away`` (in half-widths of the oracles' band; NaN if not measured), ``text`` (the
+            value, as it shall be read), ``front`` (whether it is on the Pareto front).
+        ax: Where to draw.
+
+    Returns:
+        The axes: ranks up, sparsities across. A star marks the Pareto front.
+
+    Source: this project.
+    Lesson: 06_explorer, "The stored grid".
+    """
+    check("table", f"{len(table)} rows", len(table) > 0, "at least one point")
+    ax = _axes(ax, (5, 3.4))
+    ranks, sparsities = surface_axes(table)
+    picture = np.tile(to_rgb(UNKNOWN), (len(ranks), len(sparsities), 1))
+    for row in table.itertuples():
+        y, x = _cell(table, row.rank, row.sparsity)
+        known = not pd.isna(row.away)
+        if known:
+            picture[y, x] = _away_color(row.away)
+        text = f"★ {row.text}" if known and row.front else row.text
+        ax.text(x, y, _plain_text(text if known else "–"), ha="center", va="center", size=9,
+                color=_ink(picture[y, x]))  # fmt: skip
+    ax.imshow(picture, aspect="auto", origin="lower")
+    ax.set_xticks(range(len(sparsities)), ["none" if s is None else f"{s:.0%}" for s in sparsities])
+    ax.set_yticks(range(len(ranks)), ["none" if r is None else f"{r:g}" for r in ranks])
+    ax.set(xlabel="sparsity", ylabel="rank")
+    ax.grid(False)
+    return ax
+
+
+def surface_axes(table: pd.DataFrame) -> tuple[list[float | None], list[float | None]]:
+    """Return the ranks and sparsities of a surface, in the order of its rows and columns.
+
+    Args:
+        table: As :func:`surface`.
+
+    Returns:
+        Ranks and sparsities in ascending order; ``[None]`` where the method has no such axis.
+
+    Source: this project.
+    Lesson: 06_explorer, "The stored grid".
+    """
+    known = (sorted(table[axis].dropna().unique()) for axis in ("rank", "sparsity"))
+    ranks, sparsities = (list(values) or [None] for values in known)
+    return ranks, sparsities
+
+
+def _cell(table: pd.DataFrame, rank: float | None, sparsity: float | None) -> tuple[int, int]:
+    ranks, sparsities = surface_axes(table)
+    return (0 if pd.isna(rank) else ranks.index(rank),
+            0 if pd.isna(sparsity) else sparsities.index(sparsity))  # fmt: skip
+
+
+def mark_surface(
+    ax: Axes, table: pd.DataFrame, rank: float | None, sparsity: float | None
+) -> list[Artist]:
+    """Draw a frame around the chosen cell of a surface.
+
+    Args:
+        ax: From :func:`surface`.
+        table: The same.
+        rank: Of the chosen point.
+        sparsity: Of the chosen point.
+
+    Returns:
+        What was added; empty if the grid has no such cell.
+
+    Source: this project.
+    Lesson: 06_explorer, "The stored grid".
+    """
+    ranks, sparsities = surface_axes(table)
+    if rank not in [*ranks, None] or sparsity not in [*sparsities, None]:
+        return []
+    y, x = _cell(table, rank, sparsity)
+    frames = [Rectangle((x - 0.47, y - 0.47), 0.94, 0.94, fill=False, ec=ink, lw=width)
+              for ink, width in (("white", 5), ("black", 2.5))]  # fmt: skip
+    return [ax.add_patch(frame) for frame in frames]
+
+
+def tradeoff(table: pd.DataFrame, cost: str, ax: Axes | None = None) -> Axes:
+    """Draw cost against distance to the oracles, a marker a point, and the Pareto front.
+
+    Args:
+        table: From :meth:`helpers.grid.Grid.tradeoff`.
+        cost: What the horizontal axis is, with its unit.
+        ax: Where to draw.
+
+    Returns:
+        The axes. What is further away than the edge stands at the edge.
+
+    Source: this project.
+    Lesson: 06_explorer, "The stored grid".
+    """
+    ax = _axes(ax, (5, 3.4))
+    ax.axhspan(-0.4, 1, color=ORACLE, alpha=0.15, lw=0)
+    front = table[table["front"]].sort_values("cost")
+    ax.plot(front["cost"], _at_edge(front["away"]), "-", color=CHANCE, lw=1.5, zorder=1)
+    for method, part in table.groupby("method", sort=False):
+        ax.plot(part["cost"], _at_edge(part["away"]), MARKERS[method], color=COLORS[method],
+                label=method, ms=6, alpha=0.85, markeredgecolor="white",
+                markeredgewidth=0.5)  # fmt: skip
+    ax.set(xlabel=_plain_text(cost), ylabel="distance to the oracles\n(half-widths of their band)",
+           ylim=(-0.4, EDGE + 0.4))  # fmt: skip
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.set_yticks(range(int(EDGE) + 1), [*map(str, range(int(EDGE))), f"≥ {EDGE:g}"])
+    ax.legend(loc="lower center", bbox_to_anchor=(0.45, 1), ncols=3, frameon=False, fontsize=8,
+              handletextpad=0.2, columnspacing=0.9)  # fmt: skip
+    return ax
+
+
+def _at_edge(away: Any) -> Any:
+    return np.clip(away, -0.2, EDGE)
+
+
+def mark_tradeoff(ax: Axes, cost: float, away: float, live: bool = False) -> list[Artist]:
+    """Draw a ring around the chosen point, or a cross where it lies when it is trained now.
+
+    Args:
+        ax: From :func:`tradeoff`.
+        cost: Of the point, in the unit of the axis.
+        away: In half-widths of the oracles' band.
+        live: Whether it was trained now.
+
+    Returns:
+        What was added.
+
+    Source: this project.
+    Lesson: 06_explorer, "Run it live".
+    """
+    look = {"ms": 13, "mfc": "none", "mec": "black", "mew": 2}
+    if live:
+        look = {"ms": 10, "mec": LIVE, "mew": 2.5}
+    return ax.plot(cost, _at_edge(away), "x" if live else "o", zorder=5, **look)
+
+
+def label_shares(classes: Sequence[str], ax: Axes | None = None) -> Axes:
+    """Prepare the axes for the shares of labels that the images of one class get.
+
+    Args:
+        classes: Names of the classes.
+        ax: Where to draw.
+
+    Returns:
+        The axes, without bars.
+
+    Source: Unlearning Comparator.
+    Lesson: 06_explorer, "The stored grid".
+    """
+    ax = _axes(ax, (5, 3.4))
+    ax.set_xticks(range(len(classes)), [_plain_text(c) for c in classes])
+    ax.set(xlim=(-0.6, len(classes) - 0.4), ylim=(0, 1), xlabel="predicted class",
+           ylabel="share of its test images")  # fmt: skip
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.grid(False, axis="x")
+    names = {"stored": STORED, "live": LIVE, "oracles": ORACLE}
+    handles = [Patch(facecolor=ink, label=name, hatch=HATCHES[name == "live"], edgecolor="white")
+               for name, ink in names.items()]  # fmt: skip
+    ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False,
+              fontsize=8)  # fmt: skip
+    return ax
+
+
+def mark_shares(ax: Axes, shares: Mapping[str, Sequence[float]]) -> list[Artist]:
+    """Draw bars of labels side by side.
+
+    Args:
+        ax: From :func:`label_shares`.
+        shares: ``stored``, ``live`` or ``oracles`` -> (C,) shares that sum to 1.
+
+    Returns:
+        What was added.
+
+    Source: Unlearning Comparator.
+    Lesson: 06_explorer, "The stored grid".
+    """
+    colors = {"stored": STORED, "live": LIVE, "oracles": ORACLE}
+    width, found = 0.8 / max(1, len(shares)), []
+    for place, (name, row) in enumerate(shares.items()):
+        left = np.arange(len(row)) - 0.4 + (place + 0.5) * width
+        found += ax.bar(left, row, width, color=colors[name], hatch=HATCHES[name == "live"],
+                        edgecolor="white")  # fmt: skip
+    return found

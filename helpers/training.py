@@ -7,6 +7,7 @@ in the middle and resumed ends with the same numbers as one that was not.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import itertools
 import logging
 import math
@@ -36,6 +37,41 @@ CHECKPOINT_SECONDS = 60  # at most about this much work is lost when a process i
 
 class Interrupted(KeyboardInterrupt):
     """Training was stopped by the user; the message says where it can be taken up again."""
+
+
+@dataclass(frozen=True)
+class _Watch:
+    stop: threading.Event
+    step: Callable[[int, int], object]
+
+
+_WATCH: contextvars.ContextVar[_Watch | None] = contextvars.ContextVar("watch", default=None)
+
+
+@contextlib.contextmanager
+def watched(
+    stop: threading.Event, step: Callable[[int, int], object] = lambda done, total: None
+) -> Iterator[None]:
+    """Follow and stop, from another thread, what trains while the context lasts.
+
+    Signals reach the main thread only; a training in a thread of its own needs another way.
+
+    Args:
+        stop: Once it is set, the training saves its checkpoint, if it has one, and ends after the
+            current step with :class:`Interrupted`.
+        step: Called after each step with the steps that are done, and their total.
+
+    Yields:
+        Nothing.
+
+    Source: this project.
+    Lesson: 06_explorer, "Run it live".
+    """
+    token = _WATCH.set(_Watch(stop, step))
+    try:
+        yield
+    finally:
+        _WATCH.reset(token)
 
 
 @dataclass
@@ -153,6 +189,7 @@ def fit(
     size, n = recipe.batch_size, len(part)
     check("images", n, n > 0, "at least one image to train on")
     per_epoch = -(-n // size) - (n % size == 1 and n > 1)
+    watch = _WATCH.get()
     # the random state that dropout and MixUp use is set anew for every step, then given back
     with _stop_requested() as stop, torch.random.fork_rng(_cuda_devices(model)):
         loop = _Loop(model, recipe, str(part.images.device), precision, tuple(frozen))
@@ -167,6 +204,8 @@ def fit(
                 share = loop.fit.steps / (recipe.epochs * per_epoch)
                 loop.step(objective, dataset.normalise(images), labels, share, after_step)
                 bar.update()
+                if watch is not None:
+                    watch.step(loop.fit.steps, bar.total)
                 loop.pause(stop, checkpoint, bar)
             loop.end_epoch(model, dataset, monitor or {})
             loop.pause(stop, checkpoint, bar)
@@ -393,7 +432,8 @@ def _bar(text: str | None, total: int, done: int) -> Any:
 @contextlib.contextmanager
 def _stop_requested() -> Iterator[threading.Event]:
     """Turn the first interrupt into a flag, so that it never falls into the middle of a step."""
-    stop = threading.Event()
+    watch = _WATCH.get()
+    stop = threading.Event() if watch is None else watch.stop
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals reach the main thread only
         return

@@ -29,6 +29,7 @@ SERIES = (
     "03_lora_adaptation",
     "04_class_unlearning",
     "05_evaluation",
+    "06_explorer",
 )
 CELL_SECONDS = {"smoke": 120, "cpu": 600}  # a cell that takes longer has hung; others may be long
 _SOLUTION = re.compile(r"<summary>Solution</summary>\s*```python\n(.*?)```", re.DOTALL)

@@ -1,0 +1,702 @@
+"""The stored grid of the explorer: one point at a time, its neighbours, and the best trade-offs.
+
+A point is a method, a class, a rank and a sparsity; some methods lack one of the last two. What is
+stored for it are audits over seeds. The same point can be trained now, and the two be compared.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from helpers import audit, ledger, models, outputs, runs, statistics, training, unlearning
+from helpers.config import RunConfig, check
+from helpers.study import Study
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from torch import nn
+
+    from helpers.data import Dataset
+
+AXES = ("rank", "sparsity")
+_NEEDED = ("method", "forget", "original_seed", "seed", "predicted", *AXES)
+# column -> (what it is, unit, factor from the record to the unit)
+COSTS: dict[str, tuple[str, str, float]] = {
+    "gmacs": ("training", "billion multiply-accumulates", 1.0),
+    "seconds": ("training", "seconds", 1.0),
+    "memory_mb": ("training memory", "MB", 1.0),
+    "trainable": ("trainable parameters", "thousand", 1e-3),
+    "parameters": ("parameters", "thousand", 1e-3),
+    "macs": ("one image", "million multiply-accumulates", 1e-6),
+    "file_bytes": ("file", "kB", 1e-3),
+    "patch_bytes": ("patch", "kB", 1e-3),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One place in the grid.
+
+    Attributes:
+        method: Name of the method.
+        forget: The class.
+        rank: Of the adapters; None for methods without.
+        sparsity: Share to prune, in [0, 1); None for methods that do not prune.
+
+    Source: this project.
+    Lesson: 06_explorer, "The stored grid".
+    """
+
+    method: str
+    forget: int
+    rank: int | None = None
+    sparsity: float | None = None
+
+    def __str__(self) -> str:
+        """Return the point as one short line."""
+        parts = [self.method, f"class {self.forget}"]
+        parts += [] if self.rank is None else [f"rank {self.rank}"]
+        parts += [] if self.sparsity is None else [f"sparsity {self.sparsity:.0%}"]
+        return ", ".join(parts)
+
+    def of(self, cfg: RunConfig, seed: int, original_seed: int) -> RunConfig:
+        """Return the configuration that trains this point.
+
+        Args:
+            cfg: Everything else.
+            seed: Of the adapters and the order of batches.
+            original_seed: Of the network that the method starts from.
+
+        Returns:
+            The changed, validated copy.
+
+        Raises:
+            InputError: If a value is not allowed.
+
+        Source: this project.
+        Lesson: 06_explorer, "Run it live".
+        """
+        own = {"rank": self.rank, "sparsity": self.sparsity}
+        own = {name: value for name, value in own.items() if value is not None}
+        return cfg.but(method=self.method, forget=self.forget, seed=seed,
+                       original_seed=original_seed, **own)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A study over ranks and sparsities, as the explorer reads it.
+
+    Attributes:
+        study: The audits; its table has the columns ``rank`` and ``sparsity``, missing where a
+            method has none.
+
+    Source: this project.
+    Lesson: 06_explorer, "The stored grid".
+    """
+
+    study: Study
+
+    def __post_init__(self) -> None:
+        """Refuse a study without the axes of a grid; raises InputError."""
+        columns = list(self.study.table.columns)
+        check("record", columns, {*_NEEDED} <= {*columns} and len(self.study.table) > 0,
+              f"a study with at least one row and the columns {', '.join(_NEEDED)}")  # fmt: skip
+
+    @cached_property
+    def _cells(self) -> dict[Point, Any]:
+        """Point -> labels of its rows."""
+        table, found = self.study.table, {}
+        for row in table[["method", "forget", *AXES]].itertuples():
+            rank = None if math.isnan(row.rank) else int(row.rank)
+            sparsity = None if math.isnan(row.sparsity) else float(row.sparsity)
+            point = Point(row.method, int(row.forget), rank, sparsity)
+            found.setdefault(point, []).append(row.Index)
+        return found
+
+    @property
+    def points(self) -> list[Point]:
+        """Every stored point, in the order of the record."""
+        return list(self._cells)
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """The methods that have points of their own: not the references."""
+        family = {name: unlearning.method(name).family for name in self.study.methods}
+        return [name for name in self.study.methods if family[name] != "reference"]
+
+    @cached_property
+    def classes(self) -> list[int]:
+        """The classes, in ascending order."""
+        return sorted({point.forget for point in self._cells})
+
+    @cached_property
+    def seeds(self) -> dict[int, int]:
+        """Seed -> seed of the network that was started from."""
+        pairs = self.study.table[["seed", "original_seed"]].drop_duplicates()
+        return {int(seed): int(first) for seed, first in sorted(pairs.itertuples(index=False))}
+
+    def values(self, axis: str, method: str | None = None) -> list[Any]:
+        """Return the values of an axis that were measured.
+
+        Args:
+            axis: ``rank`` or ``sparsity``.
+            method: For this method; None for all.
+
+        Returns:
+            The values in ascending order; empty if the method has no such axis.
+
+        Source: this project.
+        Lesson: 06_explorer, "The stored grid".
+        """
+        mine = (p for p in self._cells if method in (None, p.method))
+        return sorted({v for p in mine if (v := getattr(p, axis)) is not None})
+
+    def point(self, method: str, forget: int, rank: int | None, sparsity: float | None) -> Point:
+        """Return the point for chosen values; an axis that the method lacks plays no role.
+
+        Args:
+            method: One of ``methods``.
+            forget: One of ``classes``.
+            rank: A measured rank.
+            sparsity: A measured sparsity.
+
+        Returns:
+            The point, measured or not (a rank can be too large for a layer that was cut).
+
+        Raises:
+            InputError: If a value is not among the offered ones.
+
+        Source: this project.
+        Lesson: 06_explorer, "The stored grid".
+        """
+        for name, value, known in (
+            ("method", method, self.methods), ("forget", forget, self.classes),
+            ("rank", rank, [None, *self.values("rank")]),
+            ("sparsity", sparsity, [None, *self.values("sparsity")]),
+        ):  # fmt: skip
+            offered = ", ".join(str(v) for v in known if v is not None)
+            check(name, value, value in known, f"offered are {offered}")
+        has_rank, has_sparsity = (bool(self.values(axis, method)) for axis in AXES)
+        return Point(method, forget, rank if has_rank else None, sparsity if has_sparsity else None)
+
+    def rows(self, point: Point) -> pd.DataFrame:
+        """Return the audits of a point, one row a seed.
+
+        Args:
+            point: The point.
+
+        Returns:
+            Rows of the study; none if the point was not measured.
+
+        Source: this project.
+        Lesson: 06_explorer, "The stored grid".
+        """
+        return self.study.table.loc[self._cells.get(point, [])]
+
+    @cached_property
+    def away(self) -> pd.DataFrame:
+        """How far every audit is from the oracles, in half-widths of their band; 1 is its edge.
+
+        Only the side that counts against a network is positive; on the good side of a one-sided
+        band the number is negative.
+        """
+        import pandas as pd
+
+        table, bands, columns = self.study.table, self.study.bands, {}
+        for name in self.study.metrics:
+            known = {c: b[name] for c, b in bands.items() if name in b}
+            values = table[name].astype(float)
+            ends = (table["forget"].map({c: b[i] for c, b in known.items()}).astype(float)
+                    for i in range(3))  # fmt: skip
+            columns[name] = _away(audit.METRICS[name].side, values, *ends)
+        return pd.DataFrame(columns, index=table.index)
+
+    def metrics(self, point: Point, seed: int) -> list[dict[str, Any]]:
+        """Return every metric of a point, beside the oracles' band.
+
+        Args:
+            point: The point.
+            seed: Whose own value is shown; one of ``seeds``.
+
+        Returns:
+            One mapping a metric: name, title, group, what, ``value`` (of the seed), ``mean``, and
+            the ``low`` and ``high`` end of its 95 % interval over seeds (None where one seed alone
+            says nothing), ``band`` (two ends, None where open), ``away`` (of the seed) and
+            ``inside``. Numbers that were not measured are None.
+
+        Raises:
+            InputError: If the seed is not offered.
+
+        Source: :func:`helpers.statistics.bootstrap`.
+        Lesson: 06_explorer, "The stored grid".
+        """
+        check("seed", seed, seed in self.seeds, f"offered are {', '.join(map(str, self.seeds))}")
+        rows, bands = self.rows(point), self.study.bands.get(point.forget, {})
+        mine = rows.index[rows["seed"] == seed]
+        found = []
+        for name in self.study.metrics:
+            metric, values = audit.METRICS[name], rows[name].astype(float)
+            away = self.away.loc[mine, name]
+            row = {"name": name, "title": metric.title, "group": metric.group, "what": metric.what}
+            row |= dict(zip(("mean", "low", "high"), interval(name, values), strict=True))
+            row["value"] = _known(values.loc[mine].mean())
+            row["away"] = _known(away.mean())
+            row["inside"] = None if row["away"] is None else bool(away.mean() <= 1 + 1e-9)
+            low, high, _ = bands.get(name, (-math.inf, math.inf, 0.0))
+            row["band"] = [v if math.isfinite(v) else None for v in (low, high)]
+            found.append(row)
+        return found
+
+    def costs(self, point: Point) -> dict[str, float]:
+        """Return what a point weighs and costs, the mean over its seeds.
+
+        Args:
+            point: The point.
+
+        Returns:
+            Column -> number, for every column of the ledger and of the costs that was measured.
+
+        Source: this project.
+        Lesson: 06_explorer, "The stored grid".
+        """
+        names = [name for name in ("zeros", "channels", *COSTS) if name in self.study.table]
+        means = self.rows(point)[names].astype(float).mean()
+        return {name: float(value) for name, value in means.items() if not math.isnan(value)}
+
+    def predicted(self, point: Point, seed: int | None = None) -> list[float] | None:
+        """Return which labels a point gives to the test images of its class.
+
+        Args:
+            point: The point; of the methods or of the references.
+            seed: Of this seed alone; None takes all seeds together.
+
+        Returns:
+            (C,) shares that sum to 1; None if the point was not measured.
+
+        Source: this project.
+        Lesson: 06_explorer, "The stored grid".
+        """
+        rows = self.rows(point)
+        rows = rows if seed is None else rows[rows["seed"] == seed]
+        counts = [row for row in rows["predicted"] if isinstance(row, list | tuple)]
+        if not counts:
+            return None
+        summed = [sum(column) for column in zip(*counts, strict=True)]
+        return [count / sum(summed) for count in summed]
+
+    def surface(self, method: str, forget: int, metric: str) -> pd.DataFrame:
+        """Lay a metric of one method and class out over rank and sparsity.
+
+        Args:
+            method: The method.
+            forget: The class.
+            metric: Name of a metric.
+
+        Returns:
+            One row a point: point, rank, sparsity, ``mean`` and ``away`` (means over seeds).
+
+        Raises:
+            InputError: If the metric was not measured.
+
+        Source: this project.
+        Lesson: 06_explorer, "The stored grid".
+        """
+        import pandas as pd
+
+        known = self.study.metrics
+        check("metric", metric, metric in known, f"measured are {', '.join(known)}")
+        rows = []
+        for point, labels in self._cells.items():
+            if (point.method, point.forget) == (method, forget):
+                rows.append({
+                    "point": point, "rank": point.rank, "sparsity": point.sparsity,
+                    "mean": self.study.table.loc[labels, metric].astype(float).mean(),
+                    "away": self.away.loc[labels, metric].mean(),
+                })  # fmt: skip
+        return pd.DataFrame(rows, columns=["point", *AXES, "mean", "away"])
+
+    def tradeoff(self, forget: int, metric: str, cost: str) -> pd.DataFrame:
+        """Set all points of a class by what they cost and how far from the oracles they are.
+
+        Args:
+            forget: The class.
+            metric: Name of a metric.
+            cost: One of ``COSTS`` that was measured.
+
+        Returns:
+            One row a point that has both numbers: point, method, cost (in its unit), away, and
+            ``front``: whether no other point is better in one and at least as good in the other.
+            The numbers are means over seeds; a point can be on the front by chance.
+
+        Raises:
+            InputError: If the metric or the cost was not measured.
+
+        Source: the usual definition of a Pareto front.
+        Lesson: 06_explorer, "The stored grid".
+        """
+        import pandas as pd
+
+        measured = [name for name in COSTS if name in self.study.table]
+        check("cost", cost, cost in measured, f"measured are {', '.join(measured)}")
+        factor, parts = COSTS[cost][2], []
+        for method in self.methods:
+            part = self.surface(method, forget, metric)
+            part["cost"] = [factor * self.costs(p).get(cost, math.nan) for p in part["point"]]
+            parts.append(part.assign(method=method))
+        table = pd.concat(parts).dropna(subset=["cost", "away"]).reset_index(drop=True)
+        table["front"] = pareto(table["cost"], table["away"])
+        return table
+
+
+def away(metric: str, value: float, band: tuple[float, float, float]) -> float:
+    """Tell how far one value is from the oracles, in half-widths of their band; 1 is its edge.
+
+    Args:
+        metric: Its name; says which side counts.
+        value: The value.
+        band: Low end, high end and centre.
+
+    Returns:
+        As :attr:`Grid.away`.
+
+    Source: this project.
+    Lesson: 06_explorer, "The stored grid".
+    """
+    import pandas as pd
+
+    columns = (pd.Series([float(v)]) for v in (value, *band))
+    return float(_away(audit.METRICS[metric].side, *columns).iloc[0])
+
+
+def _away(
+    side: str, values: pd.Series, low: pd.Series, high: pd.Series, center: pd.Series
+) -> pd.Series:
+    upper, lower = _share(values - center, high - center), _share(center - values, center - low)
+    return {"both": upper.where(values >= center, lower), "upper": upper, "lower": lower}[side]
+
+
+def _share(distance: pd.Series, half: pd.Series) -> pd.Series:
+    """Divide by the half-width; where that is 0, only the centre itself is inside."""
+    import numpy as np
+
+    exact = np.where(distance.abs() < 1e-12, 0.0, np.copysign(np.inf, distance))
+    ratio = (distance / half.where(half > 0)).where(half > 0, exact)
+    return ratio.where(distance.notna() & half.notna())
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def interval(name: str, values: Iterable[float]) -> tuple[float | None, float | None, float | None]:
+    """Bound the mean of a metric over seeds.
+
+    Args:
+        name: One of ``helpers.audit.METRICS``.
+        values: One number a seed; missing ones are NaN.
+
+    Returns:
+        Mean, low and high end at 95 %; None for what is not known. Ends of a share stay in [0, 1].
+
+    Source: :func:`helpers.statistics.bootstrap`.
+    Lesson: 06_explorer, "The stored grid".
+    """
+    numbers = tuple(float(v) for v in values if not math.isnan(v))
+    if not numbers:
+        return None, None, None
+    found = _bootstrap(numbers)
+    if not math.isfinite(found.low):
+        return found.mean, None, None
+    low, high = found.low, found.high
+    if audit.METRICS[name].part:
+        low, high = max(low, 0.0), min(high, 1.0)
+    return found.mean, low, high
+
+
+@lru_cache(maxsize=4096)
+def _bootstrap(numbers: tuple[float, ...]) -> statistics.Interval:
+    return statistics.bootstrap([[number] for number in numbers])
+
+
+def pareto(costs: Sequence[float], losses: Sequence[float]) -> np.ndarray:
+    """Find the points that no other point beats: cheaper or closer, and not worse in the other.
+
+    Args:
+        costs: (N,) finite numbers, less is better.
+        losses: (N,) numbers, less is better.
+
+    Returns:
+        (N,) bool; of equal points all are on the front, or none.
+
+    Source: the usual definition.
+    Lesson: 06_explorer, "The stored grid".
+    """
+    import numpy as np
+
+    x, y = (np.asarray(values, dtype=float) for values in (costs, losses))
+    no_worse = (x[:, None] <= x) & (y[:, None] <= y)
+    better = (x[:, None] < x) | (y[:, None] < y)
+    return ~(no_worse & better).any(0)
+
+
+def differences(
+    rows: Iterable[Mapping[str, Any]], live: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Put the numbers of a live run beside the stored ones of the same seed.
+
+    Args:
+        rows: From :meth:`Grid.metrics`.
+        live: Metric -> number; some may be missing.
+
+    Returns:
+        The rows with ``live`` and ``difference`` (live - stored), None where one is missing.
+
+    Source: this project.
+    Lesson: 06_explorer, "Run it live".
+    """
+    found = []
+    for row in rows:
+        now, stored = live.get(row["name"]), row["value"]
+        known = now is not None and stored is not None
+        found.append({**row, "live": now, "difference": now - stored if known else None})
+    return found
+
+
+# ------------------------------------------------------------------------------------------------
+# trained now
+
+
+@dataclass
+class Live:
+    """A point that was trained now.
+
+    Attributes:
+        point: The point.
+        seed: Its seed.
+        metrics: Those that need no look at other networks, and Avg Gap and ToW.
+        costs: As :meth:`Grid.costs`.
+        predicted: (C,) shares of labels given to the test images of the class.
+        seconds: From the start to here, everything included.
+        networks: ``before`` and ``after``, and ``oracle`` once it was asked for.
+
+    Source: this project.
+    Lesson: 06_explorer, "Run it live".
+    """
+
+    point: Point
+    seed: int
+    metrics: dict[str, float]
+    costs: dict[str, float]
+    predicted: list[float]
+    seconds: float
+    networks: dict[str, nn.Module] = field(default_factory=dict, repr=False)
+
+
+def train(
+    grid: Grid,
+    point: Point,
+    seed: int,
+    cfg: RunConfig,
+    dataset: Dataset,
+    stop: threading.Event,
+    say: Callable[[str, int, int], object] = lambda what, done, total: None,
+) -> Live:
+    """Train a point now and measure what can be measured on it alone.
+
+    The network before is read from disk, or trained if it is not there. The metrics that compare
+    with every oracle's answers would take the oracles too, and are left out.
+
+    Args:
+        grid: Gives the oracles' means and the seed of the network before.
+        point: The point; it need not have been measured.
+        seed: One of the grid's.
+        cfg: Everything else.
+        dataset: The data of the configuration.
+        stop: Ends the training at the next step once it is set.
+        say: Called with what is done, and how many of how many steps.
+
+    Returns:
+        The trained point.
+
+    Raises:
+        InputError: If the point cannot be trained.
+        Interrupted: If it was stopped.
+
+    Source: :func:`helpers.unlearning.unlearn`.
+    Lesson: 06_explorer, "Run it live".
+    """
+    check("seed", seed, seed in grid.seeds, f"offered are {', '.join(map(str, grid.seeds))}")
+    started, own = time.perf_counter(), point.of(cfg, seed, grid.seeds[seed])
+    unlearning.set_threads(own)
+    unlearning.validate(own, dataset)
+    before = _reference(own, "original", own.start_seed, dataset, stop, say)
+    with training.watched(stop, lambda done, total: say("training", done, total)):
+        outcome = unlearning.unlearn(before, dataset, own)
+    say("measuring", 0, 1)
+    split = dataset.split(point.forget)
+    seen, model = audit.look(outcome.model, split), outcome.model
+    _leave_if(stop)
+    metrics = dict(seen.own)
+    centers = {name: band[2] for name, band in grid.study.bands.get(point.forget, {}).items()}
+    if {*audit.GAP_METRICS} <= {*centers}:
+        metrics["Avg Gap"] = audit.average_gap(metrics, centers)
+        metrics["ToW"] = audit.tow(metrics, centers)
+    row = ledger.measure(model, "live", models.layers(model).prunable)
+    fit = outcome.fit
+    patch = None if outcome.patch is None else _bytes_of(outcome)
+    costs = {
+        "zeros": row["sparsity"], "channels": sum(row["channels"].values()),
+        "parameters": row["parameters"], "macs": row["macs"], "file_bytes": row["file_bytes"],
+        "seconds": fit.seconds, "gmacs": fit.macs / 1e9, "memory_mb": fit.peak_memory / 1e6,
+        "trainable": outcome.trainable,
+    } | ({} if patch is None else {"patch_bytes": patch})  # fmt: skip
+    shares = outputs.label_histogram(seen.logits["test_forget"]).tolist()
+    _leave_if(stop)
+    return Live(point, seed, metrics, costs, shares, time.perf_counter() - started,
+                {"before": before, "after": model})  # fmt: skip
+
+
+def oracle(
+    live: Live,
+    grid: Grid,
+    cfg: RunConfig,
+    dataset: Dataset,
+    stop: threading.Event,
+    say: Callable[[str, int, int], object] = lambda what, done, total: None,
+) -> nn.Module:
+    """Train the network that never saw the class, or read it from disk, and keep it with a point.
+
+    Args:
+        live: The trained point; gets the network ``oracle``. In place.
+        grid: Gives the seed.
+        cfg: Everything else.
+        dataset: The data.
+        stop: As :func:`train`.
+        say: As :func:`train`.
+
+    Returns:
+        The network.
+
+    Raises:
+        Interrupted: If it was stopped.
+
+    Source: :func:`helpers.runs.run`.
+    Lesson: 06_explorer, "Real pictures".
+    """
+    own = live.point.of(cfg, live.seed, grid.seeds[live.seed])
+    live.networks["oracle"] = _reference(own, "retrain", own.start_seed, dataset, stop, say)
+    return live.networks["oracle"]
+
+
+def _reference(
+    cfg: RunConfig, method: str, seed: int, dataset: Dataset, stop: threading.Event,
+    say: Callable[[str, int, int], object],
+) -> nn.Module:  # fmt: skip
+    one = cfg.but(method=method, seed=seed, original_seed=None)
+    name = {"original": "the network before", "retrain": "an oracle"}[method]
+    with training.watched(stop, lambda done, total: say(f"training {name}", done, total)):
+        return runs.run(one, dataset, progress=False).model(dataset)
+
+
+def _leave_if(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise training.Interrupted("stopped while measuring; nothing was kept")
+
+
+def _bytes_of(outcome: unlearning.Outcome) -> int:
+    """Write the patch where it is gone at once, and return its size."""
+    import tempfile
+    from pathlib import Path
+
+    from helpers import patches
+
+    with tempfile.TemporaryDirectory() as folder:
+        kept = patches.save_patch(outcome.patch, Path(folder) / "patch")
+        return sum(part.stat().st_size for part in kept.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------
+# what single images show
+
+NETWORKS = ("before", "after", "oracle")
+
+
+@torch.no_grad()
+def answers(
+    networks: Mapping[str, nn.Module], images: torch.Tensor, forget: int, dataset: Dataset
+) -> list[dict[str, Any]]:
+    """Ask several networks what they see.
+
+    Args:
+        networks: Name -> network.
+        images: (N, C, H, W) uint8.
+        forget: The forgotten class.
+        dataset: Gives classes and normalisation.
+
+    Returns:
+        One mapping an image: network -> (name of the answer, its probability, the probability of
+        the forgotten class).
+
+    Source: this project.
+    Lesson: 06_explorer, "Real pictures".
+    """
+    rows: list[dict[str, Any]] = [{} for _ in images]
+    for name, network in networks.items():
+        with models.evaluating(network):
+            shares = network(dataset.normalise(images)).double().softmax(1).cpu()
+        for row, share in zip(rows, shares, strict=True):
+            top = int(share.argmax())
+            row[name] = (dataset.classes[top], float(share[top]), float(share[forget]))
+    return rows
+
+
+def leaking(live: Live, dataset: Dataset, most: int = 8) -> torch.Tensor:
+    """Choose the test images of the class on which a network still gives it the most probability.
+
+    Args:
+        live: The trained point.
+        dataset: The data.
+        most: Images to choose; at least 1.
+
+    Returns:
+        (N, C, H, W) uint8, the worst first.
+
+    Source: this project.
+    Lesson: 06_explorer, "Real pictures".
+    """
+    part = dataset.split(live.point.forget).test_forget
+    sure = outputs.confidence(training.predict(live.networks["after"], part, dataset), part.labels)
+    return part.images[sure.argsort(descending=True)[:most].to(part.images.device)]
+
+
+def changed(live: Live, dataset: Dataset, most: int = 8) -> torch.Tensor:
+    """Choose test images of the other classes on which the answer is another than before.
+
+    Args:
+        live: The trained point.
+        dataset: The data.
+        most: Images to choose at most.
+
+    Returns:
+        (N, C, H, W) uint8, those first that became wrong; N can be 0.
+
+    Source: this project.
+    Lesson: 06_explorer, "Real pictures".
+    """
+    part = dataset.split(live.point.forget).test_retain
+    before, after = (
+        training.predict(live.networks[name], part, dataset).argmax(1) for name in NETWORKS[:2]
+    )
+    moved = (before != after).nonzero().flatten()
+    wrong = (after != part.labels.cpu())[moved]
+    return part.images[moved[wrong.int().argsort(descending=True, stable=True)][:most]
+                       .to(part.images.device)]  # fmt: skip

@@ -1,0 +1,827 @@
+"""The explorer: a stored grid under sliders, a point trained now, points side by side, pictures.
+
+It looks numbers up in :mod:`helpers.grid` and draws them with :mod:`helpers.plots`; the controls
+are those of :mod:`helpers.controls`. Whatever comes from a browser can only choose among offered
+values; the one exception is a picture, which is decoded in memory and never kept.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as core
+
+from helpers import audit, controls, data, grid, outputs, plots, runs, study, training
+from helpers.config import InputError, RunConfig, check, get_config
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+
+log = logging.getLogger(__name__)
+
+RECORD = "explorer-digits.json"
+SHOWN_FIRST = "head_refit"  # a metric that tells forgetting from answering otherwise
+MOST_PINS, MOST_LIVES = 6, 8
+SIZE, DPI = (4.3, 3.4), 100
+LEAKS = {
+    "forgotten class, what leaks most": grid.leaking,
+    "other classes, answers that changed": grid.changed,
+}
+_NO_NETWORKS = "Stored points are numbers, not networks: press “Run it live” to see its pictures."
+_WHY = (
+    "Blue: inside the band of networks that never saw the class; vermillion: outside. ★: on the "
+    "Pareto front of all methods, on the means over seeds. Frame and ring: the chosen point; ×: "
+    "trained now."
+)
+# Sliders of ipywidgets have no accessible name, and read their position instead of their value.
+_PAGE = """<style>
+.explorer table {border-collapse: collapse; margin: 0 1em 1em 0; font-size: 13px}
+.explorer caption {font-weight: bold; text-align: left; padding: 4px 6px}
+.explorer th, .explorer td {padding: 2px 8px; border-bottom: 1px solid #bbb; text-align: right}
+.explorer th[scope=row], .explorer th:first-child {text-align: left; font-weight: normal}
+.explorer .row {display: flex; flex-wrap: wrap; gap: 8px; align-items: flex-start}
+.explorer .scroll {overflow-x: auto; max-width: 100%}
+.explorer figure {margin: 0; flex: 0 1 430px; min-width: 0}
+.explorer figcaption {font-size: 13px; font-weight: bold}
+.explorer h3 {margin: 12px 0 4px; font-size: 16px}
+.explorer p {margin: 4px 0; line-height: 1.4; white-space: normal}
+.explorer .pixels {image-rendering: pixelated; width: 56px; height: 56px}
+</style><script>
+if (!window.namesOfSliders) {
+  window.namesOfSliders = new MutationObserver(() => {
+    for (const slider of document.querySelectorAll('.widget-slider')) {
+      const handle = slider.querySelector('[role=slider]');
+      const label = slider.querySelector('.widget-label');
+      const shown = slider.querySelector('.widget-readout');
+      if (handle && label) handle.setAttribute('aria-label', label.textContent);
+      if (handle && shown) handle.setAttribute('aria-valuetext', shown.textContent);
+    }
+  });
+  window.namesOfSliders.observe(document, {subtree: true, childList: true, characterData: true});
+}
+</script>"""
+
+
+def explorer(cfg: RunConfig | None = None, record: study.Study | Path | None = None) -> Explorer:
+    """Open the explorer on a stored grid.
+
+    Args:
+        cfg: What is trained live, and the data; None takes :func:`helpers.config.get_config`.
+        record: The grid, or its file; None takes the committed one of the digits.
+
+    Returns:
+        The explorer; the last line of a cell shows it.
+
+    Raises:
+        InputError: If the record is no grid, or has other classes than the data.
+        FileProblem: If the file is missing or damaged.
+
+    Source: this project.
+    Lesson: 06_explorer, "The explorer".
+    """
+    cfg = cfg or get_config()
+    if not isinstance(record, study.Study):
+        record = study.load(Path(record) if record else runs.results_folder() / RECORD)
+    return Explorer(grid.Grid(record), cfg, data.load_dataset(cfg, progress=False))
+
+
+class _Sheet:
+    """Axes whose still part is drawn once; what moves is drawn on a copy of it."""
+
+    def __init__(self, draw: Callable[[Axes], Any], top: float = 0.97, left: float = 0.14) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=SIZE, dpi=DPI, facecolor="white", layout="none")
+        self.canvas = FigureCanvasAgg(figure)
+        self.ax = figure.add_axes((left, 0.15, 0.97 - left, top - 0.15))
+        draw(self.ax)
+        self.canvas.draw()
+        self.still = self.canvas.copy_from_bbox(figure.bbox)
+
+    def picture(self, moving: Sequence[Artist], title: str, alt: str) -> str:
+        import numpy as np
+        from PIL import Image
+
+        self.canvas.restore_region(self.still)
+        for artist in moving:
+            self.ax.draw_artist(artist)
+            artist.remove()
+        image = Image.fromarray(np.asarray(self.canvas.buffer_rgba())).convert("RGB")
+        drawn = f'<img alt="{escape(alt)}" style="max-width: 100%" src="{_png(image)}">'
+        return f"<figure><figcaption>{escape(title)}</figcaption>{drawn}</figure>"
+
+
+def _png(image: Any) -> str:
+    with io.BytesIO() as file:
+        image.save(file, "PNG", compress_level=4)
+        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+class _Panel(controls.Panel):
+    """A panel that two threads may draw: what was chosen last is what stays."""
+
+    def __init__(self, *given: Any) -> None:
+        self._one_at_a_time = threading.RLock()
+        super().__init__(*given)
+
+    def _update(self, _: Any = None) -> None:
+        with self._one_at_a_time:
+            super()._update()
+
+    refresh = _update
+
+
+class Explorer:
+    """The explorer; :func:`explorer` makes it.
+
+    Attributes:
+        grid: The stored points.
+        cfg: What is trained live.
+        dataset: Its data.
+        inputs: Name -> control: method, forget, rank, sparsity, seed, metric, cost.
+        lives: (point, seed) -> what was trained now.
+        pins: Label -> (point, seed), the points of the comparison.
+        widget: All of it, for ``display``.
+
+    Source: this project.
+    Lesson: 06_explorer, "The explorer".
+    """
+
+    def __init__(self, stored: grid.Grid, cfg: RunConfig, dataset: data.Dataset) -> None:
+        """Build the controls and draw the first point."""
+        most = max(stored.classes)
+        check("record", f"class {most}", most < len(dataset.classes),
+              f"a grid of the same data, with {len(dataset.classes)} classes")  # fmt: skip
+        self.grid, self.cfg, self.dataset = stored, cfg, dataset
+        self.lives: dict[tuple[grid.Point, int], grid.Live] = {}
+        self.pins: dict[str, tuple[grid.Point, int]] = {}
+        self._thread: threading.Thread | None = None
+        self._stop, self._said = threading.Event(), 0.0
+        self._sheet = functools.lru_cache(maxsize=24)(self._new_sheet)
+        self.inputs = self._controls()
+        self._follow_method()
+        self.inputs["method"].observe(self._follow_method, names="value")
+        self.panel = _Panel(self.inputs, self._draw)
+        self._live_controls()
+        self._pin_controls()
+        self._picture_controls()
+        self.widget = self._arranged()
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import HTML, display
+
+        display(HTML(_PAGE), self.widget)
+
+    # --------------------------------------------------------------------------------------------
+    # the stored point
+
+    def _controls(self) -> dict[str, core.Widget]:
+        stored, cfg, classes = self.grid, self.cfg, self.dataset.classes
+        nearest = {axis: min(values, key=lambda v, a=axis: abs(v - getattr(cfg, a)))
+                   for axis in grid.AXES if (values := stored.values(axis))}  # fmt: skip
+        method = "prunelora" if "prunelora" in stored.methods else None
+        forget = cfg.forget if cfg.forget in stored.classes else None
+        metrics = stored.study.metrics
+        costs = [name for name in grid.COSTS if name in stored.study.table]
+        made = {
+            "method": controls.menu("method", stored.methods, method),
+            "forget": controls.menu("forgotten class", stored.classes, forget,
+                                    lambda c: classes[c]),
+            "rank": controls.slider("rank", stored.values("rank") or [cfg.rank],
+                                    nearest.get("rank")),
+            "sparsity": controls.slider(
+                "sparsity", stored.values("sparsity") or [cfg.sparsity], nearest.get("sparsity"),
+                controls.percent,
+            ),
+            "seed": controls.menu("seed", stored.seeds),
+            "metric": controls.menu("map shows", metrics,
+                                    SHOWN_FIRST if SHOWN_FIRST in metrics else None,
+                                    lambda m: audit.METRICS[m].title),
+            "cost": controls.menu("against", costs, "gmacs" if "gmacs" in costs else None,
+                                  _cost_title),
+        }  # fmt: skip
+        for control in made.values():
+            control.layout.max_width = "100%"
+        return made
+
+    def _follow_method(self, _: Any = None) -> None:
+        for axis in grid.AXES:
+            has = bool(self.grid.values(axis, self.inputs["method"].value))
+            self.inputs[axis].disabled = not has
+
+    @property
+    def point(self) -> grid.Point:
+        """The chosen point."""
+        chosen = (self.inputs[name].value for name in ("method", "forget", *grid.AXES))
+        return self.grid.point(*chosen)
+
+    @property
+    def seed(self) -> int:
+        """The chosen seed."""
+        return self.inputs["seed"].value
+
+    def _draw(
+        self, method: str, forget: int, rank: int, sparsity: float, seed: int, metric: str,
+        cost: str,
+    ) -> list[str]:  # fmt: skip
+        point = self.grid.point(method, forget, rank, sparsity)
+        live = self.lives.get((point, seed))
+        rows = grid.differences(self.grid.metrics(point, seed), live.metrics if live else {})
+        pictures = self._pictures(point, seed, metric, cost, live)
+        tables = metric_tables(rows, seed, live is not None)
+        ledger = ledger_table(self.grid, point, live)
+        return [
+            f'<div class="row">{pictures}</div><p>{_WHY}</p>',
+            f'<div class="row">{tables}</div>',
+            _scroll(controls.table(ledger, "Ledger"), "ledger"),
+            self._sentence(point, seed, metric, rows),
+        ]
+
+    def _sentence(
+        self, point: grid.Point, seed: int, metric: str, rows: Sequence[Mapping[str, Any]]
+    ) -> str:
+        known = [row for row in rows if row["inside"] is not None]
+        row = next(row for row in rows if row["name"] == metric)
+        text = f"{point}, seed {seed}: "
+        if known:
+            inside = sum(row["inside"] for row in known)
+            text += f"{inside} of {len(known)} metrics inside the oracles' band"
+            text += f"; {row['title']} {_shown(row, 'value')}."
+        else:
+            stored = self.grid.rows(point)
+            reasons = stored["problem"].dropna() if "problem" in stored else []
+            text += f"not stored. {reasons.iloc[0] if len(reasons) else 'It was not measured.'}"
+        if row["live"] is not None:
+            text += f" Trained now: {_shown(row, 'live')}"
+            text += "." if row["difference"] is None else f" ({difference_text(row)})."
+        return text
+
+    def _new_sheet(self, kind: str, *key: Any) -> tuple[_Sheet, pd.DataFrame | None]:
+        if kind == "shares":
+            classes = self.dataset.classes
+            return _Sheet(lambda ax: plots.label_shares(classes, ax), 0.9, 0.16), None
+        if kind == "tradeoff":
+            forget, metric, cost = key
+            table = self.grid.tradeoff(forget, metric, cost)
+            name = _cost_title(cost)
+            return _Sheet(lambda ax: plots.tradeoff(table, name, ax), 0.84), table
+        method, forget, metric, cost = key
+        table = self.grid.surface(method, forget, metric)
+        front = self._sheet("tradeoff", forget, metric, cost)[1]
+        table["front"] = table["point"].isin(front.loc[front["front"], "point"])
+        table["text"] = ["–" if math.isnan(v) else audit.shown(metric, v) for v in table["mean"]]
+        return _Sheet(lambda ax: plots.surface(table, ax)), table
+
+    def _pictures(
+        self, point: grid.Point, seed: int, metric: str, cost: str, live: grid.Live | None
+    ) -> str:
+        title, where = audit.METRICS[metric].title, self.dataset.classes[point.forget]
+        sheet, table = self._sheet("surface", point.method, point.forget, metric, cost)
+        frame = plots.mark_surface(sheet.ax, table, point.rank, point.sparsity)
+        inside = int((table["away"] <= 1).sum())
+        found = sheet.picture(
+            frame, f"{title} of {point.method}, mean over seeds",
+            f"Heat map of {title} over rank and sparsity for {point.method}, class {where}: "
+            f"{inside} of {len(table)} points inside the oracles' band; framed: {point}.",
+        )  # fmt: skip
+        sheet, table = self._sheet("tradeoff", point.forget, metric, cost)
+        marks, mine = [], table[table["point"] == point]
+        for row in mine.itertuples():
+            marks += plots.mark_tradeoff(sheet.ax, row.cost, row.away)
+        if live is not None and metric in live.metrics and cost in live.costs:
+            away = self._away(point.forget, metric, live.metrics[metric])
+            if away is not None:
+                spent = live.costs[cost] * grid.COSTS[cost][2]
+                marks += plots.mark_tradeoff(sheet.ax, spent, away, live=True)
+        on = "on" if len(mine) and mine["front"].any() else "not on"
+        found += sheet.picture(
+            marks, f"{title}, class {where}: distance to the oracles against cost",
+            f"Scatter of all points of class {where}: {_cost_title(cost)} against distance to the "
+            f"oracles; the chosen point is {on} the Pareto front.",
+        )  # fmt: skip
+        return found + self._shares(point, seed, live)
+
+    def _away(self, forget: int, metric: str, value: float) -> float | None:
+        low, high, center = self.grid.study.bands.get(forget, {}).get(metric, (0, 0, None))
+        return None if center is None else grid.away(metric, value, (low, high, center))
+
+    def _shares(self, point: grid.Point, seed: int, live: grid.Live | None) -> str:
+        shares = {"stored": self.grid.predicted(point, seed)}
+        if live is not None:
+            shares["live"] = live.predicted
+        shares["oracles"] = self._oracle_shares(point, live)
+        shares = {name: row for name, row in shares.items() if row is not None}
+        sheet, _ = self._sheet("shares")
+        marks = plots.mark_shares(sheet.ax, shares)
+        tops = (f"{name} mostly {self.dataset.classes[row.index(max(row))]} ({max(row):.0%})"
+                for name, row in shares.items())  # fmt: skip
+        where = self.dataset.classes[point.forget]
+        return sheet.picture(
+            marks, f"Where class {where} goes, seed {seed}",
+            f"Bars of the labels given to test images of class {where}: {', '.join(tops)}.",
+        )  # fmt: skip
+
+    def _oracle_shares(self, point: grid.Point, live: grid.Live | None) -> list[float] | None:
+        stored = self.grid.predicted(grid.Point("retrain", point.forget))
+        if stored is None and live is not None and "oracle" in live.networks:
+            part = self.dataset.split(point.forget).test_forget
+            logits = training.predict(live.networks["oracle"], part, self.dataset)
+            return outputs.label_histogram(logits).tolist()
+        return stored
+
+    # --------------------------------------------------------------------------------------------
+    # trained now
+
+    def _live_controls(self) -> None:
+        self.run = core.Button(description="Run it live", button_style="primary")
+        self.halt = core.Button(description="Stop", disabled=True)
+        self.bar = core.IntProgress(description="", max=100, layout=core.Layout(width="16em"))
+        self.note = core.HTML(_status("Trains exactly this point now."))
+        self.note.add_class("live-says")
+        self.run.on_click(lambda _: self.start())
+        self.halt.on_click(lambda _: self.stop())
+
+    def start(self) -> None:
+        """Train the chosen point in a thread of its own; nothing happens while one trains.
+
+        Source: this project.
+        Lesson: 06_explorer, "Run it live".
+        """
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self.run.disabled, self.halt.disabled, self.bar.value = True, False, 0
+        self._stop = threading.Event()
+        self.note.value = _status(f"{self.point}, seed {self.seed}: starting …")
+        asked = (self.point, self.seed, self._stop)
+        self._thread = threading.Thread(target=self._work, args=asked, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End what trains after its current step.
+
+        Source: this project.
+        Lesson: 06_explorer, "Run it live".
+        """
+        self._stop.set()
+        self.halt.disabled = True
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait for what trains.
+
+        Args:
+            seconds: At most; None waits for good.
+
+        Returns:
+            Whether it has ended.
+
+        Source: this project.
+        Lesson: 06_explorer, "Run it live".
+        """
+        if self._thread is not None:
+            self._thread.join(seconds)
+        return self._thread is None or not self._thread.is_alive()
+
+    def _work(self, point: grid.Point, seed: int, stop: threading.Event) -> None:
+        given = (self.grid, self.cfg, self.dataset, stop, self._say)
+        ending = ""
+        try:
+            live = grid.train(given[0], point, seed, *given[1:])
+            self._keep(live)
+            self.panel.refresh()
+            ending = f"{point}, seed {seed}: trained and measured in {live.seconds:.1f} s."
+            if self.grid.study.about.get("preset", self.cfg.preset) != self.cfg.preset:
+                ending += (f" Stored with preset {self.grid.study.about['preset']}, trained with "
+                           f"{self.cfg.preset}: they differ for that reason alone.")  # fmt: skip
+            self.note.value = _status(f"{ending} Now an oracle for the pictures …")
+            grid.oracle(live, *given)
+            self.panel.refresh()
+            self._show_pictures()
+            self.note.value = _status(ending)
+        except training.Interrupted as stopped:
+            where = str(stopped).split(";")[0]  # what follows names folders
+            self.note.value = _status(f"{ending} {point}: {where}.".strip())
+        except Exception as error:  # of any kind: shown and logged; nobody could catch it here
+            log.exception("a point could not be trained")
+            self.note.value = _alert("It could not be trained.", error)
+        finally:
+            self.run.disabled, self.halt.disabled = False, True
+
+    def _keep(self, live: grid.Live) -> None:
+        self.lives.pop((live.point, live.seed), None)  # the latest stands last
+        self.lives[(live.point, live.seed)] = live
+        while len(self.lives) > MOST_LIVES:
+            self.lives.pop(next(iter(self.lives)))
+
+    def _say(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._said < 0.1 and done < total:
+            return  # a browser needs no more
+        self._said, self.bar.value = now, round(100 * done / max(1, total))
+        self.note.value = _status(f"{what}: step {done} of {total}" if done else f"{what} …")
+
+    # --------------------------------------------------------------------------------------------
+    # side by side
+
+    def _pin_controls(self) -> None:
+        self.pin = core.Button(description="Pin this point")
+        self.pinned = core.Dropdown(description="pinned", options=[], disabled=True,
+                                    layout=core.Layout(width="28em", max_width="100%"))  # fmt: skip
+        self.unpin = core.Button(description="Unpin", disabled=True)
+        self.compared = core.HTML(_status("No point is pinned yet."))
+        self.pin.on_click(self._shown_errors(self._pin))
+        self.unpin.on_click(self._shown_errors(self._unpin))
+
+    def _pin(self) -> None:
+        label = f"{self.point}, seed {self.seed}"
+        check("pins", len(self.pins) + 1, label in self.pins or len(self.pins) < MOST_PINS,
+              f"at most {MOST_PINS}; unpin one first")  # fmt: skip
+        self.pins[label] = (self.point, self.seed)
+        self._show_pins()
+
+    def _unpin(self) -> None:
+        self.pins.pop(self.pinned.value, None)
+        self._show_pins()
+
+    def _show_pins(self) -> None:
+        self.pinned.options = list(self.pins)
+        self.pinned.disabled = self.unpin.disabled = not self.pins
+        if not self.pins:
+            self.compared.value = _status("No point is pinned yet.")
+            return
+        table = self.comparison()
+        csv = base64.b64encode(table.to_csv(index=False).encode()).decode()
+        picture = controls.picture(_compared(table), "Table of the pinned points: metrics across; "
+                                   "blue where a point lies inside the oracles' band.")  # fmt: skip
+        png = picture.split('src="')[1].rstrip('">')
+        links = (f'<a download="explorer.csv" href="data:text/csv;base64,{csv}">Download CSV</a> · '
+                 f'<a download="explorer.png" href="{png}">Download figure</a>')  # fmt: skip
+        side = controls.table(side_by_side(table), "Pinned points: seed's value, live in brackets")
+        self.compared.value = (f"<p>{links}</p>{_scroll(side, 'pinned points')}"
+                               f"{_scroll(picture, 'figure of the pinned points')}")  # fmt: skip
+
+    def comparison(self) -> pd.DataFrame:
+        """Lay the pinned points out, one row a number; this is what the CSV file holds.
+
+        Returns:
+            pin, method, forget, rank, sparsity, seed, kind (``metric`` or ``cost``), name, value
+            (of the seed; of a cost the mean over seeds), mean, low, high, band_low, band_high,
+            inside, live, difference.
+
+        Source: this project.
+        Lesson: 06_explorer, "Compare".
+        """
+        import pandas as pd
+
+        rows = []
+        for label, (point, seed) in self.pins.items():
+            live = self.lives.get((point, seed))
+            place = {"pin": label, "method": point.method, "forget": point.forget,
+                     "rank": point.rank, "sparsity": point.sparsity, "seed": seed}  # fmt: skip
+            found = grid.differences(self.grid.metrics(point, seed), live.metrics if live else {})
+            for row in found:
+                low, high = row["band"]
+                kept = {k: row[k] for k in ("name", "value", "mean", "low", "high", "inside",
+                                            "live", "difference")}  # fmt: skip
+                rows.append(place | {"kind": "metric"} | kept
+                            | {"band_low": low, "band_high": high})  # fmt: skip
+            for name, value in self.grid.costs(point).items():
+                now = live.costs.get(name) if live else None
+                rows.append(place | {
+                    "kind": "cost", "name": name, "value": value, "mean": value, "live": now,
+                    "difference": None if now is None else now - value,
+                })  # fmt: skip
+        columns = ["pin", "method", "forget", "rank", "sparsity", "seed", "kind", "name", "value",
+                   "mean", "low", "high", "band_low", "band_high", "inside", "live",
+                   "difference"]  # fmt: skip
+        return pd.DataFrame(rows, columns=columns)
+
+    # --------------------------------------------------------------------------------------------
+    # pictures
+
+    def _picture_controls(self) -> None:
+        self.which = controls.menu("test images", LEAKS)
+        self.which.layout.max_width = "100%"
+        self.seen = core.HTML(_status(_NO_NETWORKS))
+        self.upload = core.FileUpload(accept="image/*", multiple=False, description="Own picture",
+                                      layout=core.Layout(width="12em"))  # fmt: skip
+        self.invert = core.Checkbox(description="dark on light: invert", indent=False)
+        self.own = core.HTML()
+        self.which.observe(self._shown_errors(self._show_pictures), names="value")
+        for control in (self.upload, self.invert):
+            control.observe(self._shown_errors(self._show_upload, self.own), names="value")
+
+    @property
+    def _latest(self) -> grid.Live | None:
+        chosen = self.lives.get((self.point, self.seed))
+        return chosen or next(reversed(self.lives.values()), None)
+
+    def _show_pictures(self) -> None:
+        live = self._latest
+        if live is None:
+            self.seen.value = _status(_NO_NETWORKS)
+            return
+        images = LEAKS[self.which.value](live, self.dataset)
+        what = f"{live.point}, seed {live.seed}: {self.which.value}"
+        if len(images):
+            self.seen.value = self._answers(live, images, what)
+        else:
+            self.seen.value = _status(f"{what}: none.")
+
+    def _answers(self, live: grid.Live, images: torch.Tensor, caption: str) -> str:
+        rows = grid.answers(live.networks, images, live.point.forget, self.dataset)
+        gone = self.dataset.classes[live.point.forget]
+        columns = [name for name in grid.NETWORKS if name in live.networks]
+        head = "".join(f'<th scope="col">{name}</th>' for name in ("picture", *columns))
+        head += f'<th scope="col">probability of {escape(gone)}, after</th>'
+        body = ""
+        for place, (image, row) in enumerate(zip(images, rows, strict=True), 1):
+            cells = "".join(f"<td>{escape(row[n][0])} ({row[n][1]:.0%})</td>" for n in columns)
+            picture = _pixels(image, f"picture {place}")
+            body += f'<tr><th scope="row">{picture}</th>{cells}<td>{row["after"][2]:.1%}</td></tr>'
+        table = (f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>"
+                 f"<tbody>{body}</tbody></table>")  # fmt: skip
+        return _scroll(table, "answers")
+
+    def _show_upload(self) -> None:
+        content = uploaded(self.upload.value)
+        if content is None:
+            return
+        image, live = data.decode(content, self.dataset), self._latest
+        image = 255 - image if self.invert.value else image
+        if live is None:
+            self.own.value = _pixels(image[0], "your picture") + _status(_NO_NETWORKS)
+            return
+        self.own.value = self._answers(live, image, "your picture, as the networks get it")
+
+    # --------------------------------------------------------------------------------------------
+
+    def _shown_errors(
+        self, call: Callable[[], None], where: core.HTML | None = None
+    ) -> Callable[[Any], None]:
+        """Show what goes wrong in a callback; raise it again, unless it is the visitor's input."""
+
+        def guarded(_: Any = None) -> None:
+            try:
+                call()
+            except Exception as error:
+                (where or self.note).value = _alert("That did not work.", error)
+                if isinstance(error, InputError):
+                    log.info("refused: %s", error)
+                    return
+                log.exception("a control of the explorer failed")
+                raise
+
+        return guarded
+
+    def _arranged(self) -> core.VBox:
+        def row(*parts: core.Widget) -> core.HBox:
+            return core.HBox(parts, layout=core.Layout(flex_flow="row wrap", align_items="center"))
+
+        def part(title: str, *parts: core.Widget) -> core.VBox:
+            return core.VBox([core.HTML(f"<h3>{title}</h3>"), *parts])
+
+        pictures, tables, ledger = self.panel.outputs
+        inputs = row(*self.inputs.values())
+        meanings = "".join(
+            f"<dt>{escape(audit.METRICS[n].title)}</dt><dd>{escape(audit.METRICS[n].what)}</dd>"
+            for n in self.grid.study.metrics
+        )
+        words = core.HTML(f"<details><summary>What the metrics are</summary><dl>{meanings}</dl>"
+                          f"</details>")  # fmt: skip
+        whole = core.VBox([
+            inputs, self.panel.says, row(self.run, self.halt, self.bar), self.note, pictures,
+            part("Every metric", tables, words), ledger,
+            part("Compare", row(self.pin, self.pinned, self.unpin), self.compared),
+            part("Pictures", self.which, self.seen, row(self.upload, self.invert), self.own),
+        ])  # fmt: skip
+        whole.add_class("explorer")
+        return whole
+
+
+# ------------------------------------------------------------------------------------------------
+# text and tables
+
+
+def _status(text: str) -> str:
+    return f'<p role="status" aria-live="polite">{escape(text)}</p>'
+
+
+def _alert(text: str, error: Exception) -> str:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return f'<p role="alert"><b>{escape(text)}</b> {escape(reason)}</p>'
+
+
+def _scroll(table: str, name: str) -> str:
+    """Let a wide table scroll by itself, by keyboard too."""
+    return (
+        f'<div class="scroll" role="region" aria-label="{escape(name)}" tabindex="0">{table}</div>'
+    )
+
+
+def _cost_title(name: str) -> str:
+    what, unit, _ = grid.COSTS[name]
+    return f"{what} ({unit})"
+
+
+def _shown(row: Mapping[str, Any], key: str) -> str:
+    return "–" if row[key] is None else audit.shown(row["name"], row[key])
+
+
+def difference_text(row: Mapping[str, Any]) -> str:
+    """Write the difference of a live run to the stored one.
+
+    Args:
+        row: From :func:`helpers.grid.differences`.
+
+    Returns:
+        Percentage points for shares, three decimals for everything else.
+
+    Source: this project.
+    Lesson: 06_explorer, "Run it live".
+    """
+    if row["difference"] is None:
+        return "–"
+    if audit.METRICS[row["name"]].part:
+        return f"{round(100 * row['difference'], 1) + 0.0:+.1f} pp"  # never -0.0
+    return f"{round(row['difference'], 3) + 0.0:+.3f}"
+
+
+def _ends(row: Mapping[str, Any], low: float | None, high: float | None) -> str:
+    ends = [None if v is None else audit.shown(row["name"], v) for v in (low, high)]
+    if ends == [None, None]:
+        return "–"
+    if None in ends:
+        return f"≥ {ends[0]}" if ends[1] is None else f"≤ {ends[1]}"
+    return f"{ends[0]} to {ends[1]}"
+
+
+def metric_tables(rows: Sequence[Mapping[str, Any]], seed: int, live: bool) -> str:
+    """Write every metric of a point as HTML, a table for each group.
+
+    Args:
+        rows: From :func:`helpers.grid.differences`.
+        seed: Whose values they are.
+        live: Whether to show what was trained now and the difference.
+
+    Returns:
+        Tables: value of the seed, mean over seeds and its interval, the oracles' band, inside.
+
+    Source: this project.
+    Lesson: 06_explorer, "The explorer".
+    """
+    import pandas as pd
+
+    groups: dict[str, dict[str, dict[str, str]]] = {}
+    for row in rows:
+        inside = {None: "–", True: "yes", False: "NO"}[row["inside"]]
+        cells = {f"seed {seed}": _shown(row, "value")}
+        if live:
+            cells |= {"live": _shown(row, "live"), "live - stored": difference_text(row)}
+        cells |= {
+            "band": _ends(row, *row["band"]), "inside": inside, "mean": _shown(row, "mean"),
+            "95 % interval": _ends(row, row["low"], row["high"]),
+        }  # fmt: skip
+        groups.setdefault(row["group"], {})[row["title"]] = cells
+    return "".join(
+        _scroll(controls.table(pd.DataFrame(cells).T.rename_axis("metric"), name), name)
+        for name, cells in groups.items()
+    )
+
+
+def ledger_table(stored: grid.Grid, point: grid.Point, live: grid.Live | None) -> pd.DataFrame:
+    """Lay out what a point weighs and costs.
+
+    Args:
+        stored: The grid.
+        point: The point.
+        live: What was trained now, if it was.
+
+    Returns:
+        One row a quantity, formatted: stored (mean over seeds), as a share of dense fine-tuning,
+        live.
+
+    Source: this project.
+    Lesson: 06_explorer, "The explorer".
+    """
+    import pandas as pd
+
+    costs, dense = stored.costs(point), stored.costs(grid.Point("finetune", point.forget))
+    now, rows = live.costs if live else {}, {}
+    for name in ("zeros", "channels", *grid.COSTS):
+        if name not in costs and name not in now:
+            continue
+        title = {"zeros": "zeros among prunable weights", "channels": "channels"}
+        ratio = costs[name] / dense[name] if name in costs and dense.get(name) else None
+        shown = {"stored": _amount(name, costs.get(name))}
+        shown["of dense fine-tuning"] = (
+            "–" if ratio is None or name == "zeros" else f"{100 * ratio:.1f} %"
+        )
+        if live:
+            shown["live"] = _amount(name, now.get(name))
+        rows[title.get(name) or _cost_title(name)] = shown
+    return pd.DataFrame(rows).T.rename_axis("quantity")
+
+
+def _amount(name: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    if name == "zeros":
+        return f"{100 * value:.1f} %"
+    if name == "channels":
+        return f"{value:,.0f}"
+    return f"{value * grid.COSTS[name][2]:,.3g}"
+
+
+def side_by_side(table: pd.DataFrame) -> pd.DataFrame:
+    """Lay pinned points out beside each other.
+
+    Args:
+        table: From :meth:`Explorer.comparison`.
+
+    Returns:
+        One row a metric or cost, one column a pin, formatted; ✗ marks what lies outside the band.
+
+    Source: this project.
+    Lesson: 06_explorer, "Compare".
+    """
+    import pandas as pd
+
+    columns: dict[str, dict[str, str]] = {}
+    for row in table.to_dict("records"):
+        value, now = (None if pd.isna(row[k]) else row[k] for k in ("value", "live"))
+        if row["kind"] == "metric":
+            title = audit.METRICS[row["name"]].title
+            write = functools.partial(audit.shown, row["name"])
+        else:
+            known = row["name"] in grid.COSTS
+            title = _cost_title(row["name"]) if known else row["name"]
+            write = functools.partial(_amount, row["name"])
+        text = "–" if value is None else write(value)
+        text += "" if now is None else f" ({write(now)})"
+        outside = row["inside"] is False or (row["kind"] == "metric" and row["inside"] == 0)
+        columns.setdefault(row["pin"], {})[title] = text + (" ✗" if outside else "")
+    return pd.DataFrame(columns).fillna("–").rename_axis("number")
+
+
+def _compared(table: pd.DataFrame) -> Any:
+    import pandas as pd
+
+    rows = [
+        {
+            "method": row["pin"], "family": "", "metric": row["name"],
+            "title": audit.METRICS[row["name"]].title, "group": audit.METRICS[row["name"]].group,
+            "inside": math.nan if row["inside"] is None else float(row["inside"]),
+            "text": "–" if pd.isna(row["value"]) else audit.shown(row["name"], row["value"]),
+        }
+        for row in table[table["kind"] == "metric"].to_dict("records")
+    ]  # fmt: skip
+    figure = plots.lie_detector(pd.DataFrame(rows)).figure
+    figure.set_layout_engine("tight")
+    return figure
+
+
+def uploaded(value: Any) -> bytes | None:
+    """Read the file out of an upload field, whose value differs between ipywidgets 7 and 8.
+
+    Args:
+        value: Of the field: a mapping from names (7) or a sequence of mappings (8).
+
+    Returns:
+        The content; None if nothing was chosen.
+
+    Raises:
+        InputError: If the value has another form.
+
+    Source: ipywidgets.
+    Lesson: 06_explorer, "Real pictures".
+    """
+    entries = list(value.values()) if isinstance(value, Mapping) else value
+    check("upload", type(value).__name__, isinstance(entries, list | tuple), "one file")
+    if not entries:
+        return None
+    content = entries[-1].get("content") if isinstance(entries[-1], Mapping) else None
+    ok = isinstance(content, bytes | bytearray | memoryview)
+    check("upload", type(content).__name__, ok, "the content of one file")
+    return bytes(content)
+
+
+def _pixels(image: torch.Tensor, alt: str) -> str:
+    from PIL import Image
+
+    array = image.permute(1, 2, 0).cpu().numpy()
+    picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+    return f'<img class="pixels" alt="{escape(alt)}" src="{_png(picture)}">'

@@ -1,0 +1,31 @@
+"""How ``make app`` serves the explorer: on this machine only, with a token, without code or files.
+
+Voila reads this file because the Makefile names its folder; ``c`` is its configuration.
+"""
+
+KEPT = {"setup", "app"}  # cells with one of these tags are the page; the others are not executed
+
+
+def page(request, notebook, cwd):
+    """Keep of the lesson what makes up the page; the badges of the title lead nowhere here."""
+    notebook.cells = [cell for cell in notebook.cells if KEPT & {*cell.metadata.get("tags", [])}]
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            lines = cell.source.splitlines()
+            cell.source = "\n".join(line for line in lines if not line.startswith("[!["))
+    return notebook
+
+
+c = get_config()  # noqa: F821  (given by traitlets)
+c.Voila.ip = "127.0.0.1"
+c.Voila.auto_token = True
+c.Voila.open_browser = False
+c.VoilaConfiguration.prelaunch_hook = page
+c.VoilaConfiguration.strip_sources = True
+c.VoilaConfiguration.show_tracebacks = False
+c.VoilaConfiguration.file_allowlist = []  # nothing of the folder is served
+c.VoilaConfiguration.file_denylist = [".*"]
+c.VoilaConfiguration.allow_template_override = "NO"
+c.VoilaConfiguration.allow_theme_override = "NO"
+c.VoilaConfiguration.extension_allowlist = ["@jupyter-widgets/jupyterlab-manager"]
+c.MappingKernelManager.cull_idle_timeout = 3600  # seconds; a page that nobody uses ends

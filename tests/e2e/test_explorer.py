@@ -1,0 +1,248 @@
+"""The explorer in a real browser: in JupyterLab, and as the web page that Voila serves."""
+
+from __future__ import annotations
+
+import re
+import socket
+import statistics
+import urllib.error
+import urllib.request
+
+import pytest
+
+from tests.e2e.conftest import RESULTS
+
+PAGES: dict[str, object] = {}  # kind -> its page; the tests of a kind go on from each other
+SAYS, NOTE = ".panel-says p", ".live-says p"
+MOST_MS = 300
+WATCH = """() => {
+  window.latencies = []; let pressed = 0;
+  document.addEventListener('keydown', () => { pressed = performance.now(); }, true);
+  new MutationObserver(() => {
+    if (pressed) { window.latencies.push(performance.now() - pressed); pressed = 0; }
+  }).observe(document.querySelector('.panel-says'), {subtree: true, childList: true});
+}"""
+
+both = pytest.mark.parametrize("kind", ["lab", "voila"])
+
+
+def picture_of(page, name):
+    RESULTS.mkdir(exist_ok=True)
+    page.screenshot(path=RESULTS / name)
+
+
+def text(page, place, pattern, seconds=60):
+    """Wait until a line matches, and return it."""
+    from playwright.sync_api import expect
+
+    expect(page.locator(place)).to_have_text(re.compile(pattern), timeout=1000 * seconds)
+    return page.locator(place).inner_text()
+
+
+def slider(page, name):
+    found = page.locator(f"[role=slider][aria-label='{name}']")
+    found.focus()
+    return found
+
+
+def choose(page, label, value):
+    page.get_by_label(label, exact=True).select_option(label=value)
+
+
+@both
+def test_it_opens_and_shows_a_point(browser, kind, request):
+    server = request.getfixturevalue(kind)
+    address = server.address()
+    page = PAGES[kind] = browser.new_page(viewport={"width": 1280, "height": 800})
+    if kind == "lab":
+        page.goto(address.replace("/lab?", "/lab/tree/06_explorer.ipynb?"))
+        # the toolbar says idle before the kernel is there, and "Run All" would be lost
+        page.get_by_text(re.compile(r"\| Idle")).wait_for(timeout=90_000)
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_text("Run All Cells", exact=True).click()
+        page.get_by_text("Not answered yet.").last.wait_for(timeout=120_000)
+        page.get_by_text(re.compile(r"\| Idle")).wait_for(timeout=60_000)
+    else:
+        page.goto(address, timeout=120_000)
+    page.locator(SAYS).wait_for(timeout=120_000)
+    page.locator(SAYS).scroll_into_view_if_needed()
+    choose(page, "method", "prunelora")
+    text(page, SAYS, r"^prunelora, class 3, rank \d+, .* metrics inside the oracles' band")
+    assert page.locator(".explorer figure img").count() == 3
+    if kind == "voila":
+        assert not page.locator(".jp-InputArea-editor").count(), "no code on the page"
+    picture_of(page, f"{kind}-opened.png")
+
+
+@both
+def test_a_slider_moved_by_keyboard_changes_numbers_and_picture(kind):
+    page = PAGES[kind]
+    slider(page, "rank").press("Home")
+    text(page, SAYS, "rank 1,")
+    images = page.locator(".explorer figure img")
+    before = images.first.get_attribute("src"), page.locator(".explorer table").first.inner_text()
+    slider(page, "rank").press("ArrowRight")
+    line = text(page, SAYS, r"rank [2-9]")
+    assert images.first.get_attribute("src") != before[0]
+    assert page.locator(".explorer table").first.inner_text() != before[1]
+    rank = re.search(r"rank (\d+)", line)[1]
+    assert slider(page, "rank").get_attribute("aria-valuetext") == rank, "what is read aloud"
+
+
+@both
+def test_the_new_label_comes_soon_after_the_key(kind):
+    page = PAGES[kind]
+    handle = slider(page, "sparsity")
+    handle.press("Home")
+    text(page, SAYS, "sparsity 0%")
+    page.evaluate(WATCH)
+    for i in range(11):
+        before = page.locator(SAYS).inner_text()
+        handle.press("ArrowLeft" if i % 2 else "ArrowRight")
+        page.wait_for_function("([place, old]) => document.querySelector(place).innerText !== old",
+                               arg=[SAYS, before])  # fmt: skip
+    taken = page.evaluate("window.latencies")
+    assert len(taken) == 11
+    print(f"{kind}: median {statistics.median(taken):.0f} ms of {[round(t) for t in taken]}")
+    assert statistics.median(taken) <= MOST_MS, taken
+
+
+@both
+def test_of_several_quick_moves_the_last_one_stays(kind):
+    page = PAGES[kind]
+    handle = slider(page, "sparsity")
+    handle.press("Home")
+    for key in ("ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft", "ArrowLeft", "ArrowLeft"):
+        handle.press(key)
+    text(page, SAYS, "sparsity 0%")
+    page.wait_for_timeout(500)
+    assert "sparsity 0%" in page.locator(SAYS).inner_text()
+
+
+@both
+def test_run_it_live_finishes_and_draws(kind):
+    page = PAGES[kind]
+    page.get_by_role("button", name="Run it live").click()
+    text(page, NOTE, r"trained and measured in [\d.]+ s\.")
+    text(page, SAYS, "Trained now: ")
+    table = page.locator(".explorer table", has_text="live - stored").first
+    assert re.search(r"[+-]\d", table.inner_text())
+    text(page, NOTE, r"(?!.*Now an oracle)trained and measured|differ for that reason")
+    page.locator(".explorer .pixels").first.wait_for(timeout=60_000)
+    page.locator(SAYS).scroll_into_view_if_needed()
+    picture_of(page, f"{kind}-live.png")
+
+
+@both
+def test_stop_stops(kind):
+    page = PAGES[kind]
+    choose(page, "seed", "1")
+    text(page, SAYS, "seed 1:")
+    page.get_by_role("button", name="Run it live").click()
+    text(page, NOTE, r"^training: step [1-9]\d* of")
+    page.get_by_role("button", name="Stop").click()
+    text(page, NOTE, r"stopped after \d+ of \d+ steps", seconds=10)
+    assert page.get_by_role("button", name="Run it live").is_enabled()
+    choose(page, "seed", "0")
+    text(page, SAYS, "seed 0:")
+
+
+@both
+def test_an_exception_is_shown_and_the_next_move_draws_again(kind):
+    page = PAGES[kind]
+    handle = slider(page, "rank")
+    for _ in range(3):  # 1, 2, 4, 8
+        if page.get_by_role("alert").count():
+            break
+        handle.press("ArrowRight")
+        page.wait_for_timeout(300)
+    text(page, SAYS, "Nothing could be drawn. RuntimeError: broken on purpose")
+    assert page.locator(SAYS).get_attribute("role") == "alert"
+    slider(page, "rank").press("Home")
+    text(page, SAYS, "rank 1,.*metrics inside")
+
+
+@both
+def test_pins_can_be_taken_along(kind):
+    page = PAGES[kind]
+    page.get_by_role("button", name="Pin this point").click()
+    link = page.get_by_role("link", name="Download CSV")
+    link.wait_for()
+    with page.expect_download() as waiting:
+        link.click()
+    content = waiting.value.path().read_text()
+    assert waiting.value.suggested_filename == "explorer.csv"
+    assert content.startswith("pin,method,forget,rank,sparsity,seed,kind,name,value")
+    assert "prunelora" in content
+
+
+@both
+def test_a_picture_of_ones_own_is_answered_and_other_files_are_refused(kind, tmp_path):
+    from PIL import Image, ImageDraw
+
+    page, good, bad = PAGES[kind], tmp_path / "seven.png", tmp_path / "none.png"
+    image = Image.new("L", (64, 64), 0)
+    ImageDraw.Draw(image).line([(14, 14), (50, 14), (26, 54)], fill=255, width=9)
+    image.save(good)
+    bad.write_text("<script>alert(1)</script>")
+    field = page.locator("input[type=file]").last
+    field.set_input_files(good)
+    page.get_by_text("your picture, as the networks get it").wait_for()
+    field.set_input_files(bad)
+    page.get_by_text("the picture cannot be read").wait_for()
+
+
+def test_the_page_has_no_serious_findings(axe):
+    page = PAGES["voila"]
+    page.evaluate(axe)
+    found = page.evaluate("axe.run()")["violations"]
+    serious = [(v["id"], v["help"], [n["html"][:200] for n in v["nodes"][:3]])
+               for v in found if v["impact"] in ("serious", "critical")]  # fmt: skip
+    assert not serious
+
+
+def test_the_page_fits_a_narrow_screen():
+    page = PAGES["voila"]
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.locator(SAYS).scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
+    picture_of(page, "voila-narrow.png")
+    page.screenshot(path=RESULTS / "voila-narrow-whole.png", full_page=True)
+    wide = page.evaluate("""() => [...document.querySelectorAll('.explorer *')]
+        .filter(e => !e.closest('.scroll') && e.getBoundingClientRect().right > innerWidth + 1
+                     && e.checkVisibility({opacityProperty: true, visibilityProperty: true})
+                     && !e.closest('.noUi-target'))
+        .map(e => e.outerHTML.slice(0, 120))""")
+    assert not wide
+    page.set_viewport_size({"width": 1280, "height": 800})
+
+
+def status_of(address):
+    class Stay(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, *_):
+            return None
+
+    try:
+        return urllib.request.build_opener(Stay).open(address, timeout=30).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_without_the_token_there_is_no_page_and_no_file_at_all(voila):
+    address = voila.address()
+    page, token = address.split("?")
+    assert status_of(page) in (302, 401, 403)
+    assert status_of(f"{page}?token=wrong") in (302, 401, 403)
+    for path in ("voila/files/06_explorer.ipynb", "voila/files/server.log", "voila/files/a.png",
+                 "api/contents", "voila/api/contents/", "api/kernels", "api/terminals",
+                 "voila/files/../server.log"):  # fmt: skip
+        assert status_of(f"{page}{path}?{token}") in (302, 403, 404, 405), path
+
+
+def test_the_page_is_bound_to_this_machine(voila):
+    voila.address()
+    others = {a[4][0] for a in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
+    for address in others - {"127.0.0.1"}:
+        with socket.socket() as one:
+            one.settimeout(3)
+            assert one.connect_ex((address, voila.port)) != 0, address

@@ -1,0 +1,323 @@
+"""The explorer, driven without a browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import re
+
+import pandas as pd
+import pytest
+from PIL import Image
+from traitlets import TraitError
+
+from helpers import controls, grid, plots, study, training, widgets
+from helpers.config import InputError
+from helpers.files import FileProblem
+from tests import grids
+
+
+@pytest.fixture
+def panel(cfg, dataset, original_run):
+    return widgets.explorer(cfg, grids.made())
+
+
+def says(panel):
+    return re.sub(r"<[^>]+>", "", panel.panel.says.value).replace("&#x27;", "'")
+
+
+def move(panel, **values):
+    for name, value in values.items():
+        panel.inputs[name].value = value
+
+
+def test_it_opens_where_the_configuration_points(panel):
+    assert panel.point == grid.Point("prunelora", 3, 8, 0.5)
+    assert says(panel) == ("prunelora, class 3, rank 8, sparsity 50%, seed 0: 6 of 7 metrics "
+                           "inside the oracles' band; head refit 60.0 %.")  # fmt: skip
+
+
+def test_a_move_changes_pictures_tables_and_at_last_the_line(panel):
+    order = []
+    before = [output.value for output in panel.panel.outputs]
+    for place, output in enumerate(panel.panel.outputs):
+        output.observe(lambda _, place=place: order.append(place), names="value")
+    panel.panel.says.observe(lambda _: order.append("line"), names="value")
+    move(panel, sparsity=0.0)
+    assert order[-1] == "line"
+    assert [o.value for o in panel.panel.outputs] != before
+    assert "sparsity 0%" in says(panel)
+    assert "head refit 80.0 %" in says(panel)
+    pictures, tables, ledger = (output.value for output in panel.panel.outputs)
+    assert pictures.count('src="data:image/png;base64,') == pictures.count("alt=") == 3
+    assert "framed: prunelora, class 3, rank 8, sparsity 0%" in pictures
+    assert tables.count("<table>") == 4
+    assert "zeros among prunable weights" in ledger
+
+
+def test_the_same_place_looks_the_same_again(panel):
+    first = [output.value for output in panel.panel.outputs]
+    move(panel, rank=1, method="lora", metric="TA", forget=8)
+    move(panel, rank=8, method="prunelora", metric="head_refit", forget=3)
+    assert [output.value for output in panel.panel.outputs] == first, "nothing was left behind"
+
+
+def test_axes_that_a_method_lacks_are_switched_off(panel):
+    without = {"lora": (False, True), "prune_finetune": (True, False), "finetune": (True, True),
+               "prunelora": (False, False)}  # fmt: skip
+    for method, expected in without.items():
+        move(panel, method=method)
+        assert tuple(panel.inputs[axis].disabled for axis in grid.AXES) == expected
+        assert says(panel).startswith(method)
+
+
+def test_every_offered_value_can_be_shown(panel):
+    for name, control in panel.inputs.items():
+        for _, value in control.options:
+            move(panel, **{name: value})
+            assert "alert" not in panel.panel.says.value
+
+
+def test_a_point_that_does_not_exist_says_why(panel):
+    move(panel, method="prunelora_channels")
+    assert "not stored. rank = 8 is not allowed: from 1 to 6" in says(panel)
+
+
+def test_a_visitor_can_only_choose_among_offered_values(panel):
+    """As a browser sends it: a place in the list of options."""
+    for name, control in panel.inputs.items():
+        before, shown = control.value, says(panel)
+        for state in ({"index": 99}, {"index": -7}, {"index": "__import__('os')"}):
+            with pytest.raises(TraitError):
+                control.set_state(state)
+        assert control.value == before, name
+        assert says(panel) == shown
+    with pytest.raises(TraitError):
+        panel.inputs["rank"].value = 7
+
+
+def test_what_goes_wrong_while_drawing_is_shown_and_raised(panel, monkeypatch, caplog):
+    def broken(*_):
+        raise RuntimeError("broken <on purpose>")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
+        patch.setattr(plots, "mark_surface", broken)
+        with pytest.raises(RuntimeError):
+            move(panel, rank=1)
+    assert 'role="alert"' in panel.panel.says.value
+    assert "broken &lt;on purpose&gt;" in panel.panel.says.value
+    assert "on purpose" in caplog.text
+    move(panel, rank=8)
+    assert "alert" not in panel.panel.says.value
+
+
+def test_records_that_do_not_fit_are_refused(cfg, tmp_path):
+    found = grids.made()
+    bands = {**found.bands, 11: found.bands[3]}
+    wrong = found.table.assign(forget=11)
+    with pytest.raises(InputError, match=r"class 11.*a grid of the same data, with 10 classes"):
+        widgets.explorer(cfg, study.Study(wrong, bands, 5, {}))
+    with pytest.raises(FileProblem, match="does not exist"):
+        widgets.explorer(cfg, tmp_path / "nothing.json")
+    study.save(found, tmp_path / "grid.json")
+    again = widgets.explorer(cfg, tmp_path / "grid.json")
+    assert again.grid.points == grid.Grid(found).points, "missing ranks survive the file"
+
+
+# ------------------------------------------------------------------------------------------------
+# trained now
+
+
+@pytest.fixture
+def trained(panel):
+    panel.run.click()
+    assert panel.wait(120)
+    return panel
+
+
+def test_a_live_run_is_drawn_onto_the_stored_point(trained):
+    assert "trained and measured in" in trained.note.value
+    assert not trained.run.disabled
+    assert trained.halt.disabled
+    assert "Trained now:" in says(trained)
+    tables = trained.panel.outputs[1].value
+    assert "live - stored" in tables
+    assert re.search(r"[+-]\d+\.\d pp", tables)
+    assert "live mostly" in trained.panel.outputs[0].value
+    assert "oracles mostly" in trained.panel.outputs[0].value
+    move(trained, rank=1)
+    assert "Trained now" not in says(trained), "another point was not trained"
+    assert "live - stored" not in trained.panel.outputs[1].value
+    move(trained, rank=8)
+    assert "Trained now" in says(trained)
+
+
+def test_another_preset_is_said(cfg, dataset, original_run):
+    panel = widgets.explorer(cfg, grids.made("cpu"))
+    panel.start()
+    assert panel.wait(120)
+    assert "Stored with preset cpu, trained with smoke" in panel.note.value
+
+
+def test_stop_stops(panel, monkeypatch):
+    real, seen = training.fit, []
+
+    def fit(*args, **kwargs):
+        seen.append("fit")
+        panel.halt.click()  # as from the browser while the thread trains
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(training, "fit", fit)
+    panel.run.click()
+    assert panel.wait(120)
+    assert seen == ["fit"]
+    assert re.search(r"stopped after 1 of \d+ steps", panel.note.value)
+    assert not panel.lives
+    assert not panel.run.disabled
+    monkeypatch.undo()
+    panel.run.click()
+    assert panel.wait(120)
+    assert len(panel.lives) == 1, "the next run is not stopped by the old button"
+
+
+def test_two_runs_at_once_are_one(panel, monkeypatch):
+    calls, real = [], grid.train
+    monkeypatch.setattr(grid, "train", lambda *a: calls.append(1) or real(*a))
+    panel.start()
+    panel.start()
+    assert panel.wait(120)
+    assert len(calls) == 1
+
+
+def test_an_error_in_the_thread_is_shown_and_logged(panel, monkeypatch, caplog):
+    def broken(*_):
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr(grid, "train", broken)
+    with caplog.at_level(logging.ERROR):
+        panel.run.click()
+        assert panel.wait(30)
+    assert 'role="alert"' in panel.note.value
+    assert "RuntimeError: broken on purpose" in panel.note.value
+    assert "Traceback" in caplog.text
+    assert not panel.run.disabled
+
+
+def test_a_point_that_cannot_be_trained_says_why(panel):
+    panel.cfg = panel.cfg.but(targets="all")
+    move(panel, rank=8, method="prunelora_channels")
+    panel.cfg = panel.cfg.but(cache_mb=0, dropout=0.5, pruning="mask_nm", sparsity=0.5)
+    panel.run.click()
+    assert panel.wait(60)
+    assert "InputError" in panel.note.value
+
+
+# ------------------------------------------------------------------------------------------------
+# side by side
+
+
+def test_pins_stand_side_by_side_and_can_be_taken_along(trained):
+    panel = trained
+    panel.pin.click()
+    move(panel, method="lora")
+    panel.pin.click()
+    panel.pin.click()
+    assert list(panel.pinned.options) == list(panel.pins)
+    assert len(panel.pins) == 2, "pinned twice is pinned once"
+    table = panel.comparison()
+    link = re.search(r'download="explorer.csv" href="data:text/csv;base64,([^"]+)"',
+                     panel.compared.value)  # fmt: skip
+    read = pd.read_csv(io.BytesIO(base64.b64decode(link[1])))
+    assert list(read.columns) == list(table.columns)
+    assert len(read) == len(table)
+    known = read[(read["method"] == "prunelora") & (read["name"] == "TA")].iloc[0]
+    assert known["value"] == pytest.approx(0.92)
+    assert known["difference"] == pytest.approx(known["live"] - known["value"])
+    assert read[read["method"] == "lora"]["live"].isna().all()
+    png = re.search(r'download="explorer.png" href="data:image/png;base64,([^"]+)"',
+                    panel.compared.value)  # fmt: skip
+    with Image.open(io.BytesIO(base64.b64decode(png[1]))) as image:
+        assert image.width > 400
+    side = widgets.side_by_side(table)
+    assert side.shape[1] == 2
+    assert side.loc["steps back"].str.endswith("✗").all()
+    panel.pinned.value = next(iter(panel.pins))
+    panel.unpin.click()
+    assert len(panel.pins) == 1
+    panel.unpin.click()
+    assert "No point is pinned" in panel.compared.value
+    assert panel.unpin.disabled
+
+
+def test_too_many_pins_are_refused_where_the_visitor_sees_it(panel):
+    places = [(m, r) for m in ("prunelora", "prunelora_channels", "lora") for r in (1, 8)]
+    for method, rank in [*places, ("finetune", 8)]:
+        move(panel, method=method, rank=rank)
+        panel.pin.click()
+    assert len(panel.pins) == widgets.MOST_PINS
+    assert "at most 6; unpin one first" in panel.note.value
+
+
+# ------------------------------------------------------------------------------------------------
+# pictures
+
+
+def png(color=0):
+    with io.BytesIO() as file:
+        Image.new("L", (20, 20), color).save(file, "PNG")
+        return file.getvalue()
+
+
+def test_pictures_need_a_network_and_then_show_three(trained):
+    value = trained.seen.value
+    assert value.count('class="pixels"') == 8
+    for name in ("before", "after", "oracle", "probability of 3, after"):
+        assert f">{name}</th>" in value
+    trained.which.value = widgets.LEAKS["other classes, answers that changed"]
+    assert "answers that changed" in trained.seen.value
+
+
+def test_before_a_live_run_the_panel_says_what_to_do(panel):
+    assert "press “Run it live”" in panel.seen.value
+    panel.upload.value = upload_value(panel, png())
+    assert "press “Run it live”" in panel.own.value
+
+
+def upload_value(panel, content):
+    """As the installed ipywidgets takes it."""
+    if isinstance(panel.upload.value, dict):
+        return {"a.png": {"metadata": {}, "content": content}}
+    import datetime
+
+    now = datetime.datetime.now(datetime.UTC)
+    return ({"name": "a.png", "type": "image/png", "size": len(content), "content": content,
+             "last_modified": now},)  # fmt: skip
+
+
+def test_an_own_picture_is_shown_as_the_networks_get_it(trained):
+    trained.upload.value = upload_value(trained, png())
+    assert trained.own.value.count('class="pixels"') == 1
+    assert '<th scope="col">oracle</th>' in trained.own.value
+    dark = trained.own.value
+    trained.invert.value = True
+    assert trained.own.value != dark
+    trained.upload.value = upload_value(trained, b"<script>alert(1)</script>")
+    assert 'role="alert"' in trained.own.value
+    assert "the picture cannot be read" in trained.own.value
+    assert "<script>" not in trained.own.value
+
+
+def test_the_value_of_an_upload_field_in_both_versions():
+    assert widgets.uploaded({}) is widgets.uploaded(()) is None
+    assert widgets.uploaded({"a.png": {"metadata": {}, "content": b"12"}}) == b"12"
+    assert widgets.uploaded(({"name": "a", "content": memoryview(b"12")},)) == b"12"
+    for value in ("text", 5, (5,), ({"name": "a"},), {"a": {"content": "text"}}):
+        with pytest.raises(InputError, match="upload"):
+            widgets.uploaded(value)
+
+
+def test_the_page_names_its_sliders_and_every_control_has_a_description(panel):
+    assert "aria-label" in widgets._PAGE
+    assert all(control.description for control in panel.inputs.values())
+    assert isinstance(panel.panel, controls.Panel)
