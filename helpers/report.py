@@ -171,7 +171,7 @@ def standing(
     Returns:
         One column for each of the others. The first row is what it costs, in multiply-accumulates
         and as a multiple of the method's; then a row for each metric: ``closer`` or ``further``
-        only where the interval of the difference leaves out zero, else ``as close``, with the mean
+        only where the interval of the difference leaves out zero, else ``undecided``, with the mean
         difference of the distances and its interval.
 
     Raises:
@@ -186,7 +186,7 @@ def standing(
         rows = {"cost": f"{spent[other] / spent[method]:.2f} x"}
         for metric in metrics:
             d = study.difference(found, method, other, metric)
-            word = statistics.verdict(d, "closer", "further", "as close")
+            word = statistics.verdict(d, "closer", "further", "undecided")
             rows[audit.METRICS[metric].title] = (
                 f"{word} {d.mean:+.3f} ({d.low:+.3f} to {d.high:+.3f})"
             )
@@ -214,16 +214,18 @@ def finding(found: study.Study) -> str:
     table, lines = standing(found, "prunelora", OPPONENTS, metrics), []
     for other, column in table.items():
         count = {word: sum(text.startswith(word) for text in column.iloc[1:])
-                 for word in ("closer", "further", "as close")}  # fmt: skip
+                 for word in ("closer", "further", "undecided")}  # fmt: skip
         lines.append(
             f"- compared with `{other}` ({column.iloc[0]} the cost): closer in {count['closer']}, "
-            f"further in {count['further']}, as close in {count['as close']} of {len(metrics)} "
+            f"further in {count['further']}, undecided in {count['undecided']} of {len(metrics)} "
             "metrics;"
         )
     ranks = standing(found, "prunelora", RANKED, ["Avg Gap"]).loc["Avg Gap"]
-    holds = "holds" if all(text.startswith("closer") for text in ranks) else "does not hold"
+    word = "confirmed" if all(text.startswith("closer") for text in ranks) else "not confirmed"
     told = "; ".join(f"`{other}` {text}" for other, text in ranks.items())
-    lines.append(f"- the paper's ranking, PruneLoRA first by Avg Gap, {holds} here: beside {told}.")
+    lines.append(
+        f"- the paper's ranking, PruneLoRA first by Avg Gap, is {word} here: beside {told}."
+    )
     return "Distance to the oracles, PruneLoRA\n\n" + "\n".join(lines) + "\n"
 
 
