@@ -28,6 +28,8 @@ CLASSIC = ("UA", "UA_test", "RA", "TA", "MIA")
 LEAST_ORACLES = 3
 ENOUGH = f"at least {LEAST_ORACLES} retrained networks, better five; train more seeds"
 PARTS = ("forget", "retain", "test_forget", "test_retain")
+# Layers take much more room than images: of larger data a sample has to do, the same for everyone.
+LAYER_PIXELS, LAYER_IMAGES = 2**18, 200  # in each part, at most so many, at least so many
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ class Look:
         labels: Part -> (N,) int64.
         unseen: (N,) bool, which images of the forget set the membership attack takes for unseen.
         stranger: (N, C) logits of the same network with fresh weights, for the forget set.
-        layers: Point -> (N, K) outputs on test images, those of the class first.
+        layers: Point -> (N, K) outputs on test images (at most a sample), those of the class first.
+        first: How many of these are of the class.
         information: Point -> what it tells about the class, in nats, one number a draw.
         curves: One relearning curve a draw.
 
@@ -156,6 +159,7 @@ class Look:
     unseen: Tensor | None = None
     stranger: Tensor | None = None
     layers: dict[str, Tensor] = field(default_factory=dict)
+    first: int = 0
     information: dict[str, list[float]] = field(default_factory=dict)
     curves: list[relearning.Curve] = field(default_factory=list)
 
@@ -205,26 +209,33 @@ def _both(forget: ImageSet, retain: ImageSet) -> ImageSet:
                       for name in ("images", "labels")))  # fmt: skip
 
 
+def _sampled(part: ImageSet) -> ImageSet:
+    """Return the images on which layers are looked at: all of them, if they are small and few."""
+    most = max(LAYER_IMAGES, LAYER_PIXELS // part.images[:1].numel()) if len(part) else 0
+    return part if len(part) <= most else part.sample(most)
+
+
 @torch.no_grad()
 def _probe(
     model: nn.Module, split: ClassSplit, found: Look, own: dict[str, float], seeds: range
 ) -> None:
     """Measure what the layers and the classifier's input hold. Fills the look and its metrics."""
     names, dataset, seed = (*features.points(model), features.HEAD_INPUT), split.dataset, seeds[0]
-    train = _both(split.forget, split.retain)
-    unseen = _both(split.test_forget, split.test_retain)
-    layers = [features.collect(model, part, dataset, names) for part in (train, unseen)]
-    gone = torch.tensor(split.forgotten)
-    labels = [part.labels.cpu() for part in (train, unseen)]
-    sides = [torch.isin(part, gone) for part in labels]
+    gone, parts = torch.tensor(split.forgotten), [getattr(split, name) for name in PARTS]
+    few = [_sampled(part) for part in parts]
+    few, found.first = [_both(*few[:2]), _both(*few[2:])], len(few[2])
+    layers = [features.collect(model, part, dataset, names) for part in few]
+    sides = [torch.isin(part.labels.cpu(), gone) for part in few]
     for place, name in enumerate(names):  # by place: a wrapped network has other names
         rows = [layer[name] for layer in layers]
         found.layers[str(place)] = rows[1]
         found.information[str(place)] = [
             features.information(rows[0], sides[0], rows[1], sides[1], one) for one in seeds
         ]
-    inputs = [layer[features.HEAD_INPUT] for layer in layers]
-    mine = sides[1]
+    every = [_both(*parts[:2]), _both(*parts[2:])]
+    inputs = [features.penultimate(model, part, dataset) for part in every]
+    labels = [part.labels.cpu() for part in every]
+    mine = torch.isin(labels[1], gone)
     known = inputs[0], labels[0], inputs[1][mine], labels[1][mine]
     own["linear_probe"] = features.linear_probe(*known, split.forgotten)
     own["knn_probe"] = features.knn_probe(*known, split.forgotten, seed=seed)
@@ -372,8 +383,7 @@ def similarity(found: Look, oracles: Sequence[Look]) -> dict[str, list[float]]:
 
 
 def _test_images(found: Look) -> dict[str, slice]:
-    first = len(found.labels["test_forget"])
-    return {"forget": slice(first), "retain": slice(first, None)}
+    return {"forget": slice(found.first), "retain": slice(found.first, None)}
 
 
 def _steps(curve: relearning.Curve, original: Look) -> int:
@@ -649,12 +659,13 @@ def _over_images(
     for part, images in _test_images(found).items():
         grams = [[features.gram(layer[images]) for layer in look.layers.values()]
                  for look in (found, *oracles)]  # fmt: skip
+        n = len(grams[0][0])
         values[f"CKA_{part}"] = [
             _average(
-                features.alignment(mine, theirs, one[f"test_{part}"])
+                features.alignment(mine, theirs, chosen)
                 for other in grams[1:] for mine, theirs in zip(grams[0], other, strict=True)
             )
-            for one in picks
+            for chosen in (torch.randint(n, (n,), generator=draw) for _ in range(repeats))
         ]  # fmt: skip
     return values
 

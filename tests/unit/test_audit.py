@@ -117,6 +117,24 @@ def test_a_cheat_passes_the_classic_numbers_and_is_caught(inside, looks, cheat):
         assert looks[cheat].own[name] > looks["original"].own[name] - 0.1
 
 
+def test_of_larger_data_a_sample_of_the_layers_has_to_do(networks, split, looks, monkeypatch):
+    """The same images for every network; probes and predictions still take all."""
+    monkeypatch.setattr(audit, "LAYER_PIXELS", 20 * 64)
+    monkeypatch.setattr(audit, "LAYER_IMAGES", 5)
+    found, other = (audit.look(networks[name], split) for name in ("original", "oracle 0"))
+    whole = looks["original"]
+    assert {len(layer) for layer in found.layers.values()} == {40}
+    assert (found.first, whole.first) == (20, len(split.test_forget))
+    assert found.own == whole.own
+    assert found.information != whole.information
+    rows = whole.layers["3"][: whole.first].sum(1)
+    for row in found.layers["3"][:20]:
+        assert float((rows - row.sum()).abs().min()) < 1e-4, "test images of the class"
+    itself = audit.similarity(found, [found])["forget"]
+    assert itself == pytest.approx([1, 1, 1, 1])
+    assert max(audit.similarity(found, [other])["forget"]) < 0.99
+
+
 def test_looking_twice_sees_the_same(networks, split, looks):
     again = audit.look(networks["oracle 0"], split)
     assert again.own == looks["oracle 0"].own
@@ -449,8 +467,9 @@ def seen(forget, test, layers, information, curve, **own):
     table = torch.tensor(layers, dtype=torch.float32).T
     curves, told = [relearning.Curve(curve)], {"0": [information]}
     return audit.Look(
-        OWN | own, logits, labels, layers={"0": table}, information=told, curves=curves
-    )
+        OWN | own, logits, labels, layers={"0": table}, first=len(test), information=told,
+        curves=curves,
+    )  # fmt: skip
 
 
 ONE, OTHER = [1, -1, 1, -1], [1, 1, -1, -1]  # nothing in common
