@@ -65,7 +65,7 @@ class Point:
         """Return the point as one short line."""
         parts = [self.method, f"class {self.forget}"]
         parts += [] if self.rank is None else [f"rank {self.rank}"]
-        parts += [] if self.sparsity is None else [f"sparsity {self.sparsity:.0%}"]
+        parts += [] if self.sparsity is None else [f"sparsity {100 * self.sparsity:.4g} %"]
         return ", ".join(parts)
 
     def of(self, cfg: RunConfig, seed: int, original_seed: int) -> RunConfig:

@@ -17,6 +17,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -713,13 +714,14 @@ def tradeoff(table: pd.DataFrame, cost: str, ax: Axes | None = None) -> Axes:
     front = table[table["front"]].sort_values("cost")
     ax.plot(front["cost"], _at_edge(front["away"]), "-", color=CHANCE, lw=1.5, zorder=1)
     for method, part in table.groupby("method", sort=False):
+        edge = {"mec": "white", "mew": 0.5} if MarkerStyle(MARKERS[method]).is_filled() else {}
         ax.plot(part["cost"], _at_edge(part["away"]), MARKERS[method], color=COLORS[method],
-                label=method, ms=6, alpha=0.85, markeredgecolor="white",
-                markeredgewidth=0.5)  # fmt: skip
-    ax.set(xlabel=_plain_text(cost), ylabel="distance to the oracles\n(half-widths of their band)",
-           ylim=(-0.4, EDGE + 0.4))  # fmt: skip
+                label=method, ms=7, alpha=0.85, **edge)  # fmt: skip
+    top = int(np.clip(np.ceil(table["away"].max() if len(table) else 2), 2, EDGE))
+    ax.set(xlabel=_plain_text(cost), ylabel="distance to the oracles (half-widths)",
+           ylim=(-0.4, top + 0.3))  # fmt: skip
     ax.xaxis.set_major_locator(MaxNLocator(5))
-    ax.set_yticks(range(int(EDGE) + 1), [*map(str, range(int(EDGE))), f"≥ {EDGE:g}"])
+    ax.set_yticks(range(top + 1), [*map(str, range(top)), f"≥ {top}" if top == EDGE else str(top)])
     ax.legend(loc="lower center", bbox_to_anchor=(0.45, 1), ncols=3, frameon=False, fontsize=8,
               handletextpad=0.2, columnspacing=0.9)  # fmt: skip
     return ax

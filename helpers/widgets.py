@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 RECORD = "explorer-digits.json"
 SHOWN_FIRST = "head_refit"  # a metric that tells forgetting from answering otherwise
 MOST_PINS, MOST_LIVES = 6, 8
-SIZE, DPI = (4.3, 3.4), 100
+SIZE, DPI = (4.2, 3.1), 100
 LEAKS = {
     "forgotten class, what leaks most": grid.leaking,
     "other classes, answers that changed": grid.changed,
@@ -54,9 +54,10 @@ _PAGE = """<style>
 .explorer th[scope=row], .explorer th:first-child {text-align: left; font-weight: normal}
 .explorer .row {display: flex; flex-wrap: wrap; gap: 8px; align-items: flex-start}
 .explorer .scroll {overflow-x: auto; max-width: 100%}
-.explorer figure {margin: 0; flex: 0 1 430px; min-width: 0}
+.explorer figure {margin: 0; flex: 1 1 330px; max-width: 420px; min-width: 0}
 .explorer figcaption {font-size: 13px; font-weight: bold}
 .explorer h3 {margin: 12px 0 4px; font-size: 16px}
+.explorer .widget-label {white-space: nowrap}
 .explorer p {margin: 4px 0; line-height: 1.4; white-space: normal}
 .explorer .pixels {image-rendering: pixelated; width: 56px; height: 56px}
 </style><script>
@@ -191,31 +192,33 @@ class Explorer:
 
     def _controls(self) -> dict[str, core.Widget]:
         stored, cfg, classes = self.grid, self.cfg, self.dataset.classes
-        nearest = {axis: min(values, key=lambda v, a=axis: abs(v - getattr(cfg, a)))
-                   for axis in grid.AXES if (values := stored.values(axis))}  # fmt: skip
-        method = "prunelora" if "prunelora" in stored.methods else None
-        forget = cfg.forget if cfg.forget in stored.classes else None
         metrics = stored.study.metrics
         costs = [name for name in grid.COSTS if name in stored.study.table]
+        first = {
+            "method": "prunelora", "forget": cfg.forget, "metric": SHOWN_FIRST, "cost": "gmacs",
+        }  # fmt: skip
+        offered = {"method": stored.methods, "forget": stored.classes, "metric": metrics,
+                   "cost": costs}  # fmt: skip
+        first = {name: value if value in offered[name] else None for name, value in first.items()}
+        ranks = stored.values("rank") or [cfg.rank]
+        sparsities = stored.values("sparsity") or [cfg.sparsity]
         made = {
-            "method": controls.menu("method", stored.methods, method),
-            "forget": controls.menu("forgotten class", stored.classes, forget,
-                                    lambda c: classes[c]),
-            "rank": controls.slider("rank", stored.values("rank") or [cfg.rank],
-                                    nearest.get("rank")),
-            "sparsity": controls.slider(
-                "sparsity", stored.values("sparsity") or [cfg.sparsity], nearest.get("sparsity"),
-                controls.percent,
+            "method": controls.menu("method", stored.methods, first["method"]),
+            "forget": controls.menu(
+                "forgotten class", stored.classes, first["forget"], classes.__getitem__
             ),
             "seed": controls.menu("seed", stored.seeds),
-            "metric": controls.menu("map shows", metrics,
-                                    SHOWN_FIRST if SHOWN_FIRST in metrics else None,
-                                    lambda m: audit.METRICS[m].title),
-            "cost": controls.menu("against", costs, "gmacs" if "gmacs" in costs else None,
-                                  _cost_title),
-        }  # fmt: skip
+            "rank": controls.slider("rank", ranks, _nearest(ranks, cfg.rank)),
+            "sparsity": controls.slider(
+                "sparsity", sparsities, _nearest(sparsities, cfg.sparsity), controls.percent
+            ),
+            "metric": controls.menu(
+                "map shows", metrics, first["metric"], lambda m: audit.METRICS[m].title
+            ),
+            "cost": controls.menu("cost", costs, first["cost"], _cost_title),
+        }
         for control in made.values():
-            control.layout.max_width = "100%"
+            control.layout.width, control.style.description_width = "auto", "8em"
         return made
 
     def _follow_method(self, _: Any = None) -> None:
@@ -595,7 +598,11 @@ class Explorer:
             return core.VBox([core.HTML(f"<h3>{title}</h3>"), *parts])
 
         pictures, tables, ledger = self.panel.outputs
-        inputs = row(*self.inputs.values())
+        places = "repeat(auto-fit, minmax(min(20em, 100%), 1fr))"
+        inputs = core.GridBox(
+            list(self.inputs.values()),
+            layout=core.Layout(grid_template_columns=places, grid_gap="0 12px", width="100%"),
+        )
         meanings = "".join(
             f"<dt>{escape(audit.METRICS[n].title)}</dt><dd>{escape(audit.METRICS[n].what)}</dd>"
             for n in self.grid.study.metrics
@@ -614,6 +621,10 @@ class Explorer:
 
 # ------------------------------------------------------------------------------------------------
 # text and tables
+
+
+def _nearest(values: Sequence[float], wanted: float) -> float:
+    return min(values, key=lambda value: abs(value - wanted))
 
 
 def _status(text: str) -> str:

@@ -27,5 +27,7 @@ c.VoilaConfiguration.file_allowlist = []  # nothing of the folder is served
 c.VoilaConfiguration.file_denylist = [".*"]
 c.VoilaConfiguration.allow_template_override = "NO"
 c.VoilaConfiguration.allow_theme_override = "NO"
-c.VoilaConfiguration.extension_allowlist = ["@jupyter-widgets/jupyterlab-manager"]
+c.VoilaConfiguration.extension_allowlist = [  # those of Lab are for another version of its parts
+    f"@voila-dashboards/widgets-manager{version}" for version in (7, 8)
+]
 c.MappingKernelManager.cull_idle_timeout = 3600  # seconds; a page that nobody uses ends

@@ -94,7 +94,7 @@ def test_the_new_label_comes_soon_after_the_key(kind):
     page = PAGES[kind]
     handle = slider(page, "sparsity")
     handle.press("Home")
-    text(page, SAYS, "sparsity 0%")
+    text(page, SAYS, "sparsity 0 %")
     page.evaluate(WATCH)
     for i in range(11):
         before = page.locator(SAYS).inner_text()
@@ -114,9 +114,9 @@ def test_of_several_quick_moves_the_last_one_stays(kind):
     handle.press("Home")
     for key in ("ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft", "ArrowLeft", "ArrowLeft"):
         handle.press(key)
-    text(page, SAYS, "sparsity 0%")
+    text(page, SAYS, "sparsity 0 %")
     page.wait_for_timeout(500)
-    assert "sparsity 0%" in page.locator(SAYS).inner_text()
+    assert "sparsity 0 %" in page.locator(SAYS).inner_text()
 
 
 @both

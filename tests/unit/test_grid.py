@@ -40,7 +40,7 @@ def test_an_axis_that_a_method_lacks_plays_no_role(stored):
     assert stored.point("lora", 3, 8, 0.5) == stored.point("lora", 3, 8, 0.0) == Point("lora", 3, 8)
     assert stored.point("finetune", 8, 1, 0.5) == Point("finetune", 8)
     assert len(stored.rows(Point("lora", 3, 8))) == 2
-    assert str(POINT) == "prunelora, class 3, rank 8, sparsity 50%"
+    assert str(POINT) == "prunelora, class 3, rank 8, sparsity 50 %"
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_the_tradeoff_knows_the_front(stored):
     missing = stored.point("prunelora_channels", 3, 8, 0.5)
     assert {*table["point"]} == {p for p in stored.points if p.forget == 3} - {missing}
     front = {str(p) for p in table.loc[table["front"], "point"]}
-    assert front == {"prune_finetune, class 3, sparsity 50%"}, "cheapest and closest"
+    assert front == {"prune_finetune, class 3, sparsity 50 %"}, "cheapest and closest"
     assert stored.tradeoff(3, "head_refit", "macs")["cost"].unique().tolist() == [2.0], "millions"
     with pytest.raises(InputError, match="cost = 'joules' is not allowed: measured are gmacs"):
         stored.tradeoff(3, "head_refit", "joules")
