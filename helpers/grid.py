@@ -28,15 +28,17 @@ if TYPE_CHECKING:
     from helpers.data import Dataset
 
 AXES = ("rank", "sparsity")
+# beside the shares; every metric is at least 0
+_AT_MOST_1 = ("Avg Gap", "ToW", "TV", "JS", "ZRF", "CKA_forget", "CKA_retain")
 _NEEDED = ("method", "forget", "original_seed", "seed", "predicted", *AXES)
-# column -> (what it is, unit, factor from the record to the unit)
+# column -> (what it is, unit, factor from the record to the unit); MACs: multiply-accumulates
 COSTS: dict[str, tuple[str, str, float]] = {
-    "gmacs": ("training", "billion multiply-accumulates", 1.0),
+    "gmacs": ("training", "GMACs", 1.0),
     "seconds": ("training", "seconds", 1.0),
     "memory_mb": ("training memory", "MB", 1.0),
     "trainable": ("trainable parameters", "thousand", 1e-3),
     "parameters": ("parameters", "thousand", 1e-3),
-    "macs": ("one image", "million multiply-accumulates", 1e-6),
+    "macs": ("one image", "MMACs", 1e-6),
     "file_bytes": ("file", "kB", 1e-3),
     "patch_bytes": ("patch", "kB", 1e-3),
 }
@@ -334,8 +336,9 @@ class Grid:
 
         Returns:
             One row a point that has both numbers: point, method, cost (in its unit), away, and
-            ``front``: whether no other point is better in one and at least as good in the other.
-            The numbers are means over seeds; a point can be on the front by chance.
+            ``front``: whether no other point is better in one and at least as good in the other,
+            where the good side of a one-sided band counts as its centre. The numbers are means over
+            seeds; a point can be on the front by chance.
 
         Raises:
             InputError: If the metric or the cost was not measured.
@@ -353,7 +356,7 @@ class Grid:
             part["cost"] = [factor * self.costs(p).get(cost, math.nan) for p in part["point"]]
             parts.append(part.assign(method=method))
         table = pd.concat(parts).dropna(subset=["cost", "away"]).reset_index(drop=True)
-        table["front"] = pareto(table["cost"], table["away"])
+        table["front"] = pareto(table["cost"], table["away"].clip(lower=0))
         return table
 
 
@@ -405,7 +408,8 @@ def interval(name: str, values: Iterable[float]) -> tuple[float | None, float | 
         values: One number a seed; missing ones are NaN.
 
     Returns:
-        Mean, low and high end at 95 %; None for what is not known. Ends of a share stay in [0, 1].
+        Mean, low and high end at 95 %; None for what is not known. No end leaves the range of the
+        metric, which few seeds alone would allow.
 
     Source: :func:`helpers.statistics.bootstrap`.
     Lesson: 06_explorer, "The stored grid".
@@ -416,10 +420,8 @@ def interval(name: str, values: Iterable[float]) -> tuple[float | None, float | 
     found = _bootstrap(numbers)
     if not math.isfinite(found.low):
         return found.mean, None, None
-    low, high = found.low, found.high
-    if audit.METRICS[name].part:
-        low, high = max(low, 0.0), min(high, 1.0)
-    return found.mean, low, high
+    most = 1.0 if audit.METRICS[name].part or name in _AT_MOST_1 else math.inf
+    return found.mean, max(found.low, 0.0), min(found.high, most)
 
 
 @lru_cache(maxsize=4096)

@@ -710,7 +710,7 @@ def tradeoff(table: pd.DataFrame, cost: str, ax: Axes | None = None) -> Axes:
     Lesson: 06_explorer, "The stored grid".
     """
     ax = _axes(ax, (5, 3.4))
-    ax.axhspan(-0.4, 1, color=ORACLE, alpha=0.15, lw=0)
+    ax.axhspan(-0.3, 1, color=ORACLE, alpha=0.15, lw=0)
     front = table[table["front"]].sort_values("cost")
     ax.plot(front["cost"], _at_edge(front["away"]), "-", color=CHANCE, lw=1.5, zorder=1)
     for method, part in table.groupby("method", sort=False):
@@ -719,7 +719,7 @@ def tradeoff(table: pd.DataFrame, cost: str, ax: Axes | None = None) -> Axes:
                 label=method, ms=7, alpha=0.85, **edge)  # fmt: skip
     top = int(np.clip(np.ceil(table["away"].max() if len(table) else 2), 2, EDGE))
     ax.set(xlabel=_plain_text(cost), ylabel="distance to the oracles (half-widths)",
-           ylim=(-0.4, top + 0.3))  # fmt: skip
+           ylim=(-0.3, top + 0.3))  # fmt: skip
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.set_yticks(range(top + 1), [*map(str, range(top)), f"≥ {top}" if top == EDGE else str(top)])
     ax.legend(loc="lower center", bbox_to_anchor=(0.45, 1), ncols=3, frameon=False, fontsize=8,
@@ -728,7 +728,7 @@ def tradeoff(table: pd.DataFrame, cost: str, ax: Axes | None = None) -> Axes:
 
 
 def _at_edge(away: Any) -> Any:
-    return np.clip(away, -0.2, EDGE)
+    return np.clip(away, 0, EDGE)
 
 
 def mark_tradeoff(ax: Axes, cost: float, away: float, live: bool = False) -> list[Artist]:

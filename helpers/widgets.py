@@ -49,15 +49,16 @@ _WHY = (
 # Sliders of ipywidgets have no accessible name, and read their position instead of their value.
 _PAGE = """<style>
 .explorer table {border-collapse: collapse; margin: 0 1em 1em 0; font-size: 13px}
-.explorer caption {font-weight: bold; text-align: left; padding: 4px 6px}
-.explorer th, .explorer td {padding: 2px 8px; border-bottom: 1px solid #bbb; text-align: right}
+.explorer caption {font-weight: bold; text-align: left; padding: 4px 6px; white-space: nowrap}
+.explorer th, .explorer td {padding: 2px 8px; border-bottom: 1px solid #bbb; text-align: right;
+  white-space: nowrap; line-height: 1.4}
 .explorer th[scope=row], .explorer th:first-child {text-align: left; font-weight: normal}
 .explorer .row {display: flex; flex-wrap: wrap; gap: 8px; align-items: flex-start}
 .explorer .scroll {overflow-x: auto; max-width: 100%}
 .explorer figure {margin: 0; flex: 1 1 330px; max-width: 420px; min-width: 0}
 .explorer figcaption {font-size: 13px; font-weight: bold}
 .explorer h3 {margin: 12px 0 4px; font-size: 16px}
-.explorer .widget-label {white-space: nowrap}
+.explorer a {text-decoration: underline; color: #0b57d0}
 .explorer p {margin: 4px 0; line-height: 1.4; white-space: normal}
 .explorer .pixels {image-rendering: pixelated; width: 56px; height: 56px}
 </style><script>
@@ -207,18 +208,18 @@ class Explorer:
             "forget": controls.menu(
                 "forgotten class", stored.classes, first["forget"], classes.__getitem__
             ),
-            "seed": controls.menu("seed", stored.seeds),
             "rank": controls.slider("rank", ranks, _nearest(ranks, cfg.rank)),
             "sparsity": controls.slider(
                 "sparsity", sparsities, _nearest(sparsities, cfg.sparsity), controls.percent
             ),
+            "seed": controls.menu("seed", stored.seeds),
             "metric": controls.menu(
                 "map shows", metrics, first["metric"], lambda m: audit.METRICS[m].title
             ),
             "cost": controls.menu("cost", costs, first["cost"], _cost_title),
         }
         for control in made.values():
-            control.layout.width, control.style.description_width = "auto", "8em"
+            control.layout.width, control.style.description_width = "auto", "8.5em"
         return made
 
     def _follow_method(self, _: Any = None) -> None:
@@ -276,7 +277,7 @@ class Explorer:
     def _new_sheet(self, kind: str, *key: Any) -> tuple[_Sheet, pd.DataFrame | None]:
         if kind == "shares":
             classes = self.dataset.classes
-            return _Sheet(lambda ax: plots.label_shares(classes, ax), 0.9, 0.16), None
+            return _Sheet(lambda ax: plots.label_shares(classes, ax), 0.9, 0.19), None
         if kind == "tradeoff":
             forget, metric, cost = key
             table = self.grid.tradeoff(forget, metric, cost)
@@ -460,11 +461,14 @@ class Explorer:
         self._show_pins()
 
     def _show_pins(self) -> None:
+        if self.pinned.options:
+            self.pinned.index = None  # a browser keeps an old place where it does not change
         self.pinned.options = list(self.pins)
         self.pinned.disabled = self.unpin.disabled = not self.pins
         if not self.pins:
             self.compared.value = _status("No point is pinned yet.")
             return
+        self.pinned.value = next(reversed(self.pins))
         table = self.comparison()
         csv = base64.b64encode(table.to_csv(index=False).encode()).decode()
         picture = controls.picture(_compared(table), "Table of the pinned points: metrics across; "
@@ -517,7 +521,7 @@ class Explorer:
 
     def _picture_controls(self) -> None:
         self.which = controls.menu("test images", LEAKS)
-        self.which.layout.max_width = "100%"
+        self.which.layout.width, self.which.layout.max_width = "32em", "100%"
         self.seen = core.HTML(_status(_NO_NETWORKS))
         self.upload = core.FileUpload(accept="image/*", multiple=False, description="Own picture",
                                       layout=core.Layout(width="12em"))  # fmt: skip
@@ -659,14 +663,14 @@ def difference_text(row: Mapping[str, Any]) -> str:
         row: From :func:`helpers.grid.differences`.
 
     Returns:
-        Percentage points for shares, three decimals for everything else.
+        Percentage points for shares and Avg Gap, three decimals for everything else.
 
     Source: this project.
     Lesson: 06_explorer, "Run it live".
     """
     if row["difference"] is None:
         return "–"
-    if audit.METRICS[row["name"]].part:
+    if audit.METRICS[row["name"]].part or row["name"] == "Avg Gap":
         return f"{round(100 * row['difference'], 1) + 0.0:+.1f} pp"  # never -0.0
     return f"{round(row['difference'], 3) + 0.0:+.3f}"
 
@@ -699,11 +703,11 @@ def metric_tables(rows: Sequence[Mapping[str, Any]], seed: int, live: bool) -> s
     groups: dict[str, dict[str, dict[str, str]]] = {}
     for row in rows:
         inside = {None: "–", True: "yes", False: "NO"}[row["inside"]]
-        cells = {f"seed {seed}": _shown(row, "value")}
+        cells = {f"seed {seed}": _shown(row, "value"), "inside": inside}
         if live:
             cells |= {"live": _shown(row, "live"), "live - stored": difference_text(row)}
         cells |= {
-            "band": _ends(row, *row["band"]), "inside": inside, "mean": _shown(row, "mean"),
+            "band": _ends(row, *row["band"]), "mean": _shown(row, "mean"),
             "95 % interval": _ends(row, row["low"], row["high"]),
         }  # fmt: skip
         groups.setdefault(row["group"], {})[row["title"]] = cells

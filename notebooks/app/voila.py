@@ -27,7 +27,9 @@ c.VoilaConfiguration.file_allowlist = []  # nothing of the folder is served
 c.VoilaConfiguration.file_denylist = [".*"]
 c.VoilaConfiguration.allow_template_override = "NO"
 c.VoilaConfiguration.allow_theme_override = "NO"
-c.VoilaConfiguration.extension_allowlist = [  # those of Lab are for another version of its parts
-    f"@voila-dashboards/widgets-manager{version}" for version in (7, 8)
+c.VoilaConfiguration.extension_allowlist = [  # others are meant for Lab, and fail here
+    "@jupyter-widgets/jupyterlab-manager",
+    "@voila-dashboards/widgets-manager7",
+    "@voila-dashboards/widgets-manager8",
 ]
 c.MappingKernelManager.cull_idle_timeout = 3600  # seconds; a page that nobody uses ends

@@ -125,7 +125,8 @@ def test_one_seed_has_no_interval():
     assert grid.interval("TA", [math.nan]) == (None, None, None)
     mean, low, high = grid.interval("TA", [0.5, 1.0])
     assert (mean, low, high) == (0.75, 0.0, 1.0), "a share stays between 0 and 1"
-    assert grid.interval("ZRF", [0.5, 1.0])[2] > 1
+    assert grid.interval("ZRF", [0.5, 1.0])[1:] == (0.0, 1.0)
+    assert grid.interval("epsilon", [0.5, 1.0])[2] > 1
 
 
 def test_labels_and_costs_are_means_over_seeds(stored):
