@@ -359,7 +359,9 @@ def budget(notebook: str) -> str:
     for path in sorted(runs.results_folder().glob("tutorial-*.json")):
         record = files.read_json(path, ("costs", "hardware", "date"))
         costs = record["costs"]
-        chosen = list(costs.values()) if notebook == "all" else [costs[notebook]]
+        chosen = list(costs.values()) if notebook == "all" else [costs.get(notebook)]
+        if None in chosen:
+            continue  # a new notebook that was not measured with this preset yet
         rows.append([
             path.stem.removeprefix("tutorial-"),
             record["hardware"].get("gpu") or record["hardware"]["cpu"],

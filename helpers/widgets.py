@@ -55,6 +55,7 @@ _PAGE = """<style>
 .explorer th[scope=row], .explorer th:first-child {text-align: left; font-weight: normal}
 .explorer .row {display: flex; flex-wrap: wrap; gap: 8px; align-items: flex-start}
 .explorer .scroll {overflow-x: auto; max-width: 100%}
+.explorer .row > *, .explorer .widget-html-content {min-width: 0; max-width: 100%}
 .explorer figure {margin: 0; flex: 1 1 330px; max-width: 420px; min-width: 0}
 .explorer figcaption {font-size: 13px; font-weight: bold}
 .explorer h3 {margin: 12px 0 4px; font-size: 16px}
