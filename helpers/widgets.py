@@ -281,8 +281,8 @@ class Explorer:
         if kind == "tradeoff":
             forget, metric, cost = key
             table = self.grid.tradeoff(forget, metric, cost)
-            name = _cost_title(cost)
-            return _Sheet(lambda ax: plots.tradeoff(table, name, ax), 0.84), table
+            name, two = _cost_title(cost), cost == "utility"
+            return _Sheet(lambda ax: plots.tradeoff(table, name, two, ax), 0.84), table
         method, forget, metric, cost = key
         table = self.grid.surface(method, forget, metric)
         front = self._sheet("tradeoff", forget, metric, cost)[1]
