@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from helpers.data import Dataset
 
 AXES = ("rank", "sparsity")
+FAR = 6.0  # half-widths; what is further away counts as that far
 # beside the shares; every metric is at least 0
 _AT_MOST_1 = ("Avg Gap", "ToW", "TV", "JS", "ZRF", "CKA_forget", "CKA_retain")
 _NEEDED = ("method", "forget", "original_seed", "seed", "predicted", *AXES)
 # column -> (what it is, unit, factor from the record to the unit); MACs: multiply-accumulates
 COSTS: dict[str, tuple[str, str, float]] = {
+    "utility": ("TA, distance to the oracles", "half-widths", 1.0),  # what the other classes pay
     "gmacs": ("training", "GMACs", 1.0),
     "seconds": ("training", "seconds", 1.0),
     "memory_mb": ("training memory", "MB", 1.0),
@@ -258,6 +260,32 @@ class Grid:
             found.append(row)
         return found
 
+    @property
+    def prices(self) -> list[str]:
+        """Those of ``COSTS`` that were measured."""
+        known = {*self.study.table.columns, *(["utility"] if "TA" in self.study.metrics else [])}
+        return [name for name in COSTS if name in known]
+
+    def utility(self, point: Point, value: float | None = None) -> float:
+        """Tell how far the accuracy on the other classes is from the oracles'.
+
+        Args:
+            point: The point.
+            value: The accuracy in [0, 1]; None takes the stored ones and averages the distances.
+
+        Returns:
+            In half-widths of the oracles' band, from 0 to ``FAR``; NaN if it was not measured.
+
+        Source: this project.
+        Lesson: 06_explorer, "The stored grid".
+        """
+        if value is None:
+            found = self.away.loc[self._cells.get(point, []), "TA"].mean()
+        else:
+            band = self.study.bands.get(point.forget, {}).get("TA")
+            found = math.nan if band is None else away("TA", value, band)
+        return found if math.isnan(found) else min(float(found), FAR)
+
     def costs(self, point: Point) -> dict[str, float]:
         """Return what a point weighs and costs, the mean over its seeds.
 
@@ -326,13 +354,18 @@ class Grid:
                 })  # fmt: skip
         return pd.DataFrame(rows, columns=["point", *AXES, "mean", "away"])
 
+    def _price(self, point: Point, cost: str) -> float:
+        if cost == "utility":
+            return self.utility(point)
+        return COSTS[cost][2] * self.costs(point).get(cost, math.nan)
+
     def tradeoff(self, forget: int, metric: str, cost: str) -> pd.DataFrame:
         """Set all points of a class by what they cost and how far from the oracles they are.
 
         Args:
             forget: The class.
             metric: Name of a metric.
-            cost: One of ``COSTS`` that was measured.
+            cost: One of ``prices``.
 
         Returns:
             One row a point that has both numbers: point, method, cost (in its unit), away, and
@@ -348,12 +381,11 @@ class Grid:
         """
         import pandas as pd
 
-        measured = [name for name in COSTS if name in self.study.table]
-        check("cost", cost, cost in measured, f"measured are {', '.join(measured)}")
-        factor, parts = COSTS[cost][2], []
+        check("cost", cost, cost in self.prices, f"measured are {', '.join(self.prices)}")
+        parts = []
         for method in self.methods:
             part = self.surface(method, forget, metric)
-            part["cost"] = [factor * self.costs(p).get(cost, math.nan) for p in part["point"]]
+            part["cost"] = [self._price(point, cost) for point in part["point"]]
             parts.append(part.assign(method=method))
         table = pd.concat(parts).dropna(subset=["cost", "away"]).reset_index(drop=True)
         table["front"] = pareto(table["cost"], table["away"].clip(lower=0))

@@ -695,12 +695,15 @@ def mark_surface(
     return [ax.add_patch(frame) for frame in frames]
 
 
-def tradeoff(table: pd.DataFrame, cost: str, ax: Axes | None = None) -> Axes:
+def tradeoff(
+    table: pd.DataFrame, cost: str, distance: bool = False, ax: Axes | None = None
+) -> Axes:
     """Draw cost against distance to the oracles, a marker a point, and the Pareto front.
 
     Args:
         table: From :meth:`helpers.grid.Grid.tradeoff`.
         cost: What the horizontal axis is, with its unit.
+        distance: Whether it is a distance to the oracles, too.
         ax: Where to draw.
 
     Returns:
@@ -711,6 +714,9 @@ def tradeoff(table: pd.DataFrame, cost: str, ax: Axes | None = None) -> Axes:
     """
     ax = _axes(ax, (5, 3.4))
     ax.axhspan(-0.3, 1, color=ORACLE, alpha=0.15, lw=0)
+    if distance:
+        ax.axvspan(-0.3, 1, color=ORACLE, alpha=0.15, lw=0)
+        ax.set_xlim(-0.3, max(2.0, table["cost"].max()) + 0.3 if len(table) else 2.0)
     front = table[table["front"]].sort_values("cost")
     ax.plot(front["cost"], _at_edge(front["away"]), "-", color=CHANCE, lw=1.5, zorder=1)
     for method, part in table.groupby("method", sort=False):

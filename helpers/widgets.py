@@ -195,10 +195,9 @@ class Explorer:
     def _controls(self) -> dict[str, core.Widget]:
         stored, cfg, classes = self.grid, self.cfg, self.dataset.classes
         metrics = stored.study.metrics
-        costs = [name for name in grid.COSTS if name in stored.study.table]
-        first = {
-            "method": "prunelora", "forget": cfg.forget, "metric": SHOWN_FIRST, "cost": "gmacs",
-        }  # fmt: skip
+        costs = stored.prices
+        first = {"method": "prunelora", "forget": cfg.forget, "metric": SHOWN_FIRST}
+        first["cost"] = "utility"
         offered = {"method": stored.methods, "forget": stored.classes, "metric": metrics,
                    "cost": costs}  # fmt: skip
         first = {name: value if value in offered[name] else None for name, value in first.items()}
@@ -217,7 +216,7 @@ class Explorer:
             "metric": controls.menu(
                 "map shows", metrics, first["metric"], lambda m: audit.METRICS[m].title
             ),
-            "cost": controls.menu("cost", costs, first["cost"], _cost_title),
+            "cost": controls.menu("against", costs, first["cost"], _cost_title),
         }
         for control in made.values():
             control.layout.width, control.style.description_width = "auto", "8.5em"
@@ -282,8 +281,8 @@ class Explorer:
         if kind == "tradeoff":
             forget, metric, cost = key
             table = self.grid.tradeoff(forget, metric, cost)
-            name = _cost_title(cost)
-            return _Sheet(lambda ax: plots.tradeoff(table, name, ax), 0.84), table
+            name, two = _cost_title(cost), cost == "utility"
+            return _Sheet(lambda ax: plots.tradeoff(table, name, two, ax), 0.84), table
         method, forget, metric, cost = key
         table = self.grid.surface(method, forget, metric)
         front = self._sheet("tradeoff", forget, metric, cost)[1]
@@ -307,22 +306,26 @@ class Explorer:
         marks, mine = [], table[table["point"] == point]
         for row in mine.itertuples():
             marks += plots.mark_tradeoff(sheet.ax, row.cost, row.away)
-        if live is not None and metric in live.metrics and cost in live.costs:
-            away = self._away(point.forget, metric, live.metrics[metric])
-            if away is not None:
-                spent = live.costs[cost] * grid.COSTS[cost][2]
-                marks += plots.mark_tradeoff(sheet.ax, spent, away, live=True)
+        if live is not None and metric in live.metrics:
+            place = self._price(live, cost), self._away(point.forget, metric, live.metrics[metric])
+            if not any(map(math.isnan, place)):
+                marks += plots.mark_tradeoff(sheet.ax, *place, live=True)
         on = "on" if len(mine) and mine["front"].any() else "not on"
         found += sheet.picture(
-            marks, f"{title}, class {where}: distance to the oracles against cost",
+            marks, f"{title}, class {where}: distance to the oracles",
             f"Scatter of all points of class {where}: {_cost_title(cost)} against distance to the "
             f"oracles; the chosen point is {on} the Pareto front.",
         )  # fmt: skip
         return found + self._shares(point, seed, live)
 
-    def _away(self, forget: int, metric: str, value: float) -> float | None:
-        low, high, center = self.grid.study.bands.get(forget, {}).get(metric, (0, 0, None))
-        return None if center is None else grid.away(metric, value, (low, high, center))
+    def _away(self, forget: int, metric: str, value: float) -> float:
+        band = self.grid.study.bands.get(forget, {}).get(metric)
+        return math.nan if band is None else grid.away(metric, value, band)
+
+    def _price(self, live: grid.Live, cost: str) -> float:
+        if cost == "utility":
+            return self.grid.utility(live.point, live.metrics["TA"])
+        return live.costs.get(cost, math.nan) * grid.COSTS[cost][2]
 
     def _shares(self, point: grid.Point, seed: int, live: grid.Live | None) -> str:
         shares = {"stored": self.grid.predicted(point, seed)}

@@ -3,12 +3,12 @@
 Voila reads this file because the Makefile names its folder; ``c`` is its configuration.
 """
 
-KEPT = {"setup", "app"}  # cells with one of these tags are the page; the others are not executed
+TAG = "app"  # cells with this tag are the page; the others are not executed
 
 
 def page(request, notebook, cwd):
     """Keep of the lesson what makes up the page; the badges of the title lead nowhere here."""
-    notebook.cells = [cell for cell in notebook.cells if KEPT & {*cell.metadata.get("tags", [])}]
+    notebook.cells = [cell for cell in notebook.cells if TAG in cell.metadata.get("tags", [])]
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             lines = cell.source.splitlines()

@@ -186,8 +186,18 @@ def test_the_tradeoff_knows_the_front(stored):
     front = {str(p) for p in table.loc[table["front"], "point"]}
     assert front == {"prune_finetune, class 3, sparsity 50 %"}, "cheapest and closest"
     assert stored.tradeoff(3, "head_refit", "macs")["cost"].unique().tolist() == [2.0], "millions"
-    with pytest.raises(InputError, match="cost = 'joules' is not allowed: measured are gmacs"):
+    with pytest.raises(InputError, match="cost = 'joules' is not allowed: measured are utility, g"):
         stored.tradeoff(3, "head_refit", "joules")
+
+
+def test_what_the_other_classes_pay_is_a_distance_as_well(stored):
+    assert stored.utility(POINT) == pytest.approx((0.6 + 0.2) / 2)  # 0.03 and 0.01 of 0.05
+    assert stored.utility(POINT, 0.85) == pytest.approx(2)
+    assert stored.utility(POINT, 0.0) == grid.FAR
+    assert math.isnan(stored.utility(Point("lora", 3, 99)))
+    table = stored.tradeoff(3, "head_refit", "utility")
+    assert table["cost"].tolist() == pytest.approx([0.4] * len(table))
+    assert table.loc[table["front"], "away"].unique().tolist() == pytest.approx([1.0])
 
 
 def test_differences_are_live_minus_stored(stored):
