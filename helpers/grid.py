@@ -280,11 +280,11 @@ class Grid:
         Lesson: 06_explorer, "The stored grid".
         """
         if value is None:
-            found = self.away.loc[self._cells.get(point, []), "TA"].mean()
+            found = self._means[1]["TA"].get(point, math.nan)
         else:
             band = self.study.bands.get(point.forget, {}).get("TA")
             found = math.nan if band is None else away("TA", value, band)
-        return found if math.isnan(found) else min(float(found), FAR)
+        return found if math.isnan(found) else min(max(float(found), 0.0), FAR)
 
     def costs(self, point: Point) -> dict[str, float]:
         """Return what a point weighs and costs, the mean over its seeds.
@@ -298,9 +298,26 @@ class Grid:
         Source: this project.
         Lesson: 06_explorer, "The stored grid".
         """
-        names = [name for name in ("zeros", "channels", *COSTS) if name in self.study.table]
-        means = self.rows(point)[names].astype(float).mean()
+        if point not in self._cells:
+            return {}
+        values, _ = self._means
+        names = [name for name in ("zeros", "channels", *COSTS) if name in values]
+        means = values.loc[[point], names].iloc[0]
         return {name: float(value) for name, value in means.items() if not math.isnan(value)}
+
+    @cached_property
+    def _means(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Means over seeds, one row a point: of what was measured, and of the distances."""
+        import pandas as pd
+
+        table, points = self.study.table, list(self._cells)
+        place = pd.Series({label: i for i, p in enumerate(points) for label in self._cells[p]})
+        names = [*self.study.metrics, *("zeros", "channels", *COSTS)]
+        values = table[[name for name in names if name in table]].astype(float)
+        both = (frame.groupby(place).mean() for frame in (values, self.away))
+        index = pd.Index(points, dtype=object)
+        first, second = (frame.reindex(range(len(points))).set_axis(index) for frame in both)
+        return first, second
 
     def predicted(self, point: Point, seed: int | None = None) -> list[float] | None:
         """Return which labels a point gives to the test images of its class.
@@ -332,7 +349,7 @@ class Grid:
             metric: Name of a metric.
 
         Returns:
-            One row a point: point, rank, sparsity, ``mean`` and ``away`` (means over seeds).
+            One row a point: point, method, rank, sparsity; ``mean`` and ``away``, means over seeds.
 
         Raises:
             InputError: If the metric was not measured.
@@ -340,24 +357,21 @@ class Grid:
         Source: this project.
         Lesson: 06_explorer, "The stored grid".
         """
-        import pandas as pd
-
         known = self.study.metrics
         check("metric", metric, metric in known, f"measured are {', '.join(known)}")
-        rows = []
-        for point, labels in self._cells.items():
-            if (point.method, point.forget) == (method, forget):
-                rows.append({
-                    "point": point, "rank": point.rank, "sparsity": point.sparsity,
-                    "mean": self.study.table.loc[labels, metric].astype(float).mean(),
-                    "away": self.away.loc[labels, metric].mean(),
-                })  # fmt: skip
-        return pd.DataFrame(rows, columns=["point", *AXES, "mean", "away"])
+        return self._laid_out([p for p in self._cells if (p.method, p.forget) == (method, forget)],
+                              metric)  # fmt: skip
 
-    def _price(self, point: Point, cost: str) -> float:
-        if cost == "utility":
-            return self.utility(point)
-        return COSTS[cost][2] * self.costs(point).get(cost, math.nan)
+    def _laid_out(self, points: list[Point], metric: str) -> pd.DataFrame:
+        import pandas as pd
+
+        values, away_from = self._means
+        return pd.DataFrame({
+            "point": pd.Series(points, dtype=object), "method": [p.method for p in points],
+            "rank": [p.rank for p in points], "sparsity": [p.sparsity for p in points],
+            "mean": values.loc[points, metric].to_numpy(),
+            "away": away_from.loc[points, metric].to_numpy(),
+        })  # fmt: skip
 
     def tradeoff(self, forget: int, metric: str, cost: str) -> pd.DataFrame:
         """Set all points of a class by what they cost and how far from the oracles they are.
@@ -379,15 +393,17 @@ class Grid:
         Source: the usual definition of a Pareto front.
         Lesson: 06_explorer, "The stored grid".
         """
-        import pandas as pd
-
         check("cost", cost, cost in self.prices, f"measured are {', '.join(self.prices)}")
-        parts = []
-        for method in self.methods:
-            part = self.surface(method, forget, metric)
-            part["cost"] = [self._price(point, cost) for point in part["point"]]
-            parts.append(part.assign(method=method))
-        table = pd.concat(parts).dropna(subset=["cost", "away"]).reset_index(drop=True)
+        known = self.study.metrics
+        check("metric", metric, metric in known, f"measured are {', '.join(known)}")
+        mine = [p for p in self._cells if p.forget == forget and p.method in self.methods]
+        mine.sort(key=lambda p: self.methods.index(p.method))
+        table, (values, away_from) = self._laid_out(mine, metric), self._means
+        if cost == "utility":
+            table["cost"] = away_from.loc[mine, "TA"].clip(0, FAR).to_numpy()
+        else:
+            table["cost"] = COSTS[cost][2] * values.loc[mine, cost].to_numpy()
+        table = table.dropna(subset=["cost", "away"]).reset_index(drop=True)
         table["front"] = pareto(table["cost"], table["away"].clip(lower=0))
         return table
 
