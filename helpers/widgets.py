@@ -418,7 +418,7 @@ class Explorer:
             grid.oracle(live, *given)
             self.panel.refresh()
             self._show_pictures()
-            self.note.value = _status(ending)
+            self.bar.value, self.note.value = self.bar.max, _status(ending)
         except training.Interrupted as stopped:
             where = str(stopped).split(";")[0]  # what follows names folders
             self.note.value = _status(f"{ending} {point}: {where}.".strip())
