@@ -34,7 +34,7 @@ _AT_MOST_1 = ("Avg Gap", "ToW", "TV", "JS", "ZRF", "CKA_forget", "CKA_retain")
 _NEEDED = ("method", "forget", "original_seed", "seed", "predicted", *AXES)
 # column -> (what it is, unit, factor from the record to the unit); MACs: multiply-accumulates
 COSTS: dict[str, tuple[str, str, float]] = {
-    "utility": ("TA, distance to the oracles", "half-widths", 1.0),  # what the other classes pay
+    "utility": ("gap in TA", "half-widths", 1.0),  # what the other classes pay
     "gmacs": ("training", "GMACs", 1.0),
     "seconds": ("training", "seconds", 1.0),
     "memory_mb": ("training memory", "MB", 1.0),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import importlib
 import io
 import logging
 import math
@@ -96,6 +97,7 @@ def explorer(cfg: RunConfig | None = None, record: study.Study | Path | None = N
     Lesson: 06_explorer, "The explorer".
     """
     cfg = cfg or get_config()
+    importlib.import_module("peft")  # takes seconds, which the first live run would wait for
     if not isinstance(record, study.Study):
         record = study.load(Path(record) if record else runs.results_folder() / RECORD)
     return Explorer(grid.Grid(record), cfg, data.load_dataset(cfg, progress=False))
@@ -418,7 +420,7 @@ class Explorer:
             grid.oracle(live, *given)
             self.panel.refresh()
             self._show_pictures()
-            self.note.value = _status(ending)
+            self.bar.value, self.note.value = self.bar.max, _status(ending)
         except training.Interrupted as stopped:
             where = str(stopped).split(";")[0]  # what follows names folders
             self.note.value = _status(f"{ending} {point}: {where}.".strip())

@@ -140,6 +140,7 @@ def test_a_live_run_is_drawn_onto_the_stored_point(trained):
     assert "trained and measured in" in trained.note.value
     assert not trained.run.disabled
     assert trained.halt.disabled
+    assert trained.bar.value == trained.bar.max
     assert "Trained now:" in says(trained)
     tables = trained.panel.outputs[1].value
     assert "live - stored" in tables
