@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
-SCHEDULES = ("constant", "cosine")
+SCHEDULES = ("constant", "cosine", "onecycle")
 AUGMENTATIONS = ("none", "flip", "crop", "crop+flip")
 MODES = ("default", "paper")
 PRECISIONS = ("auto", "fp32", "amp")
@@ -150,7 +150,8 @@ class Recipe:
         momentum: Of SGD; in [0, 1).
         weight_decay: At least 0; coupled for ``sgd`` and ``adam``, decoupled for ``adamw``.
         batch_size: Images per step; at least 2, because BatchNorm needs two.
-        schedule: ``constant``, or ``cosine`` down to zero over the stage.
+        schedule: ``constant``; ``cosine`` down to zero over the stage; or ``onecycle``: up to the
+            peak along a cosine in the first fifth, then down to zero along another.
         augment: ``none``, ``flip``, ``crop`` or ``crop+flip``, drawn anew for every image.
         mixup: Parameter of the Beta distribution of MixUp; 0 switches it off.
         strength: Of the method's own term, at least 0; None takes the method's default. What it

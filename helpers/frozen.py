@@ -41,6 +41,7 @@ class Tail(nn.Module):
 
     Attributes:
         dtypes: What the frozen part computed in; features come back to it under autocast.
+        layouts: How the frozen part laid its outputs out in memory; features come back to that too.
 
     Source: torch.fx.
     Lesson: 03_lora_adaptation, "The frozen part, computed once".
@@ -51,12 +52,16 @@ class Tail(nn.Module):
         super().__init__()
         self.graph, self.shapes = graph, shapes
         self.dtypes: tuple[torch.dtype, ...] = (torch.float32,) * len(shapes)
+        self.layouts: tuple[torch.memory_format, ...] = (torch.contiguous_format,) * len(shapes)
 
     def forward(self, features: Tensor) -> Tensor:
         """Compute the logits from (N, K) features, as :class:`Cut` packs them."""
         parts = features.split([shape.numel() for shape in self.shapes], dim=1)
         # in one piece, because sums over strided tensors round otherwise
-        inputs = [p.contiguous().view(-1, *s) for p, s in zip(parts, self.shapes, strict=True)]
+        inputs = [
+            p.contiguous().view(-1, *shape).contiguous(memory_format=layout)
+            for p, shape, layout in zip(parts, self.shapes, self.layouts, strict=True)
+        ]
         if torch.is_autocast_enabled(features.device.type):
             inputs = [x.to(dtype) for x, dtype in zip(inputs, self.dtypes, strict=True)]
         return self.graph(*inputs)
@@ -279,7 +284,7 @@ class Cache:
         how = f"{precision} {batch_size} {part.images.device} {cut.front.code} {cut.front}"
         key = models.fingerprint(cut.front), fingerprint(part, dataset) + how
         if key in self._kept:
-            made, cut.tail.dtypes = self._kept[key]
+            made, (cut.tail.dtypes, cut.tail.layouts) = self._kept[key]
             return made
         front, device = cut.front.eval(), part.images.device
         half = half_precision(device, precision)
@@ -288,14 +293,21 @@ class Cache:
             for images, _ in batches(part, batch_size):
                 outputs = front(dataset.normalise(images))
                 cut.tail.dtypes = tuple(t.dtype for t in outputs)
+                cut.tail.layouts = tuple(_layout(t) for t in outputs)
                 rows.append(torch.cat([t.float().flatten(1) for t in outputs], dim=1))
         made = ImageSet(torch.cat(rows), part.labels)
         size = made.images.nbytes
         while self._kept and size + self._size() > self.limit:
             self._kept.pop(next(iter(self._kept)))  # the oldest goes first
         if size <= self.limit:
-            self._kept[key] = made, cut.tail.dtypes
+            self._kept[key] = made, (cut.tail.dtypes, cut.tail.layouts)
         return made
+
+
+def _layout(features: Tensor) -> torch.memory_format:
+    images = features.dim() == 4 and not features.is_contiguous()
+    last = images and features.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def fingerprint(part: ImageSet, dataset: Dataset) -> str:

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 # (model, images, labels, share of the training that is done) -> loss
 Objective = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
+WARM_UP = 0.2  # share of a onecycle schedule in which the learning rate rises
 CHECKPOINT_SECONDS = 60  # at most about this much work is lost when a process is killed
 
 
@@ -260,10 +261,8 @@ class _Loop:
         self, objective: Objective, images: Tensor, labels: Tensor, share: float,
         after_step: Callable[[], None] | None,
     ) -> None:  # fmt: skip
-        cosine = self.recipe.schedule == "cosine"
-        factor = (1 + math.cos(math.pi * share)) / 2 if cosine else 1.0
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr = self.recipe.lr * factor
+            group["lr"] = self.lr = self.recipe.lr * schedule(self.recipe.schedule, share)
         self.optimizer.zero_grad(set_to_none=True)
         measured = self.fit.peak_memory == 0 and self.device.type == "cpu"
         amp = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
@@ -389,6 +388,29 @@ class _Loop:
                 f"{path} is not a checkpoint of this run ({error}): delete it and run again"
             ) from error
         log.info("going on from %s: %d steps are done", path, self.fit.steps)
+
+
+def schedule(name: str, share: float) -> float:
+    """Compute the learning rate of a step as a share of the peak.
+
+    Args:
+        name: ``constant``, ``cosine`` or ``onecycle``.
+        share: Of the training that is done, in [0, 1).
+
+    Returns:
+        In [0, 1]; above 0 but for the first step of ``onecycle``.
+
+    Source: Loshchilov and Hutter 2016 (arXiv 1608.03983); Smith and Topin 2017 (arXiv 1708.07120),
+        as in :class:`torch.optim.lr_scheduler.OneCycleLR`, without its momentum.
+    Lesson: 01_baseline_training, "The training recipe".
+    """
+    if name == "constant":
+        return 1.0
+    if name == "onecycle":
+        if share < WARM_UP:
+            return (1 - math.cos(math.pi * share / WARM_UP)) / 2
+        share = (share - WARM_UP) / (1 - WARM_UP)
+    return (1 + math.cos(math.pi * share)) / 2
 
 
 def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:

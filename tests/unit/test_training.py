@@ -39,6 +39,24 @@ def same(a, b, exact=True):
     return all(torch.equal(x, y) if exact else torch.allclose(x, y, atol=1e-5) for x, y in pairs)
 
 
+def test_one_cycle_is_that_of_torch():
+    total, peak = 50, 0.3
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, peak, total_steps=total + 1, pct_start=11 / (total + 1), cycle_momentum=False,
+        div_factor=1e9, final_div_factor=1e9,
+    )  # fmt: skip
+    for step in range(total):
+        ours = peak * training.schedule("onecycle", step / total)
+        assert ours == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-6)
+        optimizer.step()
+        theirs.step()
+    assert training.schedule("onecycle", 0) == 0
+    assert training.schedule("onecycle", training.WARM_UP) == 1
+    assert training.schedule("constant", 0.7) == 1
+
+
 def plain_loop(model, part, dataset, recipe, seed):
     """A second implementation, with PyTorch's own schedules and unfused optimisers."""
     kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
