@@ -110,7 +110,8 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     """Add what tells the images and the class to forget."""
     _shared(parser)
     add = parser.add_argument
-    add("--data", help="digits, cifar10, or folder:PATH with one subfolder of images per class")
+    add("--data", help="digits, cifar10, or folder:PATH of a folder, or a tar archive of one, with "
+        "one subfolder of images per class")  # fmt: skip
     add("--forget", metavar="CLASS",
         help="class to forget: 0 to number of classes - 1; or several, as in 3,5")  # fmt: skip
     add("--seed", type=int, metavar="N", help="0 to 2147483647")
@@ -118,6 +119,8 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, metavar="N", help="CPU threads: 1 and up; 0 leaves torch's choice")
     add("--image-size", type=int, metavar="PX", help="side of a folder's images: 8 to 512 pixels")
     add("--on-corrupt", help="images of a folder that cannot be read: stop (default) or skip")
+    add("--memory-mb", type=int, metavar="MB", help="memory for the images; more of them are read "
+        "from a file batch by batch: 0 and up; default 4096")  # fmt: skip
     add("--quiet", action="store_true", help="no progress bars")
 
 

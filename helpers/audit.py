@@ -192,7 +192,7 @@ def look(model: nn.Module, split: ClassSplit, seed: int = 0, draws: int = 1) -> 
         if f"MIA_{kind}" in METRICS:
             own[f"MIA_{kind}"] = attacks.membership(members, strangers, forget, kind, seed=seed)
     _probe(model, split, found, own, range(seed, seed + draws))
-    train = _both(split.forget, split.retain)
+    train = split.forget.with_all(split.retain)
     found.curves = [
         relearning.relearn(
             model, train, split.test_forget, split.dataset, split.forgotten, seed=seed + draw
@@ -202,11 +202,6 @@ def look(model: nn.Module, split: ClassSplit, seed: int = 0, draws: int = 1) -> 
     own["relearn_area"] = _average(relearning.area(curve) for curve in found.curves)
     found.own = own
     return found
-
-
-def _both(forget: ImageSet, retain: ImageSet) -> ImageSet:
-    return ImageSet(*(torch.cat([getattr(part, name) for part in (forget, retain)])
-                      for name in ("images", "labels")))  # fmt: skip
 
 
 def _sampled(part: ImageSet) -> ImageSet:
@@ -223,7 +218,7 @@ def _probe(
     names, dataset, seed = (*features.points(model), features.HEAD_INPUT), split.dataset, seeds[0]
     gone, parts = torch.tensor(split.forgotten), [getattr(split, name) for name in PARTS]
     few = [_sampled(part) for part in parts]
-    few, found.first = [_both(*few[:2]), _both(*few[2:])], len(few[2])
+    few, found.first = [few[0].with_all(few[1]), few[2].with_all(few[3])], len(few[2])
     layers = [features.collect(model, part, dataset, names) for part in few]
     sides = [torch.isin(part.labels.cpu(), gone) for part in few]
     for place, name in enumerate(names):  # by place: a wrapped network has other names
@@ -232,7 +227,7 @@ def _probe(
         found.information[str(place)] = [
             features.information(rows[0], sides[0], rows[1], sides[1], one) for one in seeds
         ]
-    every = [_both(*parts[:2]), _both(*parts[2:])]
+    every = [parts[0].with_all(parts[1]), parts[2].with_all(parts[3])]
     inputs = [features.penultimate(model, part, dataset) for part in every]
     labels = [part.labels.cpu() for part in every]
     mine = torch.isin(labels[1], gone)

@@ -290,7 +290,8 @@ class RunConfig:
     Attributes:
         preset: The preset that filled in the rest: ``smoke``, ``cpu``, ``cifar``, ``gpu`` or
             ``paper``.
-        data: ``digits`` (embedded), ``cifar10`` (downloaded by torchvision) or ``folder:PATH``.
+        data: ``digits`` (embedded), ``cifar10`` (downloaded), or ``folder:PATH``: a folder or a
+            tar archive of one.
         image_size: Side in pixels to which the images of a folder are resized; 8 to 512.
         model: Name of the architecture, one of ``helpers.models.MODELS``.
         method: Name of the method, one of ``helpers.unlearning.METHODS``.
@@ -322,6 +323,8 @@ class RunConfig:
         precision: ``auto`` (mixed on CUDA), ``fp32`` or ``amp``; stored resolved.
         cache_mb: Memory in MB that the outputs of the frozen part may take; 0 computes them anew at
             every step.
+        memory_mb: Memory in MB that the images may take; those of a larger dataset stay in a file
+            and are read a batch at a time. Not part of a run's identity: the results are the same.
         threads: CPU threads of torch; 0 leaves the library's choice.
         train_limit: Keep at most this many training images of each class; None keeps all.
         split_seed: Of the division into train, validation and test.
@@ -360,6 +363,7 @@ class RunConfig:
     device: str = "auto"
     precision: str = "auto"
     cache_mb: int = 1024
+    memory_mb: int = 4096
     threads: int = 1
     train_limit: int | None = None
     split_seed: int = 0
@@ -460,8 +464,9 @@ _NAMES = (
     ("on_corrupt", ("stop", "skip")), ("tuned", ("", *TUNED)),
 )  # fmt: skip
 _WHOLE_NUMBERS = (
-    ("image_size", 8, 512), ("cache_mb", 0, math.inf), ("seed", 0, 2**31 - 1),
-    ("original_seed", 0, 2**31 - 1), ("rank", 1, math.inf), ("epochs", 1, math.inf),
+    ("image_size", 8, 512), ("cache_mb", 0, math.inf), ("memory_mb", 0, math.inf),
+    ("seed", 0, 2**31 - 1), ("original_seed", 0, 2**31 - 1), ("rank", 1, math.inf),
+    ("epochs", 1, math.inf),
     ("threads", 0, 1024), ("train_limit", 2, math.inf), ("split_seed", 0, 2**31 - 1),
     ("seeds", 1, 1000),
 )  # fmt: skip

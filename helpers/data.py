@@ -1,35 +1,29 @@
 """Images: where they come from, how they are kept, and which of them are to be forgotten.
 
 Whatever the source, the images end as one uint8 tensor per part (train, validation, test) on the
-device. Normalisation and augmentation happen there, a batch at a time, with one mean and one
-standard deviation per dataset: measured on its training part, used everywhere.
+device; those that take more memory than they may stay in their file, and come from there a batch at
+a time. Normalisation and augmentation happen on the device, with one mean and one standard
+deviation per dataset: measured on its training part, used everywhere.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
-import os
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from helpers import files
+from helpers import download, folders, store
 from helpers.config import InputError, RunConfig, check, expand, home
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from helpers.store import Stored
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset(
-    [".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
-)  # the formats that Pillow reads everywhere
 UPLOADS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # what a visitor may give
 MOST_BYTES, MOST_PIXELS = 10_000_000, 25_000_000
 SHARES = {"validation": 0.15, "test": 0.25}  # of each class, where the source has no such part
@@ -40,14 +34,15 @@ class ImageSet:
     """Some labelled images.
 
     Attributes:
-        images: (N, C, H, W) uint8, raw pixels; or (N, K) float32, what a frozen part made of them.
+        images: (N, C, H, W) uint8, raw pixels, as a tensor or still in their file; or (N, K)
+            float32, what a frozen part made of them.
         labels: (N,) int64, index of the class.
 
     Source: the array layout of KellerJordan/cifar10-airbench.
     Lesson: 01_baseline_training, "Images as one tensor".
     """
 
-    images: Tensor
+    images: Tensor | Stored
     labels: Tensor
 
     def __len__(self) -> int:
@@ -56,7 +51,9 @@ class ImageSet:
 
     def where(self, chosen: Tensor) -> ImageSet:
         """Return the images that a (N,) bool mask or an int64 index chooses."""
-        return ImageSet(self.images[chosen], self.labels[chosen])
+        stored = isinstance(self.images, Stored)
+        images = self.images.select(chosen) if stored else self.images[chosen]
+        return ImageSet(images, self.labels[chosen])
 
     def sample(self, most: int, seed: int = 0) -> ImageSet:
         """Return at most so many of the images, chosen at random by a seed."""
@@ -66,6 +63,11 @@ class ImageSet:
     def to(self, device: str) -> ImageSet:
         """Return the same images on a device."""
         return ImageSet(self.images.to(device), self.labels.to(device))
+
+    def with_all(self, other: ImageSet) -> ImageSet:
+        """Return these images, followed by others of the same dataset."""
+        join = store.join if isinstance(self.images, Stored) else torch.cat
+        return ImageSet(join([self.images, other.images]), torch.cat([self.labels, other.labels]))
 
 
 @dataclass(frozen=True)
@@ -213,19 +215,19 @@ def batches(
     """
     n, device = len(part), part.labels.device
     if seed is None:
-        for start in range(0, n, batch_size):
-            yield part.images[start : start + batch_size], part.labels[start : start + batch_size]
+        chosen = [slice(start, start + batch_size) for start in range(0, n, batch_size)]
+        for index, images in zip(chosen, store.gather(part.images, chosen), strict=True):
+            yield images, part.labels[index]
         return
     draw = torch.Generator().manual_seed(seed[0] * 1_000_003 + seed[1])
-    order = torch.randperm(n, generator=draw).to(device)
+    order = torch.randperm(n, generator=draw)
+    order = order if isinstance(part.images, Stored) else order.to(device)
     pad = max(1, part.images.shape[-1] // 8)  # 4 of 32 pixels, the usual choice; 1 of 8
     shift = torch.randint(0, 2 * pad + 1, (n, 2), generator=draw).to(device)
     flip = (torch.rand(n, generator=draw) < 0.5).to(device)
-    for start in range(0, n, batch_size):
-        index = order[start : start + batch_size]
-        if len(index) < 2 <= n:
-            return
-        images = part.images[index]
+    chosen = [index for index in order.split(batch_size) if len(index) > 1 or n < 2]
+    for index, images in zip(chosen, store.gather(part.images, chosen), strict=True):
+        index = index.to(device)
         if "crop" in augment:
             images = crop(images, shift[index], pad)
         if "flip" in augment:
@@ -273,65 +275,108 @@ def load_dataset(cfg: RunConfig, progress: bool = True) -> Dataset:
     Source: scikit-learn's digits (UCI ML hand-written digits), CIFAR-10, or the user's folder.
     Lesson: 01_baseline_training, "Images as one tensor".
     """
-    if cfg.data == "digits":
-        classes, parts, skipped = _digits()
-    elif cfg.data == "cifar10":
-        classes, parts, skipped = _cifar10()
-    else:
-        root = expand("data", cfg.data.removeprefix("folder:"))
-        classes, parts, skipped = _folder(root, cfg.image_size, cfg.on_corrupt, progress)
-    parts = _divide(parts, classes, cfg.split_seed)
+    source = _source(cfg, progress)
+    parts = _divide(source.parts, source.classes, cfg.split_seed)
     if cfg.train_limit is not None:
         parts["train"] = _limit(parts["train"], cfg.train_limit)
-    train = parts["train"].images
-    # in float64 and by channel: exact, and small whatever the size of the dataset
-    counts = torch.stack([torch.bincount(train[:, c].flatten(), minlength=256)
-                          for c in range(train.shape[1])]).double()  # fmt: skip
-    value = torch.arange(256).double() / 255
-    mean = (counts * value).sum(1) / counts.sum(1)
-    var = (counts * (value - mean[:, None]) ** 2).sum(1) / counts.sum(1)
-    digest = hashlib.sha256()
-    for part in parts.values():
-        digest.update(part.images.contiguous().numpy())
-        digest.update(part.labels.contiguous().numpy())
+    size, most = sum(part.images.nbytes for part in parts.values()), cfg.memory_mb * 1_000_000
+    if size <= most:
+        parts = {n: ImageSet(part.images[:], part.labels) for n, part in parts.items()}
+    elif isinstance(parts["train"].images, Stored):
+        log.info("%.0f MB of images, more than memory_mb = %d: they stay in their file, and are "
+                 "read a batch at a time", size / 1e6, cfg.memory_mb)  # fmt: skip
+    mean, std = _normalisation(parts["train"].images)
     return Dataset(
-        name=cfg.data if cfg.data in ("digits", "cifar10") else Path(cfg.data[7:]).name,
-        classes=classes,
+        name=source.name,
+        classes=source.classes,
         **{name: part.to(cfg.device) for name, part in parts.items()},
-        mean=mean.float().to(cfg.device),
-        std=var.sqrt().clamp_min(1e-3).float().to(cfg.device),  # a constant channel has none
-        fingerprint=digest.hexdigest(),
-        skipped=skipped,
+        mean=mean.to(cfg.device),
+        std=std.to(cfg.device),
+        fingerprint=_fingerprint(parts),
+        skipped=source.skipped,
     )
 
 
-Source = tuple[tuple[str, ...], dict[str, ImageSet], tuple[str, ...]]  # classes, parts, skipped
+def _normalisation(images: Tensor | Stored) -> tuple[Tensor, Tensor]:
+    """Measure the mean and standard deviation of every channel of pixels in [0, 1]."""
+    # in float64 and by channel: exact, and small whatever the size of the dataset
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    for some in store.pieces(images):
+        for channel, count in enumerate(counts):
+            count += torch.bincount(some[:, channel].flatten(), minlength=256)
+    counts, value = counts.double(), torch.arange(256).double() / 255
+    mean = (counts * value).sum(1) / counts.sum(1)
+    var = (counts * (value - mean[:, None]) ** 2).sum(1) / counts.sum(1)
+    return mean.float(), var.sqrt().clamp_min(1e-3).float()  # a constant channel has no deviation
 
 
-def _digits() -> Source:
+def _fingerprint(parts: dict[str, ImageSet]) -> str:
+    digest = hashlib.sha256()
+    for part in parts.values():
+        for some in store.pieces(part.images):
+            digest.update(some.contiguous().numpy())
+        digest.update(part.labels.contiguous().numpy())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Images before they are divided: ``train``, and what else the source keeps apart."""
+
+    name: str
+    classes: tuple[str, ...]
+    parts: dict[str, ImageSet]
+    skipped: tuple[str, ...] = ()
+
+
+def _source(cfg: RunConfig, progress: bool) -> _Source:
+    if cfg.data == "digits":
+        return _digits()
+    if cfg.data == "cifar10":
+        return _cifar10(progress)
+    root = expand("data", cfg.data.removeprefix("folder:"))
+    found = folders.read(root, cfg.image_size, cfg.on_corrupt, progress)
+    parts = {name: ImageSet(*both) for name, both in found.parts.items()}
+    lossy = set(parts) == {"train", "test"} and found.classes == download.CLASSES
+    lossy = lossy and found.form == ("JPEG", 32, 32)
+    name = "CIFAR-10 (JPEG)" if lossy else root.name if root.is_dir() else root.name.split(".")[0]
+    return _Source(name, found.classes, parts, found.skipped)
+
+
+def _digits() -> _Source:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)  # grey 0 to 16
     labels = torch.from_numpy(digits.target).long()
-    return tuple("0123456789"), {"train": ImageSet(images[:, None], labels)}, ()
+    return _Source("digits", tuple("0123456789"), {"train": ImageSet(images[:, None], labels)})
 
 
-def _cifar10() -> Source:
-    from torchvision.datasets import CIFAR10
+def _cifar10(progress: bool) -> _Source:
+    """Take CIFAR-10 from its array; make that first, in one process at a time, if it is missing."""
+    from filelock import FileLock
 
-    parts, folder = {}, home() / "data"
-    for name, is_train in (("train", True), ("test", False)):
-        try:  # torchvision checks the md5 of the archive before it unpacks and of what it reads
-            source = CIFAR10(folder, train=is_train, download=True)
-        except (OSError, RuntimeError) as error:
-            raise InputError(
-                f"data = 'cifar10' cannot be had: {error}. Put cifar-10-python.tar.gz into "
-                f"{folder} by hand, or use data = 'folder:PATH'"
-            ) from error
-        images = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
-        parts[name] = ImageSet(images, torch.tensor(source.targets))
-    return tuple(source.classes), parts, ()
+    folder = home() / "data"
+    cache = folder / "cache" / "cifar10.npy"
+    if not store.exists(cache):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".cifar10.lock"):
+            if not store.exists(cache):
+                _keep(cache, download.cifar10(folder, progress))
+    found = store.read(cache, 32)
+    parts = {name: ImageSet(*both) for name, both in found.parts.items()}
+    return _Source("CIFAR-10", found.classes, parts)
+
+
+def _keep(cache: Path, parts: download.Parts) -> None:
+    def fill(put: store.Put) -> dict[str, object]:
+        for row, image in enumerate(itertools.chain(*(images for images, _ in parts.values()))):
+            put(row, image)
+        return {"skipped": [], "form": None}
+
+    counts = {name: {c: int((labels == i).sum()) for i, c in enumerate(download.CLASSES)}
+              for name, (_, labels) in parts.items()}  # fmt: skip
+    store.create(cache, counts, 32, fill)
 
 
 def _divide(parts: dict[str, ImageSet], classes: tuple[str, ...], seed: int) -> dict[str, ImageSet]:
@@ -362,128 +407,6 @@ def _divide(parts: dict[str, ImageSet], classes: tuple[str, ...], seed: int) -> 
 def _limit(part: ImageSet, most: int) -> ImageSet:
     index = [(part.labels == c).nonzero().flatten()[:most] for c in part.labels.unique()]
     return part.where(torch.cat(index).sort().values)
-
-
-# ------------------------------------------------------------------------------------------------
-# a folder of images
-
-
-def _folder(root: Path, size: int, on_corrupt: str, progress: bool) -> Source:
-    """Read ``root/CLASS/*`` or ``root/train/CLASS/*`` (and ``root/test/CLASS/*``), once."""
-    import PIL
-
-    listing, classes = _list_folder(root)
-    key = hashlib.sha256(f"1|{PIL.__version__}|{size}\n".encode())  # 1: how _to_rgb decodes
-    for part, path, _ in listing:
-        stat = path.stat()
-        key.update(os.fsencode(path) + f"|{part}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
-    name = f"{root.name[:40]}-{size}px-{key.hexdigest()[:16]}.safetensors"
-    cache = home() / "data" / "cache" / name
-    if cache.exists():
-        tensors, skipped = files.load_tensors(cache)
-        _check_cache(cache, tensors, skipped, size, len(classes))
-    else:
-        tensors, skipped = _decode(listing, root, size, progress)
-        if not (skipped and on_corrupt == "stop"):
-            files.save_tensors(cache, tensors, skipped)
-    if skipped:
-        shown = "; ".join(skipped[:5]) + ("; ..." if len(skipped) > 5 else "")
-        found = f"{len(skipped)} of {len(listing)} images in {root} cannot be read: {shown}"
-        if on_corrupt == "stop":
-            raise InputError(f"{found}. Repair or remove them, or use on_corrupt='skip'")
-        log.warning("%s. They were left out.", found)
-    for part, label in dict.fromkeys((part, label) for part, _, label in listing):
-        if label not in tensors.get(f"{part}.labels", ()):
-            raise InputError(f"{root}: no {part} image of class {classes[label]!r} can be read")
-    names = dict.fromkeys(part for part, _, _ in listing)
-    parts = {n: ImageSet(tensors[f"{n}.images"], tensors[f"{n}.labels"]) for n in names}
-    return classes, parts, tuple(skipped)
-
-
-def _check_cache(
-    path: Path, tensors: dict[str, Tensor], skipped: object, size: int, classes: int
-) -> None:
-    """Refuse a readable file that is not what :func:`_decode` makes."""
-    ok = isinstance(skipped, list) and "train.images" in tensors
-    for part in {name.split(".")[0] for name in tensors}:
-        images, labels = (tensors.get(f"{part}.{kind}") for kind in ("images", "labels"))
-        ok = ok and images is not None and labels is not None and len(images) == len(labels) > 0
-        ok = ok and images.dtype == torch.uint8 and images.shape[1:] == (3, size, size)
-        ok = ok and labels.dtype == torch.int64 and int(labels.min()) >= 0
-        ok = ok and int(labels.max()) < classes
-    if not ok:
-        raise files.FileProblem(f"{path} does not hold decoded images: delete it and run again")
-
-
-def _list_folder(root: Path) -> tuple[list[tuple[str, Path, int]], tuple[str, ...]]:
-    """List (part, file, label) for every image, and the classes."""
-    if not root.is_dir():
-        raise InputError(f"data = 'folder:{root}' is not allowed: there is no such folder")
-    places = {"train": root / "train" if (root / "train").is_dir() else root}
-    if places["train"] != root and (root / "test").is_dir():
-        places["test"] = root / "test"
-    classes: tuple[str, ...] = ()
-    listing = []
-    for part, place in places.items():
-        found = tuple(sorted(p.name for p in place.iterdir() if _visible(p) and p.is_dir()))
-        if part == "test" and found != classes:
-            odd = sorted(set(found) ^ set(classes))
-            raise InputError(f"{root}: classes in only one of train/ and test/: {', '.join(odd)}")
-        classes = found
-        for label, name in enumerate(classes):
-            images = sorted(p for p in (place / name).rglob("*") if _is_image(p))
-            if not images:
-                raise InputError(f"the class folder {place / name} has no images ({_suffixes()})")
-            listing += [(part, path, label) for path in images]
-    if len(classes) < 2:
-        raise InputError(
-            f"{root} has {len(classes)} class folders; at least two are needed, one subfolder of "
-            f"images ({_suffixes()}) per class, directly or under train/ and test/"
-        )
-    return listing, classes
-
-
-def _visible(path: Path) -> bool:
-    return not path.name.startswith(".")
-
-
-def _is_image(path: Path) -> bool:
-    return _visible(path) and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-
-
-def _suffixes() -> str:
-    return ", ".join(sorted(IMAGE_SUFFIXES))
-
-
-def _decode(
-    listing: list[tuple[str, Path, int]], root: Path, size: int, progress: bool
-) -> tuple[dict[str, Tensor], list[str]]:
-    import numpy as np
-    from PIL import Image
-    from tqdm.auto import tqdm
-
-    images: dict[str, list] = {}
-    labels: dict[str, list[int]] = {}
-    skipped = []
-    for part, path, label in tqdm(listing, "decoding images", disable=not progress, leave=False):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(path) as file:
-                    pixels = np.asarray(_to_rgb(file, size))
-        # Pillow's plugins raise nearly anything on damaged input (OSError, SyntaxError, ...);
-        # none of it is lost: each file is named with its reason, and the caller stops or goes on
-        except Exception as error:
-            skipped.append(f"{path.relative_to(root)} ({type(error).__name__}: {error})")
-            continue
-        images.setdefault(part, []).append(pixels)
-        labels.setdefault(part, []).append(label)
-    tensors = {}
-    for part in images:
-        stacked = torch.from_numpy(np.stack(images[part]))
-        tensors[f"{part}.images"] = stacked.permute(0, 3, 1, 2).contiguous()
-        tensors[f"{part}.labels"] = torch.tensor(labels[part])
-    return tensors, skipped
 
 
 def decode(content: bytes, dataset: Dataset) -> Tensor:
@@ -517,7 +440,7 @@ def decode(content: bytes, dataset: Dataset) -> Tensor:
             pixels = file.width * file.height  # known before anything is decoded
             check("picture", f"{file.width} x {file.height} pixels", pixels <= MOST_PIXELS,
                   f"at most {MOST_PIXELS:,} pixels")  # fmt: skip
-            image = _to_rgb(file, side)
+            image = folders.to_rgb(file, side)
     except InputError:
         raise
     # Pillow's plugins raise nearly anything on damaged input; the reason is given, nothing is lost
@@ -528,19 +451,3 @@ def decode(content: bytes, dataset: Dataset) -> Tensor:
     array = np.array(image.convert("L") if channels == 1 else image, dtype=np.uint8)
     tensor = torch.from_numpy(array.reshape(side, side, channels)).permute(2, 0, 1)[None]
     return tensor.contiguous().to(dataset.train.images.device)
-
-
-def _to_rgb(image: Image, size: int) -> Image:
-    """Upright, 8 bits, transparent parts on white, scaled to cover the square and cut to it."""
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey: Pillow would clip it
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535 if values.max() > 255 else 1 if image.mode == "F" and values.max() <= 1 else 255
-        image = Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
-    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)

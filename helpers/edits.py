@@ -12,7 +12,7 @@ from torch import nn
 
 from helpers import models, objectives
 from helpers.config import check
-from helpers.data import ClassSplit, Dataset, ImageSet, batches
+from helpers.data import ClassSplit, Dataset, batches
 
 MASKED = -1e4  # instead of minus infinity: finite, and no probability is left at any precision
 Edit = Callable[[nn.Module, ClassSplit, Dataset, float | None], int]
@@ -134,10 +134,7 @@ def dampen(
     """
     alpha = 10.0 if strength is None else strength
     check("strength", alpha, alpha > 0, "above 0")
-    every = ImageSet(
-        torch.cat([split.retain.images, split.forget.images]),
-        torch.cat([split.retain.labels, split.forget.labels]),
-    )
+    every = split.retain.with_all(split.forget)
     mine, all_ = (objectives.fisher(model, part, dataset) for part in (split.forget, every))
     for name, weight in model.named_parameters():
         chosen = mine[name] > alpha * all_[name]

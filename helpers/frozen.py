@@ -7,6 +7,7 @@ part are kept, and the second part trains on them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from torch import Tensor, fx, nn
 from helpers import models
 from helpers.config import InputError, check
 from helpers.data import Dataset, ImageSet, batches
+from helpers.store import Stored
 from helpers.training import half_precision
 
 T = TypeVar("T")
@@ -324,8 +326,12 @@ def fingerprint(part: ImageSet, dataset: Dataset) -> str:
     Lesson: 03_lora_adaptation, "The frozen part, computed once".
     """
     box = nn.Module()
-    for name in ("images", "labels"):
-        box.register_buffer(name, getattr(part, name))
+    images = part.images
+    if isinstance(images, Stored):  # which file and which of its rows say as much as the pixels
+        box.register_buffer("file", torch.tensor(list(os.fsencode(images.path))))
+        images = images.rows
+    box.register_buffer("images", images)
+    box.register_buffer("labels", part.labels)
     box.register_buffer("mean", dataset.mean)
     box.register_buffer("std", dataset.std)
     return models.fingerprint(box)

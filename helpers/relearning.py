@@ -104,8 +104,8 @@ def relearn(
     gone = {forgotten} if isinstance(forgotten, int) else {int(c) for c in forgotten}
     _check_parts(part, test, gone, per_class)
     chosen = [part.where(part.labels == c).sample(per_class, seed) for c in part.labels.unique()]
-    images = dataset.normalise(torch.cat([few.images for few in chosen]))
-    labels, unseen = torch.cat([few.labels for few in chosen]), dataset.normalise(test.images)
+    images = dataset.normalise(torch.cat([few.images[:] for few in chosen]))
+    labels, unseen = torch.cat([few.labels for few in chosen]), dataset.normalise(test.images[:])
     student = _Bare(copy.deepcopy(model)).eval()
     for parameter in student.parameters():
         parameter.requires_grad_(True)

@@ -524,7 +524,7 @@ def recalibrate_batchnorm(
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
         norm.train()
-    chosen = part.sample(limit, seed).images
+    chosen = part.sample(limit, seed).images[:]
     for images in chosen.chunk(-(-len(chosen) // 256)):  # even parts: each counts the same
         model(dataset.normalise(images))
     for norm, momentum in zip(norms, momenta, strict=True):

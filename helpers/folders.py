@@ -1,0 +1,349 @@
+"""Anyone's images: a folder with one subfolder a class, or a tar archive of such a folder.
+
+Both are listed first, in one order, then decoded into one array on disk (:mod:`helpers.store`). An
+archive is read from its beginning to its end, twice; nothing of it is unpacked.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import io
+import logging
+import lzma
+import os
+import tarfile
+import warnings
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from helpers import store
+from helpers.config import InputError, home
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+log = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset(
+    [".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
+)  # the formats that Pillow reads everywhere
+LARGEST_MEMBER = 200_000_000  # bytes of one image of an archive; it is read into memory
+MOST_MEMBERS = 10_000_000  # of an archive; their names are held in memory
+PACKED = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\0": lzma.open, b"BZh": bz2.open}  # by first bytes
+
+Listing = dict[str, dict[str, list[str]]]  # part -> class -> images, as paths below the root
+
+
+def read(root: Path, size: int, on_corrupt: str = "stop", progress: bool = True) -> store.Content:
+    """Decode the images of a folder or archive, or take what was decoded before.
+
+    Args:
+        root: Holds ``CLASS/*`` or ``train/CLASS/*`` (and ``test/CLASS/*``).
+        size: Side in pixels to which they are scaled and cut.
+        on_corrupt: ``stop`` at files that cannot be read, or ``skip`` them.
+        progress: Whether to show bars.
+
+    Returns:
+        The images; the same files always give the same ones, packed or not.
+
+    Raises:
+        InputError: If there is no such folder or archive, or its images cannot be used.
+        FileProblem: If a cache is damaged or cannot be written.
+
+    Source: this project.
+    Lesson: 01_baseline_training, "Images as one tensor".
+    """
+    if not root.is_dir() and not root.is_file():
+        raise InputError(f"data = 'folder:{root}' is not allowed: there is no such folder, and no "
+                         "such archive (.tar, .tar.gz, .tar.xz)")  # fmt: skip
+    listing, inside = (_list_folder(root), "") if root.is_dir() else (None, "")
+    key = _key(root, size, [""] if listing is None else _names(listing))
+    cache = home() / "data" / "cache" / f"{root.name[:40]}-{size}px-{key}.npy"
+    if not store.exists(cache):
+        if listing is None:
+            listing, inside = _list_archive(root, progress)
+        _decode(root, listing, inside, size, on_corrupt, cache, progress)
+    content = store.read(cache, size)
+    bad = content.skipped
+    listed = len(bad) + sum(len(labels) for _, labels in content.parts.values())
+    if bad and on_corrupt == "stop":  # decoded when they might be skipped
+        raise InputError(_unreadable(bad, listed, root))
+    if bad:
+        log.warning("%s", _unreadable(bad, listed, root, stop=False))
+    for part, (_, labels) in content.parts.items():
+        for label, name in enumerate(content.classes):
+            if not bool((labels == label).any()):
+                raise InputError(f"{root}: no {part} image of class {name!r} can be read")
+    return content
+
+
+def _key(root: Path, size: int, names: Iterable[str]) -> str:
+    """Name the exact files and the way in which they are decoded."""
+    import PIL
+
+    key = hashlib.sha256(f"2|{PIL.__version__}|{size}\n".encode())  # 2: how to_rgb decodes
+    for name in names:
+        path = os.path.join(root, name) if name else os.fspath(root)
+        stat = os.stat(path)
+        key.update(os.fsencode(path) + f"|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+    return key.hexdigest()[:16]
+
+
+def _names(listing: Listing) -> Iterator[str]:
+    return (name for part in listing.values() for mine in part.values() for name in mine)
+
+
+# ------------------------------------------------------------------------------------------------
+# listing
+
+
+def _list_folder(root: Path) -> Listing:
+    parts = [part for part in ("train", "test") if (root / part).is_dir()]
+    parts = parts if "train" in parts else [""]
+    folders, images = set(parts), []
+    for part in parts:
+        with os.scandir(root / part) as entries:
+            found = [f"{part}/{e.name}".lstrip("/") for e in entries if e.is_dir()]
+        folders |= set(found)
+        for below in filter(_visible, found):
+            images += _walk(root, below)
+    return _arrange(images, folders, root)
+
+
+def _walk(root: Path, below: str) -> Iterator[str]:
+    """List the images below a folder; links to files count, links to folders do not."""
+    with os.scandir(root / below) as entries:
+        for entry in entries:
+            name = f"{below}/{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(root, name)
+            elif _is_image(name) and entry.is_file():
+                yield name
+
+
+def _list_archive(path: Path, progress: bool) -> tuple[Listing, str]:
+    """List what an archive holds, and the folder in it that holds everything, if there is one."""
+    folders, images = set(), {}  # a dict, because an archive may hold a file twice
+    for count, (name, member, _) in enumerate(_members(path, (), f"listing {path.name}", progress)):
+        if count == MOST_MEMBERS:
+            raise InputError(f"{path} has more than {MOST_MEMBERS:,} files; use a folder")
+        if member.isdir():
+            folders.add(name)
+        elif _is_image(name):
+            if not member.isreg():
+                raise InputError(f"{path}: {name} is a link or a device; allowed are plain files")
+            images[name] = None
+    for name in images:
+        folders.update(name[:at] for at, letter in enumerate(name) if letter == "/")
+    tops = {name.partition("/")[0] for name in (*images, *folders) if _visible(name)}
+    inside = f"{tops.pop()}/" if len(tops) == 1 and tops != {"train"} else ""
+    below = [[n.removeprefix(inside) for n in names if n.startswith(inside)]
+             for names in (images, folders)]  # fmt: skip
+    return _arrange(*below, path), inside
+
+
+def _arrange(images: Iterable[str], folders: Collection[str], root: Path) -> Listing:
+    """Sort images into parts and classes; what lies elsewhere is none of them."""
+    apart = "train" in folders
+    listing: Listing = {"train": {}}
+    if apart and "test" in folders:
+        listing["test"] = {}
+    for folder in sorted(folders):
+        part, _, name = folder.partition("/") if apart else ("train", "", folder)
+        if part in listing and name and "/" not in name and _visible(name):
+            listing[part][name] = []
+    for image in images:
+        part, _, rest = image.partition("/") if apart else ("train", "", image)
+        listing.get(part, {}).get(rest.partition("/")[0], []).append(image)
+    for classes in listing.values():
+        for found in classes.values():
+            found.sort(key=lambda name: name.split("/"))
+    _check_listing(listing, root)
+    return listing
+
+
+def _check_listing(listing: Listing, root: Path) -> None:
+    train, test = listing["train"], listing.get("test", listing["train"])
+    if train.keys() != test.keys():
+        odd = sorted(train.keys() ^ test.keys())
+        raise InputError(f"{root}: classes in only one of train/ and test/: {', '.join(odd)}")
+    for part, classes in listing.items():
+        for name, found in classes.items():
+            if not found:
+                where = f"{part}/{name}" if "test" in listing else name
+                raise InputError(f"{root}: the class folder {where} has no images ({_suffixes()})")
+    if len(train) < 2:
+        raise InputError(
+            f"{root} has {len(train)} class folders; at least two are needed, one subfolder of "
+            f"images ({_suffixes()}) per class, directly or under train/ and test/"
+        )
+
+
+def _visible(name: str) -> bool:
+    return not name.rpartition("/")[2].startswith(".")
+
+
+def _is_image(name: str) -> bool:
+    return _visible(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _suffixes() -> str:
+    return ", ".join(sorted(IMAGE_SUFFIXES))
+
+
+# ------------------------------------------------------------------------------------------------
+# archives
+
+
+class _Header(tarfile.TarInfo):
+    """A header that is damaged or missing is an error: tarfile takes it for the archive's end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if len(buf) == tarfile.BLOCKSIZE and not any(buf):  # the mark that ends an archive
+                raise
+            raise tarfile.ReadError(f"it is cut off or damaged ({error})") from error
+
+
+def _members(
+    path: Path, wanted: Collection[str], text: str, progress: bool
+) -> Iterator[tuple[str, tarfile.TarInfo, bytes]]:
+    """Read an archive from beginning to end: name, header, and the content where it is wanted."""
+    from tqdm.auto import tqdm
+
+    bar = tqdm(desc=text, unit=" files", disable=not progress, leave=False)
+    try:
+        with (
+            bar,
+            _unpacked(path) as stream,
+            tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as tar,
+        ):
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # it keeps them all
+                name = "/".join(part for part in member.name.split("/") if part not in ("", "."))
+                here = member.isreg() and name in wanted
+                if here and member.size > LARGEST_MEMBER:
+                    raise tarfile.ReadError(f"{name} has {member.size:,} bytes, more than "
+                                            f"{LARGEST_MEMBER:,}")  # fmt: skip
+                if ".." in name.split("/"):
+                    raise tarfile.ReadError(f"{name} lies outside of it")
+                yield name, member, tar.extractfile(member).read() if here else b""
+                bar.update()
+            while stream.read(1 << 20):
+                pass  # to the end: where the checksums are
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        raise InputError(
+            f"{path} cannot be read as a tar archive: {error}. Fetch or pack it again, or use a "
+            "folder of images"
+        ) from error
+
+
+def _unpacked(path: Path) -> IO[bytes]:
+    with path.open("rb") as file:
+        start = file.read(6)
+    return next((o for mark, o in PACKED.items() if start.startswith(mark)), open)(path, "rb")
+
+
+# ------------------------------------------------------------------------------------------------
+# decoding
+
+
+def _decode(
+    root: Path, listing: Listing, inside: str, size: int, on_corrupt: str, cache: Path,
+    progress: bool,
+) -> None:  # fmt: skip
+    """Decode every image into its row of a new array."""
+    rows = {name: row for row, name in enumerate(_names(listing))}
+    bad: dict[str, str] = {}
+    forms: set[tuple[str, int, int]] = set()
+
+    def fill(put: store.Put) -> dict[str, Any]:
+        for name, file in _contents(root, rows, inside, progress):
+            try:
+                pixels, form = _pixels(file, size)
+            # Pillow's plugins raise nearly anything on damaged input (OSError, SyntaxError, ...);
+            # none of it is lost: each file is named with its reason, and the caller stops or goes
+            # on
+            except Exception as error:
+                bad[name] = f"{type(error).__name__}: {error}"
+                continue
+            bad.pop(name, None)  # of a file that is twice in an archive the last one counts
+            put(rows[name], pixels)
+            if len(forms) < 2:
+                forms.add(form)
+        found = [(rows[name], f"{name} ({why})") for name, why in bad.items()]
+        if bad and on_corrupt == "stop":
+            raise InputError(_unreadable([text for _, text in sorted(found)], len(rows), root))
+        return {"skipped": sorted(found), "form": forms.pop() if len(forms) == 1 else None}
+
+    counts = {part: {name: len(mine) for name, mine in classes.items()}
+              for part, classes in listing.items()}  # fmt: skip
+    store.create(cache, counts, size, fill)
+
+
+def _unreadable(bad: Sequence[str], listed: int, root: Path, stop: bool = True) -> str:
+    shown = "; ".join(bad[:5]) + ("; ..." if len(bad) > 5 else "")
+    advice = "Repair or remove them, or use on_corrupt='skip'" if stop else "They were left out."
+    return f"{len(bad)} of {listed} images in {root} cannot be read: {shown}. {advice}"
+
+
+def _contents(
+    root: Path, names: Iterable[str], inside: str, progress: bool
+) -> Iterator[tuple[str, Path | IO[bytes]]]:
+    """Give every image and something to read it from; those of an archive in its own order."""
+    from tqdm.auto import tqdm
+
+    if root.is_dir():
+        bar = tqdm(names, "decoding images", disable=not progress, leave=False)
+        yield from ((name, root / name) for name in bar)
+        return
+    wanted = {inside + name for name in names}
+    for name, member, content in _members(root, wanted, "decoding images", progress):
+        if name in wanted and member.isreg():
+            yield name.removeprefix(inside), io.BytesIO(content)
+
+
+def _pixels(file: Path | IO[bytes], size: int) -> tuple[np.ndarray, tuple[str, int, int]]:
+    """Decode an image to (3, size, size) uint8; and say what the file was."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(file) as image:
+            form = str(image.format), image.width, image.height
+            return np.asarray(to_rgb(image, size)).transpose(2, 0, 1), form
+
+
+def to_rgb(image: Image, size: int) -> Image:
+    """Turn any image into a square one of 8-bit colours.
+
+    Args:
+        image: As Pillow opened it.
+        size: Side in pixels.
+
+    Returns:
+        Upright, RGB, transparent parts on white, scaled to cover the square and cut to it.
+
+    Source: Pillow.
+    Lesson: 06_explorer, "Real pictures".
+    """
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey: Pillow would clip it
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535 if values.max() > 255 else 1 if image.mode == "F" and values.max() <= 1 else 255
+        image = Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)

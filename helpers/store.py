@@ -1,0 +1,288 @@
+"""Decoded images in one file that is mapped into memory, not read.
+
+A source of images is decoded once, into one uint8 array (``NAME.npy``) and a description of it
+(``NAME.json``). The description is written last and holds the array's SHA-256, so a pair is whole
+or absent. What fits into memory is copied out of the file; what does not is read from it a batch
+at a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from helpers import files
+from helpers.config import check
+
+VERSION = 1  # of the format; part of every description
+AHEAD = 3  # batches that are read before they are asked for
+PIECE = 64_000_000  # bytes that are held at once where all images are passed through
+
+Put = Callable[[int, np.ndarray], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """Images that stay in their file: as much of a tensor as batches need.
+
+    Indexing reads the chosen images into a tensor on ``device``; :meth:`select` reads nothing.
+
+    Attributes:
+        path: A uint8 array of shape (M, C, H, W) in NumPy's format.
+        rows: (N,) int64 on the CPU, which of the M images these are, in their order.
+        device: Where a tensor of them goes.
+
+    Source: :func:`numpy.lib.format.open_memmap`.
+    Lesson: 01_baseline_training, "Images as one tensor".
+    """
+
+    path: Path
+    rows: Tensor
+    device: torch.device
+
+    dtype = torch.uint8
+
+    @cached_property
+    def _array(self) -> np.memmap:
+        return np.load(self.path, mmap_mode="r", allow_pickle=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to another process as a path, not as pixels."""
+        return Stored, (self.path, self.rows, self.device)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.rows)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, C, H, W), as of a tensor."""
+        return torch.Size((len(self), *self._array.shape[1:]))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a tensor of all of them would take."""
+        return self.shape.numel()
+
+    def __getitem__(self, chosen: slice | Tensor) -> Tensor:
+        """Read the images that a slice, a bool mask or an int64 index chooses."""
+        rows = self.rows[chosen.cpu() if isinstance(chosen, Tensor) else chosen]
+        images = torch.from_numpy(self._array[rows.numpy()])
+        if self.device.type != "cuda":
+            return images
+        return images.pin_memory().to(self.device, non_blocking=True)  # while the GPU computes
+
+    def select(self, chosen: Tensor) -> Stored:
+        """Choose images by a bool mask or an int64 index, without reading them."""
+        return Stored(self.path, self.rows[chosen.cpu()], self.device)
+
+    def to(self, device: str | torch.device) -> Stored:
+        """Return the same images, to be read to a device."""
+        return Stored(self.path, self.rows, torch.device(device))
+
+
+def join(several: Sequence[Stored]) -> Stored:
+    """Put images of one file one after another, without reading them.
+
+    Args:
+        several: At least one, all of the same file.
+
+    Returns:
+        Those of the first, then those of the second, and so on.
+
+    Source: this project.
+    Lesson: 01_baseline_training, "Images as one tensor".
+    """
+    first = several[0]
+    check("images", [s.path for s in several], all(s.path == first.path for s in several),
+          "those of one dataset")  # fmt: skip
+    return Stored(first.path, torch.cat([s.rows for s in several]), first.device)
+
+
+def pieces(images: Tensor | Stored) -> Iterator[Tensor]:
+    """Pass through all images without holding more than some of them.
+
+    Args:
+        images: (N, C, H, W) uint8.
+
+    Yields:
+        Them in order, at most ``PIECE`` bytes at once, but at least one image.
+
+    Source: this project.
+    Lesson: 01_baseline_training, "Images as one tensor".
+    """
+    size = max(1, PIECE // max(1, images.shape[1:].numel()))
+    for start in range(0, len(images), size):
+        yield images[start : start + size]
+
+
+def gather(images: Tensor | Stored, chosen: Iterable[slice | Tensor]) -> Iterator[Tensor]:
+    """Take batch after batch; what is in a file is read by another thread, some batches ahead.
+
+    Args:
+        images: (N, C, H, W) uint8, in memory or in a file.
+        chosen: What each batch consists of, as an index.
+
+    Yields:
+        (B, C, H, W) uint8 on the device of the images, in the order of ``chosen``.
+
+    Source: this project; the prefetching of :class:`torch.utils.data.DataLoader`, by one thread,
+        because reading a mapped array needs no worker process.
+    Lesson: 01_baseline_training, "Images as one tensor".
+    """
+    if isinstance(images, Tensor):
+        yield from (images[index] for index in chosen)
+        return
+    rest = iter(chosen)
+    with ThreadPoolExecutor(1, "images") as reader:  # waits for its thread, also when abandoned
+        ahead = deque(reader.submit(images.__getitem__, i) for i in itertools.islice(rest, AHEAD))
+        while ahead:
+            batch = ahead.popleft().result()
+            ahead.extend(reader.submit(images.__getitem__, i) for i in itertools.islice(rest, 1))
+            yield batch
+
+
+@dataclass(frozen=True)
+class Content:
+    """What an array holds.
+
+    Attributes:
+        classes: Their names, in the order of the labels.
+        parts: ``train``, and ``test`` if the source has one -> images, class by class, and (N,)
+            int64 labels.
+        skipped: What could not be decoded, each with the reason.
+        form: Format, width and height of the decoded files, if all have the same; else None.
+
+    Source: this project.
+    Lesson: 01_baseline_training, "Images as one tensor".
+    """
+
+    classes: tuple[str, ...]
+    parts: dict[str, tuple[Stored, Tensor]]
+    skipped: tuple[str, ...]
+    form: tuple[str, int, int] | None
+
+
+def create(
+    path: Path,
+    counts: Mapping[str, Mapping[str, int]],
+    side: int,
+    fill: Callable[[Put], Mapping[str, Any]],
+) -> None:
+    """Write an array image by image, and its description. Nothing is kept if ``fill`` raises.
+
+    Args:
+        path: Of the array, ending in ``.npy``; the description is beside it.
+        counts: Part -> class -> number of images. The rows are in this order.
+        side: Of the images, in pixels.
+        fill: Is given a function that puts a (3, side, side) uint8 image into a row, in any order
+            and more than once. Returns ``skipped``, pairs of the row and the reason for rows
+            without an image, and ``form``, as in :class:`Content`.
+
+    Raises:
+        FileProblem: If it cannot be written; nothing is left behind.
+
+    Source: the format of :mod:`numpy.lib.format`. Written like any file and not through the map,
+        through which a full disk kills the process.
+    Lesson: 01_baseline_training, "Images as one tensor".
+    """
+    total = sum(number for classes in counts.values() for number in classes.values())
+    shape, about = (total, 3, side, side), {"version": VERSION, "counts": counts}
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            start, size = file.tell(), 3 * side * side
+            file.truncate(start + total * size)
+
+            def put(row: int, image: np.ndarray) -> None:
+                if image.shape != shape[1:] or image.dtype != np.uint8:
+                    raise ValueError(f"an image of {image.shape} {image.dtype}, not {shape[1:]}")
+                file.seek(start + row * size)
+                file.write(np.ascontiguousarray(image).data)
+
+            about.update(fill(put))
+        about["sha256"] = files.sha256(part)
+
+    path.with_suffix(".json").unlink(missing_ok=True)  # it describes the old array
+    files.write_atomically(path, write)
+    files.write_json(path.with_suffix(".json"), about)
+
+
+def exists(path: Path) -> bool:
+    """Say whether an array was written whole.
+
+    Args:
+        path: Of the array.
+
+    Returns:
+        Whether its description, which is written last, is there.
+
+    Source: this project.
+    Lesson: 01_baseline_training, "Images as one tensor".
+    """
+    return path.with_suffix(".json").is_file()
+
+
+def read(path: Path, side: int) -> Content:
+    """Open what :func:`create` wrote, and check that it is that.
+
+    Args:
+        path: Of the array.
+        side: Of the images, in pixels.
+
+    Returns:
+        The content, without the rows that have no image.
+
+    Raises:
+        FileProblem: If either file is missing, damaged or of another kind.
+
+    Source: this project.
+    Lesson: 01_baseline_training, "Images as one tensor".
+    """
+    wanted = ("version", "counts", "skipped", "form", "sha256")
+    about = files.read_json(path.with_suffix(".json"), wanted)
+    try:
+        ok = about["version"] == VERSION and files.sha256(path) == about["sha256"]
+        array = np.load(path, mmap_mode="r", allow_pickle=False) if ok else np.zeros(0)
+        content = _content(path, about)
+        rows = sum(map(len, _labels(about["counts"]).values()))
+        ok = ok and array.dtype == np.uint8 and array.shape == (rows, 3, side, side)
+    except files.FileProblem:
+        raise
+    except (AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError):
+        ok = False
+    if not ok:
+        raise files.FileProblem(files.cannot_read(path, "it does not hold what was written"))
+    return content
+
+
+def _labels(counts: Mapping[str, Mapping[str, int]]) -> dict[str, Tensor]:
+    return {
+        part: torch.arange(len(classes)).repeat_interleave(torch.tensor([*classes.values()]))
+        for part, classes in counts.items()
+    }
+
+
+def _content(path: Path, about: Mapping[str, Any]) -> Content:
+    labels, skipped = _labels(about["counts"]), {int(row): text for row, text in about["skipped"]}
+    good = torch.ones(sum(map(len, labels.values())), dtype=torch.bool)
+    good[list(skipped)] = False
+    parts, start = {}, 0
+    for part, mine in labels.items():
+        rows = start + good[start : start + len(mine)].nonzero().flatten()
+        parts[part] = Stored(path, rows, torch.device("cpu")), mine[rows - start]
+        start += len(mine)
+    form = None if about["form"] is None else tuple(about["form"])
+    return Content(tuple(about["counts"]["train"]), parts, tuple(skipped.values()), form)
