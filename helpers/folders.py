@@ -10,13 +10,14 @@ import bz2
 import gzip
 import hashlib
 import io
+import itertools
 import logging
 import lzma
 import os
 import tarfile
 import warnings
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset(
-    [".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
-)  # the formats that Pillow reads everywhere
+IMAGE_SUFFIXES = (
+    ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+)  # the formats that Pillow reads everywhere  # fmt: skip
 LARGEST_MEMBER = 200_000_000  # bytes of one image of an archive; it is read into memory
 MOST_MEMBERS = 10_000_000  # of an archive; their names are held in memory
 PACKED = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\0": lzma.open, b"BZh": bz2.open}  # by first bytes
@@ -62,11 +63,13 @@ def read(root: Path, size: int, on_corrupt: str = "stop", progress: bool = True)
     if not root.is_dir() and not root.is_file():
         raise InputError(f"data = 'folder:{root}' is not allowed: there is no such folder, and no "
                          "such archive (.tar, .tar.gz, .tar.xz)")  # fmt: skip
-    listing, inside = (_list_folder(root), "") if root.is_dir() else (None, "")
-    key = _key(root, size, [""] if listing is None else _names(listing))
-    cache = home() / "data" / "cache" / f"{root.name[:40]}-{size}px-{key}.npy"
+    names: dict[str, str] = {}
+    if root.is_dir():
+        listing, names = _list_folder(root)
+    cache = home() / "data" / "cache" / f"{root.name[:40]}-{size}px-{_key(root, size, names)}.npy"
     if not store.exists(cache):
-        if listing is None:
+        inside = ""
+        if not root.is_dir():
             listing, inside = _list_archive(root, progress)
         _decode(root, listing, inside, size, on_corrupt, cache, progress)
     content = store.read(cache, size)
@@ -83,48 +86,46 @@ def read(root: Path, size: int, on_corrupt: str = "stop", progress: bool = True)
     return content
 
 
-def _key(root: Path, size: int, names: Iterable[str]) -> str:
+def _key(root: Path, size: int, stamps: Mapping[str, str]) -> str:
     """Name the exact files and the way in which they are decoded."""
     import PIL
 
-    key = hashlib.sha256(f"2|{PIL.__version__}|{size}\n".encode())  # 2: how to_rgb decodes
-    for name in names:
-        path = os.path.join(root, name) if name else os.fspath(root)
-        stat = os.stat(path)
-        key.update(os.fsencode(path) + f"|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
-    return key.hexdigest()[:16]
+    lines = [f"2|{PIL.__version__}|{size}", os.fspath(root)]  # 2: how to_rgb decodes
+    lines += [f"{name}|{stamp}" for name, stamp in stamps.items()] or [_stamp(root.stat())]
+    return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()[:16]
 
 
-def _names(listing: Listing) -> Iterator[str]:
-    return (name for part in listing.values() for mine in part.values() for name in mine)
+def _stamp(stat: os.stat_result) -> str:
+    return f"{stat.st_size}|{stat.st_mtime_ns}"
 
 
 # ------------------------------------------------------------------------------------------------
 # listing
 
 
-def _list_folder(root: Path) -> Listing:
+def _list_folder(root: Path) -> tuple[Listing, dict[str, str]]:
+    """List the images of a folder, and what tells whether one of them changed."""
     parts = [part for part in ("train", "test") if (root / part).is_dir()]
     parts = parts if "train" in parts else [""]
-    folders, images = set(parts), []
+    folders, stamps = set(parts), {}
     for part in parts:
         with os.scandir(root / part) as entries:
-            found = [f"{part}/{e.name}".lstrip("/") for e in entries if e.is_dir()]
+            found = sorted(f"{part}/{e.name}".lstrip("/") for e in entries if e.is_dir())
         folders |= set(found)
         for below in filter(_visible, found):
-            images += _walk(root, below)
-    return _arrange(images, folders, root)
+            stamps |= _walk(root, below)
+    return _arrange(stamps, folders, root), stamps
 
 
-def _walk(root: Path, below: str) -> Iterator[str]:
+def _walk(root: Path, below: str) -> Iterator[tuple[str, str]]:
     """List the images below a folder; links to files count, links to folders do not."""
     with os.scandir(root / below) as entries:
-        for entry in entries:
+        for entry in sorted(entries, key=lambda e: e.name):
             name = f"{below}/{entry.name}"
             if entry.is_dir(follow_symlinks=False):
                 yield from _walk(root, name)
             elif _is_image(name) and entry.is_file():
-                yield name
+                yield name, _stamp(entry.stat())
 
 
 def _list_archive(path: Path, progress: bool) -> tuple[Listing, str]:
@@ -163,7 +164,7 @@ def _arrange(images: Iterable[str], folders: Collection[str], root: Path) -> Lis
         listing.get(part, {}).get(rest.partition("/")[0], []).append(image)
     for classes in listing.values():
         for found in classes.values():
-            found.sort(key=lambda name: name.split("/"))
+            found.sort(key=lambda name: name.replace("/", "\0"))  # folder by folder
     _check_listing(listing, root)
     return listing
 
@@ -190,11 +191,11 @@ def _visible(name: str) -> bool:
 
 
 def _is_image(name: str) -> bool:
-    return _visible(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    return _visible(name) and name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _suffixes() -> str:
-    return ", ".join(sorted(IMAGE_SUFFIXES))
+    return ", ".join(IMAGE_SUFFIXES)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -262,12 +263,15 @@ def _decode(
     progress: bool,
 ) -> None:  # fmt: skip
     """Decode every image into its row of a new array."""
-    rows = {name: row for row, name in enumerate(_names(listing))}
+    names = itertools.chain(*(mine for classes in listing.values() for mine in classes.values()))
+    rows = {name: row for row, name in enumerate(names)}
     bad: dict[str, str] = {}
     forms: set[tuple[str, int, int]] = set()
 
     def fill(put: store.Put) -> dict[str, Any]:
+        seen = set()
         for name, file in _contents(root, rows, inside, progress):
+            seen.add(name)
             try:
                 pixels, form = _pixels(file, size)
             # Pillow's plugins raise nearly anything on damaged input (OSError, SyntaxError, ...);
@@ -280,6 +284,8 @@ def _decode(
             put(rows[name], pixels)
             if len(forms) < 2:
                 forms.add(form)
+        if len(seen) < len(rows):
+            raise InputError(f"{root} changed while it was read; run the same again")
         found = [(rows[name], f"{name} ({why})") for name, why in bad.items()]
         if bad and on_corrupt == "stop":
             raise InputError(_unreadable([text for _, text in sorted(found)], len(rows), root))
