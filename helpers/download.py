@@ -97,7 +97,7 @@ def _checked(part: str, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndar
 
 def _in_order(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sort by class, then by a hash: the first n images of a class are a fair sample of it."""
-    keys = [hashlib.sha256(image).digest() for image in images]
+    keys = [hashlib.sha256(image.tobytes()).digest() for image in images]
     order = sorted(range(len(keys)), key=lambda i: (labels[i], keys[i]))
     return images[order], labels[order].astype(np.int64)
 
@@ -228,10 +228,10 @@ def _read_parquet(path: Path, progress: bool) -> tuple[np.ndarray, np.ndarray]:
                 with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
                     if image.size != (32, 32):
                         raise files.FileProblem(f"{path} has an image of {image.size} pixels")
-                    images.append(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+                    images.append(np.asarray(image.convert("RGB")))
                 bar.update()
     bar.close()
-    return np.stack(images), np.asarray(labels)
+    return np.stack(images).transpose(0, 3, 1, 2), np.asarray(labels)
 
 
 # ------------------------------------------------------------------------------------------------
