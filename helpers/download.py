@@ -70,8 +70,9 @@ def cifar10(folder: Path, progress: bool = True) -> Parts:
         # the hub's client raises errors of requests, of httpx or of its own, by its version, and
         # pyarrow its own: they have no base in common. Each reason is in the message below.
         except Exception as error:
-            log.warning("CIFAR-10, %s: %s", name, error)
-            failed.append(f"{name}: {str(error).strip().splitlines()[0]}")
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            log.warning("CIFAR-10, %s: %s", name, reason)
+            failed.append(f"{name}: {reason}")
     source = _torchvision()
     raise InputError(
         f"data = 'cifar10' cannot be had ({'; '.join(failed)}). By hand: download {source.url} on "

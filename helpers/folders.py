@@ -278,7 +278,8 @@ def _decode(
             # none of it is lost: each file is named with its reason, and the caller stops or goes
             # on
             except Exception as error:
-                bad[name] = f"{type(error).__name__}: {error}"
+                where = repr(os.fspath(file) if isinstance(file, Path) else file)
+                bad[name] = f"{type(error).__name__}: {str(error).replace(where, repr(name))}"
                 continue
             bad.pop(name, None)  # of a file that is twice in an archive the last one counts
             put(rows[name], pixels)

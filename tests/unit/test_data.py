@@ -1,7 +1,14 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
+import hashlib
+import io
 import os
+import pickle
+import tarfile
+import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from helpers import data
+from helpers import audit, data, download, files, folders, models, runs, store, training, unlearning
 from helpers.config import InputError, get_config
 from helpers.data import ImageSet
 
@@ -222,7 +229,7 @@ def test_every_kind_of_image_is_read(tmp_path, home):
 def test_colours_survive_the_conversion(tmp_path, mode, pixel):
     paint(tmp_path / "x.png", mode)
     with Image.open(tmp_path / "x.png") as file:
-        image = np.asarray(data._to_rgb(file, 8))
+        image = np.asarray(folders.to_rgb(file, 8))
     assert image.shape == (8, 8, 3)
     assert np.abs(image.astype(int) - pixel).max() <= 1
 
@@ -230,10 +237,10 @@ def test_colours_survive_the_conversion(tmp_path, mode, pixel):
 def test_the_folder_is_decoded_once_and_again_after_a_change(tmp_path, home, monkeypatch):
     root = folder(tmp_path / "set", {"a": 5, "b": 5})
     first = load(root)
-    decode = data._decode
-    monkeypatch.setattr(data, "_decode", lambda *_: pytest.fail("decoded a second time"))
+    decode = folders._decode
+    monkeypatch.setattr(folders, "_decode", lambda *_: pytest.fail("decoded a second time"))
     assert load(root).fingerprint == first.fingerprint
-    monkeypatch.setattr(data, "_decode", decode)
+    monkeypatch.setattr(folders, "_decode", decode)
     paint(root / "a" / "new.png")
     assert len(load(root).train) + len(load(root).test) > len(first.train) + len(first.test) - 1
     assert load(root).fingerprint != first.fingerprint
@@ -297,27 +304,78 @@ def test_a_part_that_loses_a_whole_class_is_refused_even_when_skipping(tmp_path,
         load(tmp_path / "set", on_corrupt="skip")
 
 
+def shorter(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def other(**changes):
+    """Change the description."""
+
+    def change(path):
+        about = path.with_suffix(".json")
+        files.write_json(about, files.read_json(about) | changes)
+
+    return change
+
+
+def another_array(array):
+    """Put another array there, with the SHA-256 that belongs to it."""
+
+    def change(path):
+        np.save(path, array)
+        other(sha256=files.sha256(path))(path)
+
+    return change
+
+
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda t: {},
-        lambda t: t | {"train.images": t["train.images"].float()},
-        lambda t: t | {"train.labels": t["train.labels"] - 5},
-        lambda t: t | {"train.labels": t["train.labels"][:-1]},
-        lambda t: {"train.images": t["train.images"]},
-        lambda t: t | {"train.images": t["train.images"][:, :1]},
+        lambda path: path.unlink(),
+        lambda path: path.with_suffix(".json").write_text("{"),
+        shorter,
+        flipped,
+        other(sha256="0"),
+        other(version=0),
+        other(counts={"train": {"a": 5}}),
+        other(counts={"train": {"a": 5, "b": -5}}),
+        other(counts=[]),
+        other(counts={"test": {"a": 5, "b": 5}}),
+        other(skipped=[[10, "beyond the end"]]),
+        other(skipped="none"),
+        other(form=3),
+        another_array(np.zeros((10, 3, 32, 31), np.uint8)),
+        another_array(np.zeros((9, 3, 32, 32), np.uint8)),
+        another_array(np.zeros((10, 3, 32, 32), np.int8)),
+        another_array(np.zeros(3, np.uint8)),
     ],
 )
 def test_a_cache_that_is_no_cache_is_named(tmp_path, home, damage):
-    from helpers import files
-
     root = folder(tmp_path / "set", {"a": 5, "b": 5})
     load(root)
-    (path,) = (home / "data" / "cache").iterdir()
-    tensors, skipped = files.load_tensors(path)
-    files.save_tensors(path, damage(tensors), skipped)
+    (path,) = (home / "data" / "cache").glob("*.npy")
+    damage(path)
     with pytest.raises(files.FileProblem, match=r"set-32px.*delete it"):
         load(root)
+
+
+def test_a_cache_is_whole_or_absent(tmp_path):
+    path = tmp_path / "x.npy"
+
+    def fill(put):
+        put(0, np.zeros((3, 4, 4), np.uint8))
+        raise InputError("the second image is missing")
+
+    with pytest.raises(InputError):
+        store.create(path, {"train": {"a": 1, "b": 1}}, 4, fill)
+    assert not store.exists(path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_odd_names_are_read(tmp_path, home):
@@ -328,35 +386,287 @@ def test_odd_names_are_read(tmp_path, home):
     assert load(root).classes == ("ä b", "猫")
 
 
-def test_a_download_that_fails_says_what_to_do(monkeypatch, home):
-    import torchvision.datasets
-
-    def offline(*_, **__):
-        raise OSError("no network")
-
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", offline)
-    with pytest.raises(InputError, match=r"no network.*by hand.*folder:PATH"):
-        data.load_dataset(get_config("smoke", data="cifar10"))
+# ------------------------------------------------------------------------------------------------
+# archives
 
 
-def test_cifar10_comes_from_torchvision(monkeypatch, home):
-    import torchvision.datasets
+def pack(root, path, top=""):
+    """Pack a folder, its files in a disorderly order."""
+    with tarfile.open(path, f"w:{path.suffix[1:].removeprefix('tar')}") as tar:
+        for one in sorted(root.rglob("*"), key=lambda p: hashlib.sha256(bytes(p)).digest()):
+            tar.add(one, f"{top}{one.relative_to(root)}", recursive=False)
+    return path
 
-    class Fake:
-        classes = tuple(f"class {i}" for i in range(10))
 
-        def __init__(self, root, train, download):
-            assert download
-            assert root == home / "data"
-            n = 100 if train else 20
-            self.data = np.arange(n * 32 * 32 * 3, dtype=np.uint32).astype(np.uint8)
-            self.data = self.data.reshape(n, 32, 32, 3)
-            self.targets = [i % 10 for i in range(n)]
+def mixed(root):
+    """A folder with everything that must be left out or put in order."""
+    folder(root / "train", {"a": 11, "b": 6})
+    folder(root / "test", {"a": 3, "b": 4})
+    paint(root / "train" / "a" / "sub" / "1.png", color=(1, 2, 3))
+    paint(root / "train" / "a" / "sub.d" / "1.JPG", color=(1, 2, 4))
+    paint(root / "train" / ".hidden" / "1.png")
+    paint(root / "train" / "a" / ".hidden.png")
+    paint(root / "train" / "loose.png")
+    paint(root / "other" / "a" / "1.png")
+    (root / "README.md").write_text("no image")
+    return root
 
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Fake)
-    found = data.load_dataset(get_config("smoke", data="cifar10", train_limit=None))
-    assert [len(getattr(found, p)) for p in PARTS] == [80, 20, 20]
-    assert found.test.images[0, :, 0, 1].tolist() == [3, 4, 5], "channels first"
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.xz", "tar.bz2"])
+@pytest.mark.parametrize("top", ["", "./", "set/", "./set/"])
+def test_an_archive_is_what_it_unpacks_to(tmp_path, home, suffix, top):
+    root = mixed(tmp_path / "set")
+    unpacked = load(root)
+    found = load(pack(root, tmp_path / f"shop.{suffix}", top))
+    assert found.fingerprint == unpacked.fingerprint
+    assert (found.name, found.classes) == ("shop", ("a", "b"))
+    for part in PARTS:
+        assert torch.equal(getattr(found, part).images, getattr(unpacked, part).images)
+    assert not list(home.rglob("*.png")), "nothing is unpacked"
+    assert not [p for p in home.rglob("*") if p.suffix not in ("", ".npy", ".json")]
+
+
+def test_an_archive_without_entries_for_its_folders_is_read(tmp_path, home):
+    root = folder(tmp_path / "set", {"a": 5, "b": 5})
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for path in root.rglob("*.png"):
+            tar.add(path, path.relative_to(root))
+    assert load(tmp_path / "x.tar").fingerprint == load(root).fingerprint
+
+
+def test_an_archive_is_decoded_once_and_of_a_file_that_is_twice_the_last_counts(
+    tmp_path, home, monkeypatch
+):
+    root = folder(tmp_path / "set", {"a": 5, "b": 5})
+    archive = pack(root, tmp_path / "x.tar")
+    paint(root / "a" / "0.png", color=(7, 7, 7))
+    (root / "b" / "1.png").write_bytes(b"broken")
+    with tarfile.open(archive, "a") as tar:
+        tar.add(root / "a" / "0.png", "a/0.png")
+        tar.add(root / "b" / "1.png", "b/1.png")
+    found, unpacked = (load(where, on_corrupt="skip") for where in (archive, root))
+    assert found.fingerprint == unpacked.fingerprint
+    assert found.skipped == unpacked.skipped
+    assert "b/1.png" in found.skipped[0]
+    monkeypatch.setattr(folders, "_members", lambda *_: pytest.fail("read a second time"))
+    assert load(archive, on_corrupt="skip").fingerprint == found.fingerprint
+    with pytest.raises(InputError, match=r"1 of 10 images in .*x\.tar cannot be read: b/1\.png"):
+        load(archive)
+
+
+def entry(name, kind, target="", content=b""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, target, len(content)
+    return info, io.BytesIO(content)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (entry("a/l.png", tarfile.SYMTYPE, "/etc/passwd"), "l.png is a link or a device"),
+        (entry("a/h.png", tarfile.LNKTYPE, "a/0.png"), "h.png is a link or a device"),
+        (entry("a/d.png", tarfile.CHRTYPE), "d.png is a link or a device"),
+        (entry("../a/1.png", tarfile.REGTYPE), r"\.\./a/1\.png lies outside"),
+        (entry("a/x.png", tarfile.REGTYPE, "", bytes(5001)), "x.png has 5,001 bytes, more than"),
+    ],
+)
+def test_an_archive_with_anything_odd_is_refused(tmp_path, home, monkeypatch, extra, message):
+    monkeypatch.setattr(folders, "LARGEST_MEMBER", 5000)
+    archive = pack(folder(tmp_path / "set", {"a": 5, "b": 5}), tmp_path / "x.tar")
+    with tarfile.open(archive, "a") as tar:
+        tar.addfile(*extra)
+    with pytest.raises(InputError, match=message):
+        load(archive)
+    assert not (home / "data" / "cache").exists() or not [*(home / "data" / "cache").iterdir()]
+
+
+def test_an_archive_of_too_many_files_is_refused(tmp_path, home, monkeypatch):
+    monkeypatch.setattr(folders, "MOST_MEMBERS", 10)
+    archive = pack(folder(tmp_path / "set", {"a": 6, "b": 5}), tmp_path / "x.tar")
+    with pytest.raises(InputError, match="more than 10 files"):
+        load(archive)
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.xz"])
+def test_a_damaged_archive_is_refused_wherever_it_is_damaged(tmp_path, home, suffix):
+    """tarfile alone takes a header that is missing or damaged for the end of the archive."""
+    archive = pack(folder(tmp_path / "set", {"a": 8, "b": 8}), tmp_path / f"x.{suffix}")
+    whole = archive.read_bytes()
+    # of a plain one: before the blocks of zeros that end it
+    end = (len(whole.rstrip(b"\0")) // 512 + 1) * 512 if suffix == "tar" else len(whole) - 1
+    for at in {1, end // 3, end // 2, end - 600 if suffix == "tar" else end - 9, end}:
+        archive.write_bytes(whole[:at])
+        with pytest.raises(InputError, match=rf"x\.{suffix} cannot be read as a tar archive"):
+            load(archive)
+    if suffix != "tar":
+        content = bytearray(whole)
+        content[end // 2] ^= 255
+        archive.write_bytes(content)
+        with pytest.raises(InputError, match="cannot be read as a tar archive"):
+            load(archive)
+
+
+def test_a_file_that_is_no_archive_is_refused(tmp_path, home):
+    (tmp_path / "notes.txt").write_text("no archive")
+    with pytest.raises(InputError, match=r"notes\.txt cannot be read as a tar archive"):
+        load(tmp_path / "notes.txt")
+
+
+def ten(root, suffix="jpg", size=(32, 32), classes=None, count=2):
+    for part in ("train", "test"):
+        folder(root / part, dict.fromkeys(classes or download.CLASSES, count), suffix, size=size)
+    return root
+
+
+def test_the_jpeg_copy_of_cifar10_is_called_by_its_name_and_nothing_else_is(tmp_path, home):
+    copy = ten(tmp_path / "copy")
+    assert load(copy).name == "CIFAR-10 (JPEG)"
+    assert load(pack(copy, tmp_path / "x.tar.xz")).name == "CIFAR-10 (JPEG)"
+    assert load(copy, image_size=16).name == "CIFAR-10 (JPEG)"
+    others = [*download.CLASSES[:9], "van"]
+    assert load(ten(tmp_path / "lossless", "png")).name == "lossless"
+    assert load(ten(tmp_path / "larger", size=(33, 32))).name == "larger"
+    assert load(ten(tmp_path / "others", classes=others)).name == "others"
+    assert load(ten(tmp_path / "undivided", count=3) / "train").name == "train"
+    paint(copy / "test" / "cat" / "odd.png", size=(32, 32))
+    assert load(copy).name == "copy"
+
+
+# ------------------------------------------------------------------------------------------------
+# images that stay in their file
+
+
+@pytest.fixture
+def both(tmp_path, home):
+    """One folder, in memory and in its file."""
+    root, draw = tmp_path / "set", np.random.default_rng(0)
+    for label, name in enumerate("abc"):
+        (root / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = draw.integers(80 * label, 80 * label + 96, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return load(root, image_size=16), load(root, image_size=16, memory_mb=0)
+
+
+def test_a_dataset_in_its_file_is_the_same_dataset(both):
+    memory, stored = both
+    assert isinstance(memory.train.images, torch.Tensor)
+    assert isinstance(stored.train.images, store.Stored)
+    assert stored.fingerprint == memory.fingerprint
+    assert torch.equal(stored.mean, memory.mean)
+    assert torch.equal(stored.std, memory.std)
+    for part in PARTS:
+        one, other = getattr(memory, part), getattr(stored, part)
+        assert torch.equal(one.labels, other.labels)
+        assert torch.equal(one.images, other.images[:])
+        assert one.images.shape == other.images.shape
+        assert one.images.nbytes == other.images.nbytes
+
+
+@pytest.mark.parametrize("seed", [None, (0, 0), (3, 7)])
+@pytest.mark.parametrize("augment", ["none", "crop+flip"])
+@pytest.mark.parametrize("size", [1, 5, 100])
+def test_batches_from_a_file_are_those_from_memory(both, seed, augment, size):
+    one, other = ([*data.batches(d.train, size, augment=augment, seed=seed)] for d in both)
+    assert len(one) == len(other)
+    for (x, y), (u, v) in zip(one, other, strict=True):
+        assert torch.equal(x, u)
+        assert torch.equal(y, v)
+
+
+def test_every_way_of_choosing_is_that_of_a_tensor(both):
+    memory, stored = (d.train for d in both)
+    chosen = torch.tensor([3, 1, 1, 20])
+    for one, other in (
+        (memory.where(chosen), stored.where(chosen)),
+        (memory.where(memory.labels == 1), stored.where(stored.labels == 1)),
+        (memory.sample(5, 1), stored.sample(5, 1)),
+        (memory.sample(9).with_all(memory), stored.sample(9).with_all(stored)),
+    ):
+        assert isinstance(other.images, store.Stored)
+        assert torch.equal(one.images, other.images[:])
+        assert torch.equal(one.labels, other.labels)
+    for split in zip(*(vars(d.split(1)).values() for d in both), strict=True):
+        if isinstance(split[0], ImageSet):
+            assert torch.equal(split[0].images, split[1].images[:])
+    again = pickle.loads(pickle.dumps(stored.images))
+    assert torch.equal(again[:], memory.images)
+    assert len(pickle.dumps(stored.images)) < memory.images.nbytes / 4
+
+
+def test_the_budget_decides_and_counts_what_is_left_after_the_limit(tmp_path, home):
+    root = folder(tmp_path / "set", {"a": 400, "b": 400}, size=(32, 32))  # 800 x 3072 bytes
+    kinds = [type(load(root, train_limit=None, memory_mb=mb).train.images) for mb in (2, 3)]
+    assert kinds == [store.Stored, torch.Tensor]
+    assert isinstance(load(root, train_limit=20, memory_mb=2).train.images, torch.Tensor)
+
+
+def test_training_from_a_file_is_training_from_memory_bit_for_bit(both, cfg):
+    fits, logits = [], []
+    for d in both:
+        model = models.build_model("digits_resnet", 3, 3, 16, seed=0)
+        fits.append(training.fit(model, d.train, d, cfg.train, seed=0, monitor={"v": d.validation}))
+        training.recalibrate_batchnorm(model, d.train, d)
+        logits.append(training.predict(model, d.test, d))
+    assert fits[0].history == fits[1].history
+    assert torch.equal(*logits)
+
+
+def test_a_run_and_its_audit_are_the_same_from_a_file(both, cfg):
+    """Pruning, the frozen part, an edit and every metric, on images that stay in their file."""
+    small = cfg.but(forget=1, train=dataclasses.replace(cfg.train, epochs=1), epochs=1)
+    found = []
+    for d in both:
+        first = unlearning.unlearn(None, d, small.but(method="original"), measured=False).model
+        networks = [unlearning.unlearn(first, d, small.but(method=m), measured=False).model
+                    for m in ("prunelora", "ssd")]  # fmt: skip
+        own = audit.look(networks[0], d.split(1)).own
+        found.append(([models.fingerprint(n) for n in networks], own))
+    assert found[0] == found[1]
+
+
+def test_an_abandoned_reader_leaves_no_thread(both):
+    before = threading.active_count()
+    for _ in range(3):
+        source = data.batches(both[1].train, 2, seed=(0, 0))
+        next(source)
+        source.close()
+    assert threading.active_count() == before
+
+
+def test_what_goes_wrong_while_reading_ahead_is_raised(both):
+    stored = both[1].train
+    missing = store.Stored(stored.images.path, torch.tensor([0, 1, 10**6]), torch.device("cpu"))
+    with pytest.raises(IndexError):
+        list(data.batches(ImageSet(missing, torch.zeros(3, dtype=torch.long)), 1))
+
+
+def test_only_a_few_batches_are_in_memory_at_once(tmp_path):
+    """A dataset of many times what may be held: all images that are alive, counted."""
+    count, side, size = 4000, 32, 50
+    path, one = tmp_path / "x.npy", np.zeros((3, side, side), np.uint8)
+    store.create(path, {"train": {"a": count // 2, "b": count // 2}}, side,
+                 lambda put: [put(i, one + i % 256) for i in range(count)] and NOTHING)  # fmt: skip
+    (part,) = (ImageSet(*both) for both in store.read(path, side).parts.values())
+    tracemalloc.start()
+    seen = sum(int(x[:, 0, 0, 0].sum()) for x, _ in data.batches(part, size, seed=(0, 0)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert seen == sum(i % 256 for i in range(count))
+    assert peak < (store.AHEAD + 3) * size * 3 * side * side + 1_000_000 < part.images.nbytes / 5
+
+
+NOTHING = {"skipped": [], "form": None}
+
+
+def test_a_command_with_little_memory_gives_the_same_run(tmp_path, home, caplog):
+    root = folder(tmp_path / "set", {"a": 40, "b": 40, "c": 40}, size=(32, 32))
+    one = get_config("smoke", data=f"folder:{root}", model="resnet20", method="original", forget=0)
+    one = one.but(train=dataclasses.replace(one.train, epochs=1))
+    first = runs.run(one, progress=False)
+    again = runs.run(one.but(memory_mb=0), progress=False)
+    assert again.from_disk, "the same run"
+    assert again.folder == first.folder
 
 
 @pytest.mark.skipif(
