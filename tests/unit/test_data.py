@@ -17,7 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from helpers import audit, data, download, files, folders, models, runs, store, training, unlearning
+from helpers import (
+    audit,
+    data,
+    download,
+    features,
+    files,
+    folders,
+    models,
+    relearning,
+    runs,
+    store,
+    training,
+    unlearning,
+)
 from helpers.config import InputError, get_config
 from helpers.data import ImageSet
 
@@ -612,16 +625,20 @@ def test_training_from_a_file_is_training_from_memory_bit_for_bit(both, cfg):
     assert torch.equal(*logits)
 
 
-def test_a_run_and_its_audit_are_the_same_from_a_file(both, cfg):
-    """Pruning, the frozen part, an edit and every metric, on images that stay in their file."""
+def test_unlearning_and_its_metrics_are_the_same_from_a_file(both, cfg):
+    """Pruning, the frozen part, an edit, probes and relearning."""
     small = cfg.but(forget=1, train=dataclasses.replace(cfg.train, epochs=1), epochs=1)
     found = []
     for d in both:
         first = unlearning.unlearn(None, d, small.but(method="original"), measured=False).model
         networks = [unlearning.unlearn(first, d, small.but(method=m), measured=False).model
                     for m in ("prunelora", "ssd")]  # fmt: skip
-        own = audit.look(networks[0], d.split(1)).own
-        found.append(([models.fingerprint(n) for n in networks], own))
+        split, name = d.split(1), features.HEAD_INPUT
+        numbers = audit.evaluate(networks[0], d, (1,), seed=0)
+        curve = relearning.relearn(first, d.train, split.test_forget, d, 1, per_class=3, steps=2)
+        layer = features.collect(first, audit._sampled(split.test_forget), d, [name])[name]
+        identities = [models.fingerprint(n) for n in networks]
+        found.append((identities, numbers, curve, layer.tolist()))
     assert found[0] == found[1]
 
 
