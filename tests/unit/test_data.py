@@ -163,7 +163,9 @@ def test_the_pixels_of_an_epoch_are_those_made_one_image_at_a_time():
     dataset = data.Dataset("", ("a", "b"), part, part, part, mean, std, "")
     for index, image in zip(order, torch.cat([x for x, _ in found]), strict=True):
         row, column = corner[index].tolist()
-        one = torch.nn.functional.pad(images[index], (1,) * 4)[:, row : row + 8, column : column + 8]
+        one = torch.nn.functional.pad(images[index], (1,) * 4)[
+            :, row : row + 8, column : column + 8
+        ]
         assert torch.equal(image, one.flip(2) if turned[index] < 0.5 else one)
         made = dataset.normalise(image[None])
         assert made.is_contiguous(memory_format=torch.channels_last)
