@@ -516,6 +516,7 @@ def draw(section: dict[str, Any], path: Path) -> None:
             pairs = [(p["x"], p[what] / unit) for p in points]
             law = section["laws"][work][what]
             plots.power_law(pairs, {**law, "factor": law["factor"] / unit}, work, label, ax)
+            ax.label_outer()
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -19,7 +19,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from helpers import unlearning
 from helpers.config import check
@@ -96,11 +96,12 @@ def power_law(
     line = law["factor"] * x ** law["exponent"]
     ax.loglog(x, line, "-", color=GROUPS[0], label="fitted")
     ax.loglog(x, y, "o", color=GROUPS[1], alpha=0.7, label="measured")
-    ticks = sorted(set(x.tolist()))
-    ax.set_xticks(ticks, [f"{t:g}" for t in ticks], minor=False)
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.yaxis.set_major_formatter(ScalarFormatter())
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    sizes = np.unique(x)
+    ax.set_xticks(sizes, [f"{size:,g}" for size in sizes])
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:,g}")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_minor_formatter(NullFormatter())
     span = f"{law['lowest']:+.2f} to {law['highest']:+.2f}"
     title = f"exponent {law['exponent']:+.2f} ({span})"
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
