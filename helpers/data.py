@@ -40,7 +40,8 @@ class ImageSet:
     """Some labelled images.
 
     Attributes:
-        images: (N, C, H, W) uint8, raw pixels; or (N, K) float32, what a frozen part made of them.
+        images: (N, C, H, W) uint8, raw pixels; or (N, K) floating point, what a frozen part made of
+            them.
         labels: (N,) int64, index of the class.
 
     Source: the array layout of KellerJordan/cifar10-airbench.
