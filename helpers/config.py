@@ -259,6 +259,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"train": dataclasses.replace(_DIGITS, epochs=12), "train_limit": 60, "seeds": 1},
     # a laptop: minutes
     "cpu": {"train": _DIGITS},
+    # real images on any two cores: some hours, in as many calls as one likes. Mixed precision is
+    # fast where the processor has bfloat16 (AVX-512 BF16, AMX); elsewhere take precision="fp32".
+    "cifar": {
+        "data": "cifar10", "model": "resnet20", "precision": "amp", "tuned": "",
+        "train": Recipe(epochs=24, lr=0.2, optimizer="sgd", weight_decay=5e-4, schedule="onecycle",
+                        augment="crop+flip"),
+        "epochs": 5, "seeds": 3, "cache_mb": 4096,
+    },
     # Colab or any CUDA card (not tuned: learning rates as in the paper). Images, epochs and seeds
     # are counted for the series in 45 minutes of a T4: 10e15 operations in mixed precision for
     # training and 3e15 in full precision for evaluation. Counted, not measured.
@@ -280,7 +288,8 @@ class RunConfig:
     """Everything that determines one run.
 
     Attributes:
-        preset: The preset that filled in the rest: ``smoke``, ``cpu``, ``gpu`` or ``paper``.
+        preset: The preset that filled in the rest: ``smoke``, ``cpu``, ``cifar``, ``gpu`` or
+            ``paper``.
         data: ``digits`` (embedded), ``cifar10`` (downloaded by torchvision) or ``folder:PATH``.
         image_size: Side in pixels to which the images of a folder are resized; 8 to 512.
         model: Name of the architecture, one of ``helpers.models.MODELS``.

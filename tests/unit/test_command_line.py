@@ -58,7 +58,7 @@ def test_a_folder_of_images_runs_end_to_end(home, tmp_path, capsys):
         (("--forget", "10"), "forget = 10 is not allowed: the classes are"),
         (("--model", "alexnet"), "known are digits_resnet, resnet20"),
         (("--method", "erase"), "known are original, retrain, finetune"),
-        (("--preset", "laptop"), "known are smoke, cpu, gpu, paper"),
+        (("--preset", "laptop"), "known are smoke, cpu, cifar, gpu, paper"),
         (("--data", "mnist"), "known are digits, cifar10, folder:PATH"),
         (("--data", "folder:/no/such/place"), "there is no such folder"),
         (("--home", "/proc/no-such-home"), "cannot write /proc/no-such-home"),
@@ -98,7 +98,8 @@ def test_help_gives_every_option_with_its_range(capsys):
         main(["run", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     for phrase in ("0 <= S < 1", "1 to what the layers admit", "0 to number of classes - 1",
-                   "folder:PATH", "smoke, cpu, gpu, paper", "resnet50", "prunelora"):  # fmt: skip
+                   "folder:PATH", "smoke, cpu, cifar, gpu, paper", "resnet50",
+                   "prunelora"):  # fmt: skip
         assert phrase in text
 
 

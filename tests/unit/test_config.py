@@ -91,7 +91,7 @@ def test_a_recipe_is_validated(change, word):
 
 
 def test_unknown_preset_and_field_list_the_known_ones():
-    with pytest.raises(InputError, match="smoke, cpu, gpu, paper"):
+    with pytest.raises(InputError, match="smoke, cpu, cifar, gpu, paper"):
         get_config("laptop")
     with pytest.raises(InputError, match="sparsity, pruning"):
         get_config("cpu", sparcity=0.5)
