@@ -7,11 +7,9 @@ PruneLoRA against one of plain fine-tuning), ``grid`` (ten ranks in the default 
 dense network with peft's ordinary adapters), ``forms`` (the low-rank change added to the weight
 against peft's own layers), ``cached`` (the frozen part computed once against every time).
 
-Every ratio is ours / plain, but for ``cached``, where it says how many times faster. Both sides are
-timed in one process on one thread, one after the other in turn (A B A B ...), after one turn that
-does not count; reported are the median of each side, the median of the ratios of the pairs, and the
-lowest and highest of them; for the grid, in which each turn has its own rank, the ratio of the
-total seconds. Counts and memory come from the ledger.
+Every ratio is ours / plain, but for ``cached``, where it says how many times faster; for the grid,
+in which each turn has its own rank, it is that of the total seconds. ``measure.py`` says how both
+sides are timed, here on one thread. Counts and memory come from the ledger.
 
 Images and labels are random numbers, and networks have fresh weights: time does not depend on what
 they show. Labels leave out class 0, which is the one to forget, so that all images are retained and
@@ -25,28 +23,38 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import functools
-import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from measure import (
+    CLASSES,
+    RANK,
+    SEED,
+    SPARSITY,
+    build,
+    check,
+    clock,
+    compare,
+    config,
+    in_turn,
+    peft_own,
+    random_dataset,
+    sections,
+)
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import files, frozen, ledger, lora, models, pruning, runs, training, unlearning
-from helpers.config import Recipe, RunConfig, get_config
-from helpers.data import Dataset, ImageSet
+from helpers import frozen, ledger, lora, models, pruning, training, unlearning
+from helpers.config import Recipe
+from helpers.data import Dataset
 
 RECORD = Path(__file__).parents[1] / "results" / "savings.json"
-SEED, CLASSES, SIDE, SPARSITY, RANK = 0, 10, 32, 0.5, 8
 CACHE = 2**30  # bytes
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 FULL = {
@@ -63,8 +71,10 @@ QUICK = {
     "forms": {"images": 16, "batch": 8, "pairs": 1, "steps": 4},
     "cached": {"images": (16, 8), "batches": (16, 8), "epochs": 2, "pairs": 1},
 }
-Times = dict[str, list[float]]  # who -> seconds, one each turn
-Check = dict[str, Any]  # one row of the table
+ABOUT = {
+    "about": "ours / plain, both timed in turn in one process; random images and labels, fresh "
+    "weights"
+}
 
 
 def main() -> None:
@@ -74,111 +84,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := sorted({*arguments.sections} - {*SECTIONS}):
         parser.error(f"unknown: {', '.join(unknown)}; known are {', '.join(SECTIONS)}")
-    cfg = config()
-    unlearning.set_threads(cfg)
-    made = {}
-    for name in arguments.sections or SECTIONS:
-        print(f"{name} ...", flush=True)
-        sizes, started = (QUICK if arguments.quick else FULL)[name], time.perf_counter()
-        section = SECTIONS[name](**sizes)
-        seconds = time.perf_counter() - started
-        made[name] = {"sizes": sizes, "took": seconds, **section, **runs.environment(cfg.device)}
-        if not arguments.quick:
-            keep(name, made[name], cfg)
-    table([row for section in made.values() for row in section["checks"]])
-
-
-def keep(name: str, section: dict[str, Any], cfg: RunConfig) -> None:
-    """Merge a finished section into the record."""
-    record = files.read_json(RECORD) if RECORD.exists() else {}
-    sections = {**record.get("sections", {}), name: section}
-    record = {
-        "about": "ours / plain, both timed in turn in one process; random images and labels, fresh "
-        "weights",
-        "image": [3, SIDE, SIDE], "classes": CLASSES, "sparsity": SPARSITY, "rank": RANK,
-        "sections": {n: sections[n] for n in SECTIONS if n in sections},
-        **runs.environment(cfg.device),
-    }  # fmt: skip
-    files.write_json(RECORD, record)
-
-
-def table(rows: list[Check]) -> None:
-    """Print what was measured, its limit, and whether it was met."""
-    width = max(len(row["what"]) for row in rows)
-    print(f"\n{'what':{width}}  {'measured':>10}  {'lowest..highest':>19}  {'limit':>9}")
-    for row in rows:
-        span = "" if "lowest" not in row else f"{row['lowest']:.4g}..{row['highest']:.4g}"
-        met = {True: "met", False: "NOT MET", None: ""}[row["met"]]
-        limit = row["limit"] or "none"
-        print(f"{row['what']:{width}}  {row['measured']:>10.4g}  {span:>19}  {limit:>9}  {met}")
-
-
-def check(
-    what: str, measured: float | dict[str, Any], most: float | None = None,
-    least: float | None = None,
-) -> Check:  # fmt: skip
-    """Hold a number, or the ratio of two timings, against its limit."""
-    row = measured if isinstance(measured, dict) else {}
-    value = row["ratio"] if row else measured
-    limit, met = "", None
-    if most is not None:
-        limit, met = f"<= {most:g}", value <= most
-    if least is not None:
-        limit, met = f">= {least:g}", value >= least
-    span = {key: row[key] for key in ("lowest", "highest") if key in row}
-    return {"what": what, "measured": value, **span, "limit": limit, "met": met}
-
-
-# ------------------------------------------------------------------------------------------------
-# what is timed, and how
-
-
-def config(model: str = "resnet18", **changes: Any) -> RunConfig:
-    return get_config(
-        "cpu", model=model, device="cpu", threads=1, tuned="", forget=0, sparsity=SPARSITY,
-        rank=RANK, seed=SEED, **changes,
+    unlearning.set_threads(config())
+    sections(
+        arguments.sections or SECTIONS, SECTIONS, QUICK if arguments.quick else FULL, "cpu",
+        None if arguments.quick else RECORD, ABOUT,
     )  # fmt: skip
-
-
-def random_dataset(count: int) -> Dataset:
-    """Make a dataset of random numbers; its other parts are its training images once more."""
-    draw = torch.Generator().manual_seed(SEED)
-    images = torch.randint(0, 256, (count, 3, SIDE, SIDE), generator=draw, dtype=torch.uint8)
-    part = ImageSet(images, torch.randint(1, CLASSES, (count,), generator=draw))
-    mean, std = torch.full((3,), 0.5), torch.full((3,), 12**-0.5)  # of uniform numbers
-    return Dataset("random", tuple(map(str, range(CLASSES))), part, part, part, mean, std, "")
-
-
-def build(model: str, seed: int = SEED) -> nn.Module:
-    return models.build_model(model, CLASSES, 3, SIDE, seed)
-
-
-def in_turn(contenders: dict[str, Callable[[int], float]], count: int, warm: bool = True) -> Times:
-    """Time the contenders one after the other, again and again; the first turn does not count.
-
-    Each is called with the number of the turn, which serves as a seed, and returns its seconds.
-    """
-    times: Times = {name: [] for name in contenders}
-    for turn in [*([0] if warm else []), *range(count)]:
-        for name, run in contenders.items():
-            times[name].append(run(turn))
-    return {name: seconds[-count:] for name, seconds in times.items()}
-
-
-def compare(times: Times, ours: str, plain: str) -> dict[str, Any]:
-    """Divide the seconds of two contenders, turn by turn."""
-    ratios = [a / b for a, b in zip(times[ours], times[plain], strict=True)]
-    return {
-        "ours": ours, "plain": plain, "ours_seconds": statistics.median(times[ours]),
-        "plain_seconds": statistics.median(times[plain]), "ratio": statistics.median(ratios),
-        "lowest": min(ratios), "highest": max(ratios), "n": len(ratios),
-    }  # fmt: skip
-
-
-def clock(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
 
 
 @contextlib.contextmanager
@@ -212,17 +122,6 @@ def recorded(losses: list[float]) -> training.Objective:
         return loss
 
     return objective
-
-
-def peft_own(model: nn.Module, rank: int, targets: Iterable[str], in_full: Iterable[str]) -> Any:
-    """Adapt a copy of a network with peft's own layers, which act on the images."""
-    own = LoraConfig(
-        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=list(targets),
-        modules_to_save=list(in_full),
-    )  # fmt: skip
-    with torch.random.fork_rng([]):
-        torch.default_generator.manual_seed(SEED)
-        return get_peft_model(copy.deepcopy(model), own)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -64,8 +64,9 @@ class Tail(nn.Module):
             p.contiguous().view(-1, *shape).contiguous(memory_format=layout)
             for p, shape, layout in zip(parts, self.shapes, self.layouts, strict=True)
         ]
-        if torch.is_autocast_enabled(features.device.type):
-            inputs = [x.to(dtype) for x, dtype in zip(inputs, self.dtypes, strict=True)]
+        mixed = torch.is_autocast_enabled(features.device.type)
+        kinds = self.dtypes if mixed else (torch.float32,) * len(inputs)
+        inputs = [x.to(kind) for x, kind in zip(inputs, kinds, strict=True)]
         return self.graph(*inputs)
 
 
@@ -253,7 +254,8 @@ class Cache:
             count: How many images.
 
         Returns:
-            Whether 4 bytes for each number of each image are at most the limit.
+            Whether 4 bytes for each number of each image, the most they may take, are at most the
+            limit.
 
         Source: this project.
         Lesson: 03_lora_adaptation, "The frozen part, computed once".
@@ -278,7 +280,11 @@ class Cache:
             batch_size: That of the training: batches of another size round otherwise.
 
         Returns:
-            (N, K) float32 features with the labels, on the device of the images.
+            (N, K) features with the labels, on the device of the images: float32, or the half
+            precision in which all of them were computed.
+
+        Raises:
+            InputError: If there are no images.
 
         Source: this project.
         Lesson: 03_lora_adaptation, "The frozen part, computed once".
@@ -288,22 +294,33 @@ class Cache:
         if key in self._kept:
             made, (cut.tail.dtypes, cut.tail.layouts) = self._kept[key]
             return made
+        check("images", len(part), len(part) > 0, "at least one image to compute features of")
         front, device = cut.front.eval(), part.images.device
-        half = half_precision(device, precision)
+        half, done, kept = half_precision(device, precision), 0, torch.empty(0)
         with torch.autocast(device.type, half, enabled=half is not None):
-            rows = []
             for images, _ in batches(part, batch_size):
                 outputs = front(dataset.normalise(images))
                 cut.tail.dtypes = tuple(t.dtype for t in outputs)
                 cut.tail.layouts = tuple(_layout(t) for t in outputs)
-                rows.append(torch.cat([t.float().flatten(1) for t in outputs], dim=1))
-        made = ImageSet(torch.cat(rows), part.labels)
+                rows = _side_by_side(outputs)
+                if not done:  # at once, since joining parts takes the memory twice
+                    kept = rows.new_empty(len(part), rows.shape[1])
+                kept[done : done + len(rows)] = rows
+                done += len(rows)
+        made = ImageSet(kept, part.labels)
         size = made.images.nbytes
         while self._kept and size + self._size() > self.limit:
             self._kept.pop(next(iter(self._kept)))  # the oldest goes first
         if size <= self.limit:
             self._kept[key] = made, (cut.tail.dtypes, cut.tail.layouts)
         return made
+
+
+def _side_by_side(outputs: tuple[Tensor, ...]) -> Tensor:
+    """Lay the outputs of a frozen part out as one row an image, without rounding any."""
+    kinds = {t.dtype for t in outputs}
+    kind = kinds.pop() if kinds in ({torch.bfloat16}, {torch.float16}) else torch.float32
+    return torch.cat([t.to(kind).flatten(1) for t in outputs], dim=1)
 
 
 def _layout(features: Tensor) -> torch.memory_format:

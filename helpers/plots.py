@@ -19,7 +19,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from helpers import unlearning
 from helpers.config import check
@@ -66,6 +66,46 @@ def style() -> None:
 
 def _axes(ax: Axes | None, size: tuple[float, float] = (7, 3.5)) -> Axes:
     return ax if ax is not None else plt.subplots(figsize=size)[1]
+
+
+def power_law(
+    points: Iterable[tuple[float, float]],
+    law: Mapping[str, float],
+    xlabel: str,
+    ylabel: str,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw what some work costs over its size, both on a logarithmic scale, with the fitted line.
+
+    Args:
+        points: (size, cost) pairs, both above 0.
+        law: ``factor`` and ``exponent`` of cost = factor * size ** exponent, and the ``lowest`` and
+            ``highest`` end of the exponent's interval.
+        xlabel: What the size counts.
+        ylabel: What the cost counts.
+        ax: Where to draw.
+
+    Returns:
+        The axes.
+
+    Source: ``benchmarks/images.py``.
+    Lesson: 00_start_here, "What it costs".
+    """
+    ax = _axes(ax)
+    x, y = np.array(sorted(points), float).T
+    line = law["factor"] * x ** law["exponent"]
+    ax.loglog(x, line, "-", color=GROUPS[0], label="fitted")
+    ax.loglog(x, y, "o", color=GROUPS[1], alpha=0.7, label="measured")
+    sizes = np.unique(x)
+    ax.set_xticks(sizes, [f"{size:,g}" for size in sizes])
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:,g}")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_minor_formatter(NullFormatter())
+    span = f"{law['lowest']:+.2f} to {law['highest']:+.2f}"
+    title = f"exponent {law['exponent']:+.2f} ({span})"
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    return ax
 
 
 def sample_images(dataset: Dataset, per_class: int = 10, ax: Axes | None = None) -> Axes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -37,6 +38,8 @@ FINDING = (
     "Avg Gap", "TA", "TV", "linear_probe", "head_refit", "IDI", "prototype_attack",
     "relearn_steps", "relearn_area", "epsilon",
 )  # fmt: skip
+DEVICES = {"cpu": "CPU", "cuda": "GPU"}
+UNMEASURED = "not measured yet"
 RANKED = ("finetune", "prune_finetune", "lora")  # by Avg Gap, in the paper
 
 NOTE = (
@@ -398,6 +401,84 @@ def savings() -> str:
     return f"{markdown_table(rows)}\n{provenance(record)} {record['about'].capitalize()}.\n"
 
 
+def images() -> str:
+    """Tell what PruneLoRA on colour images costs beside the way it is usually written.
+
+    Returns:
+        Markdown: one row for each ratio that was measured, with a column for each kind of device;
+        where the time of a training step goes; how costs grow with the work; and where and when.
+        Devices without a record are marked as not measured yet.
+
+    Raises:
+        FileProblem: If a record is damaged.
+
+    Source: ``results/images-cpu.json`` and ``images-cuda.json``, by ``benchmarks/images.py``.
+    Lesson: 00_start_here, "What it costs".
+    """
+    found = {}
+    for device in DEVICES:
+        path = runs.results_folder() / f"images-{device}.json"
+        if path.exists():
+            found[device] = files.read_json(path, ("sections", "hardware", "about"))
+    sections = {device: record["sections"] for device, record in found.items()}
+    tables = [_limits(sections), *(_shares(device, s) for device, s in sections.items()),
+              *(_growth(device, s) for device, s in sections.items())]  # fmt: skip
+    where = [f"{name}: {provenance(found[d])}" if d in found else f"{name}: {UNMEASURED}."
+             for d, name in DEVICES.items()]  # fmt: skip
+    return "\n".join([*filter(None, tables), " ".join(where), ""])
+
+
+def _limits(sections: Mapping[str, Mapping[str, Any]]) -> str:
+    """Lay out the ratios of the sections that compare, a column for each kind of device."""
+    rows: dict[str, dict[str, str]] = {}
+    for device, measured in sections.items():
+        for name in ("batches", "epoch", "memory"):
+            for found in measured.get(name, {}).get("checks", []):
+                row = rows.setdefault(found["what"], {"limit": found["limit"]})
+                span = f"{found['lowest']:.3g} – {found['highest']:.3g}"
+                missed = " ✗" if found["met"] is False else ""
+                row[device] = f"{found['measured']:.3g} ({span}){missed}"
+    if not rows:
+        return ""
+    table = [["measured", "to be reached", *DEVICES.values()]]
+    table += [[what, row["limit"].replace("<=", "≤").replace(">=", "≥"),
+               *(row.get(device, UNMEASURED) for device in DEVICES)]
+              for what, row in rows.items()]  # fmt: skip
+    return markdown_table(table)
+
+
+def _shares(device: str, sections: Mapping[str, Any]) -> str:
+    """Lay out what training attains of a matrix product's speed, and where the rest goes."""
+    if "peak" not in sections:
+        return ""
+    rows = [[f"training on the {DEVICES[device]}", "batch", "GFLOP/s", "share of a matrix product",
+             "time goes to"]]  # fmt: skip
+    for name, network in sections["peak"]["networks"].items():
+        for precision, found in network.items():
+            share, rates = found["share"], found["flops_per_second"]
+            spent = [f"{kind} {part:.0%}" for kind, part in found["profile"].items() if part > 0.01]
+            rows.append([
+                f"{name}, {precision}", str(found["batch"]),
+                f"{median(rates) / 1e9:,.0f}",
+                f"{share['ratio']:.2f} ({share['lowest']:.2f} – {share['highest']:.2f})",
+                ", ".join(spent),
+            ])  # fmt: skip
+    return markdown_table(rows)
+
+
+def _growth(device: str, sections: Mapping[str, Any]) -> str:
+    """Lay out the exponents of cost against work, with their intervals."""
+    if "cost" not in sections:
+        return ""
+    costs = {"seconds": "seconds", "bytes": "memory", "counted_bytes": "memory, counted"}
+    rows = [[f"exponent on the {DEVICES[device]}, against", *costs.values()]]
+    for work, laws in sections["cost"]["laws"].items():
+        cells = [f"{law['exponent']:.2f} ({law['lowest']:.2f} – {law['highest']:.2f})"
+                 if (law := laws.get(cost)) else "" for cost in costs]  # fmt: skip
+        rows.append([work, *cells])
+    return markdown_table(rows)
+
+
 def audits() -> str:
     """Tell what the audit of all methods found.
 
@@ -435,21 +516,21 @@ def render_readme(path: Path) -> None:
 
     Args:
         path: The README; has ``<!-- NAME -->`` and ``<!-- end NAME -->`` for ``comparison``,
-            ``budget``, ``audits`` and ``savings``.
+            ``budget``, ``audits``, ``savings`` and ``images``.
 
     Raises:
         InputError: If a marker is missing.
         FileProblem: If a record is damaged or the file cannot be written.
 
-    Source: ``results/comparison-cpu.json``, ``tutorial-*.json``, ``audit-digits.json`` and
-        ``savings.json``.
+    Source: ``results/comparison-cpu.json``, ``tutorial-*.json``, ``audit-digits.json``,
+        ``savings.json`` and ``images-*.json``.
     Lesson: 00_start_here, "What it costs".
     """
     record = files.read_json(runs.results_folder() / "comparison-cpu.json", ("rows", "hardware"))
     table = markdown_table(cells(statistics.summary(audit.compare(record["rows"]))))
     text = path.read_text(encoding="utf-8")
     blocks = {"comparison": f"{table}\n{provenance(record)} {NOTE}\n", "budget": budget("all"),
-              "audits": audits(), "savings": savings()}  # fmt: skip
+              "audits": audits(), "savings": savings(), "images": images()}  # fmt: skip
     for name, block in blocks.items():
         start, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
         check(

@@ -141,7 +141,8 @@ def gather(images: Tensor | Stored, chosen: Iterable[slice | Tensor]) -> Iterato
     Lesson: 01_baseline_training, "Images as one tensor".
     """
     if isinstance(images, Tensor):
-        yield from (images[index] for index in chosen)
+        for index in chosen:  # index_select copies whole images, ``[index]`` pixel by pixel
+            yield images[index] if isinstance(index, slice) else images.index_select(0, index)
         return
     rest = iter(chosen)
     with ThreadPoolExecutor(1, "images") as reader:  # waits for its thread, also when abandoned

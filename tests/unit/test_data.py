@@ -170,6 +170,28 @@ def test_augmentation_draws_for_every_image_and_evaluation_has_none():
     assert torch.equal(plain, ramp)
 
 
+def test_the_pixels_of_an_epoch_are_those_made_one_image_at_a_time():
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (10, 3, 8, 8), generator=draw, dtype=torch.uint8)
+    part, seed = ImageSet(images, torch.arange(10)), 4 * 1_000_003 + 2
+    draw.manual_seed(seed)
+    order = torch.randperm(10, generator=draw)
+    corner, turned = torch.randint(0, 3, (10, 2), generator=draw), torch.rand(10, generator=draw)
+    found = list(data.batches(part, 4, augment="crop+flip", seed=(4, 2)))
+    assert torch.equal(torch.cat([labels for _, labels in found]), order)
+    mean, std = torch.tensor([0.2, 0.5, 0.4]), torch.tensor([0.3, 0.1, 0.2])
+    dataset = data.Dataset("", ("a", "b"), part, part, part, mean, std, "")
+    for index, image in zip(order, torch.cat([x for x, _ in found]), strict=True):
+        row, column = corner[index].tolist()
+        one = torch.nn.functional.pad(images[index], (1,) * 4)[
+            :, row : row + 8, column : column + 8
+        ]
+        assert torch.equal(image, one.flip(2) if turned[index] < 0.5 else one)
+        made = dataset.normalise(image[None])
+        assert made.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(made[0], (image / 255 - mean[:, None, None]) / std[:, None, None])
+
+
 # ------------------------------------------------------------------------------------------------
 # folders
 

@@ -282,9 +282,12 @@ def test_equal_weights_in_another_network_are_not_mistaken(cfg, dataset):
 
 def test_mixed_precision_computes_alike_with_and_without_the_cache(cfg, dataset, original):
     one = cfg.but(method="lora", epochs=2, precision="amp")
-    kept = unlearning.unlearn(original, dataset, one)
+    cache = frozen.Cache(10**9)
+    kept = unlearning.unlearn(original, dataset, one, cache=cache)
     anew = unlearning.unlearn(original, dataset, one.but(cache_mb=0))
     assert kept.frozen_once
+    bytes_kept = [part.images.element_size() for part, _ in cache._kept.values()]
+    assert bytes_kept == [2], "half the memory, and nothing rounded"
     apart = 0 if cfg.device == "cpu" else 1e-3
     for a, b in zip(kept.fit.history, anew.fit.history, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=apart)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -8,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
 from helpers import audit, plots, report, statistics, unlearning
+from helpers.files import FileProblem
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +207,51 @@ def test_the_savings_name_what_where_and_when():
     assert "Measured 20" in text
     assert text.count("\n|") > 15
     assert "mask_structured" in text, "what masks do not save stands beside it"
+
+
+def measured(**sections):
+    return {
+        "about": "the plain way", "sections": sections, "date": "2030-01-02T03:04:05",
+        "versions": {"python": "3", "torch": "2", "peft": "1"},
+        "hardware": {"cpu": "abacus", "threads": 1},
+    }  # fmt: skip
+
+
+def test_the_costs_on_images_are_those_of_the_records(tmp_path, monkeypatch):
+    monkeypatch.setattr(report.runs, "results_folder", lambda: tmp_path)
+    assert report.images() == "CPU: not measured yet. GPU: not measured yet.\n"
+    ratio = {"measured": 0.125, "lowest": 0.1, "highest": 0.2}
+    checks = [{"what": "ours", **ratio, "limit": "<= 0.18", "met": True}]
+    law = {"exponent": 0.98, "lowest": 0.9, "highest": 1.06}
+    shares = {"ratio": 0.5, "lowest": 0.4, "highest": 0.6}
+    network = {"batch": 8, "flops_per_second": [1e9, 2e9, 9e9], "share": shares,
+               "profile": {"convolution": 0.75, "data": 0.245, "other": 0.005}}  # fmt: skip
+    record = measured(
+        epoch={"checks": checks}, peak={"networks": {"vit": {"fp32": network}}},
+        cost={"laws": {"images": {"seconds": law}}},
+    )  # fmt: skip
+    (tmp_path / "images-cpu.json").write_text(json.dumps(record))
+    text = report.images()
+    assert "| ours | ≤ 0.18 | 0.125 (0.1 – 0.2) | not measured yet |" in text
+    row = "| vit, fp32 | 8 | 2 | 0.50 (0.40 – 0.60) | convolution 75%, data 24% |"
+    assert row in text
+    assert "| images | 0.98 (0.90 – 1.06) |" in text
+    assert "CPU: Measured 2030-01-02 on abacus" in text
+    checks[0] |= {"met": False, "measured": 0.25}
+    (tmp_path / "images-cuda.json").write_text(json.dumps(measured(epoch={"checks": checks})))
+    assert "| 0.125 (0.1 – 0.2) | 0.25 (0.1 – 0.2) ✗ |" in report.images()
+    (tmp_path / "images-cuda.json").write_text("{}")
+    with pytest.raises(FileProblem, match="images-cuda"):
+        report.images()
+
+
+def test_a_power_law_is_drawn_through_its_points():
+    law = {"factor": 3.0, "exponent": 2.0, "lowest": 1.9, "highest": 2.1}
+    ax = plots.power_law([(10, 300), (1, 3), (2, 12)], law, "images", "seconds")
+    line, points = (drawn.get_xydata().tolist() for drawn in ax.lines)
+    assert line == points == [[1, 3], [2, 12], [10, 300]]
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert "+2.00 (+1.90 to +2.10)" in ax.get_title()
 
 
 def test_a_refusal_is_shown_and_nothing_else_is_swallowed():
