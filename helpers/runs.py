@@ -25,7 +25,18 @@ import torch
 from torch import nn
 
 import helpers
-from helpers import audit, data, files, frozen, ledger, models, patches, pruning, unlearning
+from helpers import (
+    audit,
+    data,
+    files,
+    frozen,
+    ledger,
+    models,
+    parallel,
+    patches,
+    pruning,
+    unlearning,
+)
 from helpers.config import RunConfig, check, home
 
 # The published code trains with the standard deviations of the second row and unlearns and
@@ -158,6 +169,7 @@ def identity(cfg: RunConfig, fingerprint: str) -> dict[str, Any]:
     """
     method = unlearning.method(cfg.method)
     fields = ["model", "method", "seed", "device", "precision", "threads"]
+    fields += ["compile"] if cfg.compile else []
     recipes = {"train": dataclasses.asdict(cfg.train)}
     if method.data == "retain":
         fields += ["forgotten"]

@@ -317,7 +317,7 @@ def unlearn(
     stage = partial(
         training.fit, dataset=dataset, recipe=recipe, seed=cfg.seed,
         objective=_objective(original, dataset, cfg, recipe), checkpoint=checkpoint,
-        precision=cfg.precision, progress=progress,
+        precision=cfg.precision, compile=cfg.compile, progress=progress,
     )  # fmt: skip
     holder = partial(_hold, chosen, split.forget, dataset, recipe)
     if chosen.adapt != "lora":
