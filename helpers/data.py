@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from helpers import files
+from helpers import files, parallel
 from helpers.config import InputError, RunConfig, check, expand, home
 
 if TYPE_CHECKING:
@@ -273,13 +273,8 @@ def load_dataset(cfg: RunConfig, progress: bool = True) -> Dataset:
     Source: scikit-learn's digits (UCI ML hand-written digits), CIFAR-10, or the user's folder.
     Lesson: 01_baseline_training, "Images as one tensor".
     """
-    if cfg.data == "digits":
-        classes, parts, skipped = _digits()
-    elif cfg.data == "cifar10":
-        classes, parts, skipped = _cifar10()
-    else:
-        root = expand("data", cfg.data.removeprefix("folder:"))
-        classes, parts, skipped = _folder(root, cfg.image_size, cfg.on_corrupt, progress)
+    with parallel.after_the_first():  # it alone downloads and decodes
+        classes, parts, skipped = _source(cfg, progress and parallel.rank() == 0)
     parts = _divide(parts, classes, cfg.split_seed)
     if cfg.train_limit is not None:
         parts["train"] = _limit(parts["train"], cfg.train_limit)
@@ -306,6 +301,15 @@ def load_dataset(cfg: RunConfig, progress: bool = True) -> Dataset:
 
 
 Source = tuple[tuple[str, ...], dict[str, ImageSet], tuple[str, ...]]  # classes, parts, skipped
+
+
+def _source(cfg: RunConfig, progress: bool) -> Source:
+    if cfg.data == "digits":
+        return _digits()
+    if cfg.data == "cifar10":
+        return _cifar10()
+    root = expand("data", cfg.data.removeprefix("folder:"))
+    return _folder(root, cfg.image_size, cfg.on_corrupt, progress)
 
 
 def _digits() -> Source:

@@ -367,7 +367,7 @@ class _Gather(torch.autograd.Function):
 
         ctx.rows, ctx.size = rows, size()
         # adding zeros is exact, shares may be unequal, and the message is small
-        whole = own.new_zeros(count, *own.shape[1:], dtype=torch.float32)
+        whole = own.new_zeros(count, *own.shape[1:], dtype=_exact(own))
         whole[rows] = own
         dist.all_reduce(whole)
         return whole.to(own.dtype)
@@ -387,6 +387,10 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Tensor:
         return _summed(slope)
+
+
+def _exact(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _summed(own: Tensor) -> Tensor:
@@ -431,7 +435,7 @@ class _WholeBatchNorm(nn.SyncBatchNorm):
 
     def _on_cpu(self, x: Tensor) -> Tensor:
         dims, shape = [d for d in range(x.dim()) if d != 1], (1, -1, *[1] * (x.dim() - 2))
-        values = x.float()
+        values = x.to(_exact(x))
         own = values.new_full((1,), x.numel() / x.shape[1])
         *_, count = total = _Sum.apply(torch.cat([values.sum(dims), own]))
         mean = total[:-1] / count

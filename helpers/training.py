@@ -160,8 +160,8 @@ def fit(
 ) -> Fit:
     """Train a network on some images by a recipe. In place.
 
-    Inside of :func:`helpers.parallel.joined` several processes do it together: the recipe's batch is
-    that of all of them, and what comes out is that of one process but for rounding, and for
+    Inside of :func:`helpers.parallel.joined` several processes do it together: the recipe's batch
+    is that of all of them, and what comes out is that of one process but for rounding, and for
     dropout, which each draws for itself.
 
     Args:
