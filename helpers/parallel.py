@@ -345,7 +345,8 @@ class _Shared(nn.Module):
         # afterwards shall be the same everywhere
         with torch.random.fork_rng([images.device] if images.is_cuda else []):
             if rank():
-                seed = torch.default_generator.initial_seed() + rank() * 2**32
+                # of a seed the CPU's generator takes the lowest 32 bits
+                seed = torch.default_generator.initial_seed() + rank() * 0x9E3779B1
                 torch.default_generator.manual_seed(seed)
                 if images.is_cuda:
                     torch.cuda.manual_seed(seed)
