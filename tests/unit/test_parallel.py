@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import files, parallel, runs, training
+from helpers import files, parallel, runs
 from helpers.__main__ import main
-from helpers.config import InputError, Recipe, get_config
+from helpers.config import InputError
 from tests import together
 
 ROOT = Path(__file__).parents[2]
