@@ -56,13 +56,30 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["HELPERS_HOME"] = options.home
     try:
         os.environ["HELPERS_HOME"] = str(home())  # kernels work in another folder
-        return options.command(options)
+        return _command(options)
     except (InputError, OSError) as error:  # FileProblem is an OSError
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
         print(str(stopped) or "stopped; finished runs are kept", file=sys.stderr)
         return INTERRUPTED
+
+
+def _command(options: argparse.Namespace) -> int:
+    """Run a command, in one process or as one of several."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return options.command(options)
+    from helpers import parallel
+
+    try:
+        with parallel.joined(getattr(options, "device", None)):
+            allowed = "one, for this command: let several do run, and this one reads what they kept"
+            check("processes", parallel.processes(), options.command is _run, allowed)
+            if parallel.rank() > 0:
+                logging.getLogger("helpers").setLevel(logging.ERROR)
+            return options.command(options)
+    except parallel.Ended:
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -156,6 +173,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=int, metavar="N", help="epochs of the unlearning stage: 1 and up")
     add("--lr", type=float, metavar="LR", help="learning rate of the unlearning stage: above 0")
     add("--precision", help=f"{', '.join(PRECISIONS)}; auto is mixed precision on CUDA")
+    add("--compile", action="store_true", default=None,
+        help="torch.compile the training steps: pays off in long runs, mostly on CUDA")  # fmt: skip
     add("--cache-mb", type=int, metavar="MB", help="memory for the outputs of the frozen part: 0 "
         "(computed anew at every step) and up; default 1024")  # fmt: skip
     add("--train-limit", type=int, metavar="N", help="at most N training images a class: 2 and up")
@@ -175,12 +194,14 @@ def _config(options: argparse.Namespace) -> RunConfig:
 
 def _run(options: argparse.Namespace) -> int:
     cfg = _config(options)
-    from helpers import audit, data, report, runs, statistics, unlearning
+    from helpers import audit, data, parallel, report, runs, statistics, unlearning
 
     unlearning.method(cfg.method)
     dataset = data.load_dataset(cfg, progress=not options.quiet)
     methods = dict.fromkeys(["original", "retrain", cfg.method])
     done = runs.run_all(cfg, methods, [cfg.seed], dataset, not options.quiet)
+    if parallel.rank() > 0:
+        return 0
     table = audit.compare(run.row for run in done)
     print(report.text_table(report.cells(statistics.summary(table))))
     asked = next(run for run in done if run.config.method == cfg.method)

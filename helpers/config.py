@@ -321,6 +321,7 @@ class RunConfig:
         lr: Overrides the learning rate of the unlearning stage; None keeps the recipe's.
         device: ``auto``, ``cpu`` or ``cuda``; stored resolved, never as ``auto``.
         precision: ``auto`` (mixed on CUDA), ``fp32`` or ``amp``; stored resolved.
+        compile: Whether ``torch.compile`` makes the training steps faster, after a while.
         cache_mb: Memory in MB that the outputs of the frozen part may take; 0 computes them anew at
             every step.
         memory_mb: Memory in MB that the images may take; those of a larger dataset stay in a file
@@ -362,6 +363,7 @@ class RunConfig:
     lr: float | None = None
     device: str = "auto"
     precision: str = "auto"
+    compile: bool = False
     cache_mb: int = 1024
     memory_mb: int = 4096
     threads: int = 1
@@ -393,6 +395,7 @@ class RunConfig:
             check(field, value, value is None or (_finite(value) and value > 0), "above 0")
         ok = self.dropout is None or (_finite(self.dropout) and 0 <= self.dropout < 1)
         check("dropout", self.dropout, ok, "a share in [0, 1)")
+        check("compile", self.compile, isinstance(self.compile, bool), "True or False")
         if self.pruning is not None:
             choose("pruning", self.pruning, KINDS)
         for field, known_names in _NAMES:

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from helpers import download, folders, store
+from helpers import download, folders, parallel, store
 from helpers.config import InputError, RunConfig, check, expand, home
 from helpers.store import Stored
 
@@ -295,7 +295,8 @@ def load_dataset(cfg: RunConfig, progress: bool = True) -> Dataset:
     Source: scikit-learn's digits (UCI ML hand-written digits), CIFAR-10, or the user's folder.
     Lesson: 01_baseline_training, "Images as one tensor".
     """
-    source = _source(cfg, progress)
+    with parallel.after_the_first():  # it alone downloads and decodes
+        source = _source(cfg, progress and parallel.rank() == 0)
     parts = _divide(source.parts, source.classes, cfg.split_seed)
     if cfg.train_limit is not None:
         parts["train"] = _limit(parts["train"], cfg.train_limit)

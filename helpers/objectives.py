@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers import models
+from helpers import models, parallel
 from helpers.config import InputError, check
 from helpers.data import Dataset, ImageSet, batches
 from helpers.training import Objective, cross_entropy
@@ -272,6 +272,7 @@ def saliency(
     check("strength", share, 0 < share <= 1, "the share of weights that may move, in (0, 1]")
     trained = [p for p in model.parameters() if p.requires_grad]
     slopes = [slope.abs() for slope in _gradients(model, trained, forget, dataset)]
+    parallel.as_first(slopes)
     every = torch.cat([slope.flatten() for slope in slopes])
     count = max(1, round(share * len(every)))
     threshold = every.kthvalue(len(every) - count + 1).values

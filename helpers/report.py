@@ -337,6 +337,8 @@ def provenance(record: Mapping[str, Any]) -> str:
     """
     hardware, versions = record["hardware"], record["versions"]
     device = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['threads']} thread(s)"
+    if "processes" in hardware:
+        device += f", {hardware['processes']} processes"
     return (
         f"Measured {record['date'][:10]} on {device}; Python {versions['python']}, "
         f"torch {versions['torch']}, peft {versions['peft']}."

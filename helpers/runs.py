@@ -18,6 +18,7 @@ import os
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,18 @@ import torch
 from torch import nn
 
 import helpers
-from helpers import audit, data, files, frozen, ledger, models, patches, pruning, unlearning
+from helpers import (
+    audit,
+    data,
+    files,
+    frozen,
+    ledger,
+    models,
+    parallel,
+    patches,
+    pruning,
+    unlearning,
+)
 from helpers.config import RunConfig, check, home
 
 # The published code trains with the standard deviations of the second row and unlearns and
@@ -158,6 +170,7 @@ def identity(cfg: RunConfig, fingerprint: str) -> dict[str, Any]:
     """
     method = unlearning.method(cfg.method)
     fields = ["model", "method", "seed", "device", "precision", "threads"]
+    fields += ["compile"] if cfg.compile else []
     recipes = {"train": dataclasses.asdict(cfg.train)}
     if method.data == "retain":
         fields += ["forgotten"]
@@ -204,7 +217,8 @@ def run(
     """Do a run, or read it back if it was done before.
 
     A method that starts from the original network runs ``original`` first, with the same seed; one
-    with earlier requests runs those first, one after another.
+    with earlier requests runs those first, one after another. Several processes, see
+    :mod:`helpers.parallel`, train it together; the first writes it, and all must see its folder.
 
     Args:
         cfg: The configuration.
@@ -224,12 +238,14 @@ def run(
     Lesson: 00_start_here, "Where results are kept".
     """
     unlearning.set_threads(cfg)
+    progress = progress and parallel.rank() == 0
     dataset = dataset or data.load_dataset(cfg, progress)
     unlearning.validate(cfg, dataset)
     folder = folder_of(cfg, dataset)
-    if _is_kept(folder):
-        return _read(cfg, dataset, folder)
-    files.write_json(folder / "config.json", dataclasses.asdict(cfg))  # fails early, not at the end
+    if parallel.first(partial(_is_kept, folder)):
+        return parallel.first(partial(_read, cfg, dataset, folder))
+    plain = dataclasses.asdict(cfg)
+    parallel.first(partial(files.write_json, folder / "config.json", plain))  # fails early
     method, before = unlearning.method(cfg.method), _before(cfg)
     original = before and run(before, dataset, progress, cache).model(dataset)
     sample = dataset.validation.sample(MONITORED)
@@ -241,7 +257,7 @@ def run(
         progress=f"{cfg.method}, seed {cfg.seed}" if progress else None,
         cache=cache, measured=method.start == "original",
     )  # fmt: skip
-    return _write(cfg, dataset, folder, outcome)
+    return parallel.first(partial(_write, cfg, dataset, folder, outcome))
 
 
 def _is_kept(folder: Path) -> bool:
@@ -364,6 +380,8 @@ def environment(device: str = "cpu") -> dict[str, Any]:
     """
     hardware = {"cpu": _cpu_name(), "cores": os.cpu_count(), "system": platform.system()}
     hardware |= {"threads": torch.get_num_threads(), "device": device}
+    if parallel.processes() > 1:
+        hardware["processes"] = parallel.processes()
     if device == "cuda":
         hardware["gpu"] = torch.cuda.get_device_name()
     return {
@@ -416,12 +434,14 @@ def run_all(
     """
     methods = list(unlearning.METHODS) if methods is None else list(methods)
     seeds = range(cfg.seeds) if seeds is None else seeds
+    progress = progress and parallel.rank() == 0
     wanted = [cfg.but(method=m, seed=s) for m in methods for s in seeds]
     check("methods x seeds", len(wanted), bool(wanted), "at least one run")
     dataset = dataset or data.load_dataset(cfg, progress)
     for one in wanted:
         unlearning.validate(one, dataset)
-    cache, missing = frozen.Cache(cfg.cache_mb * 1_000_000), _missing(wanted, dataset)
+    cache = frozen.Cache(cfg.cache_mb * 1_000_000)
+    missing = parallel.first(partial(_missing, wanted, dataset))
     done: dict[RunConfig, Run] = {}
     with _bar(missing, progress) as bar:
         for one in missing:

@@ -1,7 +1,8 @@
 """The one training loop, used by every method, and prediction.
 
 Everything random in an epoch is drawn from its own (seed, epoch, step), so a run that was stopped
-in the middle and resumed ends with the same numbers as one that was not.
+in the middle and resumed ends with the same numbers as one that was not. Several processes, see
+:mod:`helpers.parallel`, run the same loop on their shares of the same batches.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers import files
+from helpers import files, parallel
 from helpers.config import InputError, Recipe, check
 from helpers.data import Dataset, ImageSet, batches, per_pass
 from helpers.ledger import count_saved
@@ -84,9 +85,10 @@ class Fit:
             the accuracy in [0, 1] on each monitored part.
         seconds: Time spent training, without the monitoring.
         steps: Optimiser steps.
-        peak_memory: Bytes; on CUDA the peak of its allocator, on the CPU parameters + gradients +
-            optimiser state + tensors saved for the backward pass.
-        macs: Multiply-accumulates of all forward and backward passes, counted for one batch.
+        peak_memory: Bytes, of one process; on CUDA the peak of its allocator, on the CPU parameters
+            + gradients + optimiser state + tensors saved for the backward pass.
+        macs: Multiply-accumulates of all forward and backward passes, counted for one batch; of all
+            processes together.
 
     Source: this project.
     Lesson: 01_baseline_training, "Train".
@@ -153,9 +155,14 @@ def fit(
     monitor: Mapping[str, ImageSet] | None = None,
     checkpoint: Path | None = None,
     precision: str = "auto",
+    compile: bool = False,
     progress: str | None = None,
 ) -> Fit:
     """Train a network on some images by a recipe. In place.
+
+    Inside of :func:`helpers.parallel.joined` several processes do it together: the recipe's batch
+    is that of all of them, and what comes out is that of one process but for rounding, and for
+    dropout, which each draws for itself.
 
     Args:
         model: (B, C, H, W) float32 -> logits; on the device of the images. Only parameters that
@@ -172,6 +179,8 @@ def fit(
         checkpoint: Where to leave the state when interrupted, and once a minute; taken up from
             there if it exists. It stays: remove it when the result is safe.
         precision: ``fp32``, ``amp`` (mixed), or ``auto``: mixed on CUDA.
+        compile: Whether ``torch.compile`` makes the training steps faster; the first ones wait for
+            it, which counts as training. Numbers round otherwise.
         progress: The text of a progress bar; None shows none.
 
     Returns:
@@ -180,7 +189,8 @@ def fit(
     Raises:
         Interrupted: After Ctrl-C or the kernel's stop button.
         FileProblem: If a checkpoint cannot be read or written.
-        InputError: If there are no images, or training diverges to a loss that is not finite.
+        InputError: If there are no images, training diverges to a loss that is not finite, or the
+            network cannot be compiled.
 
     Source: this project; mixed precision as in the PyTorch AMP recipe.
     Lesson: 01_baseline_training, "Train".
@@ -192,9 +202,11 @@ def fit(
     per_epoch = -(-n // size) - (n % size == 1 and n > 1)
     watch = _WATCH.get()
     # the random state that dropout and MixUp use is set anew for every step, then given back
-    with _stop_requested() as stop, torch.random.fork_rng(_cuda_devices(model)):
-        loop = _Loop(model, recipe, str(part.images.device), precision, tuple(frozen))
-        if checkpoint is not None and checkpoint.exists():
+    random = torch.random.fork_rng(_cuda_devices(model))
+    with _stop_requested() as stop, random, parallel.whole_batch_norms(model):
+        parallel.as_first([*model.parameters(), *model.buffers()])
+        loop = _Loop(model, recipe, str(part.images.device), precision, tuple(frozen), compile)
+        if checkpoint is not None and parallel.first(checkpoint.exists):
             loop.restore(checkpoint)
         bar = _bar(progress, recipe.epochs * per_epoch, loop.fit.steps)
         for epoch in range(len(loop.fit.history), recipe.epochs):
@@ -208,12 +220,14 @@ def fit(
                 if watch is not None:
                     watch.step(loop.fit.steps, bar.total)
                 loop.pause(stop, checkpoint, bar)
-            loop.end_epoch(model, dataset, monitor or {})
+            loop.end_epoch(parallel.shared(model), dataset, monitor or {})
             loop.pause(stop, checkpoint, bar)
         bar.close()
         if not loop.fit.macs:
-            images, labels = next(batches(part, size, augment=recipe.augment, seed=(seed, 0)))
-            counted = loop.count_macs(objective, dataset.normalise(images), labels)
+            batch = next(batches(part, size, augment=recipe.augment, seed=(seed, 0)))
+            images, labels = (tensor[: -(-len(tensor) // parallel.size())] for tensor in batch)
+            with parallel.alone():
+                counted = loop.count_macs(objective, dataset.normalise(images), labels)
             loop.fit.macs = counted * loop.fit.steps * n // (per_epoch * len(labels))
     model.eval()
     return loop.fit
@@ -224,10 +238,12 @@ class _Loop:
 
     def __init__(
         self, model: nn.Module, recipe: Recipe, device: str, precision: str,
-        frozen: tuple[nn.Module, ...],
+        frozen: tuple[nn.Module, ...], compile: bool,
     ) -> None:  # fmt: skip
         self.model, self.recipe, self.device = model, recipe, torch.device(device)
-        self.frozen = frozen
+        self.frozen, self.compiled = frozen, compile
+        # called in the model's place; its parameters are the model's
+        self.called = parallel.shared(torch.compile(model) if compile else model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = _optimizer(self.parameters, recipe)
         self.dtype = half_precision(self.device, precision)
@@ -267,9 +283,11 @@ class _Loop:
         measured = self.fit.peak_memory == 0 and self.device.type == "cpu"
         amp = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
         counting = count_saved(self.model) if measured else contextlib.nullcontext([0])
-        with counting as saved, amp:
-            loss = objective(self.model, images, labels, share)
-        self.scaler.scale(loss).backward()
+        with _compiler_named() if self.compiled else contextlib.nullcontext():
+            with counting as saved, amp:
+                loss = objective(self.called, images, labels, share)
+            self.scaler.scale(loss).backward()
+        parallel.average_gradients(self.parameters)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if after_step is not None:
@@ -335,15 +353,16 @@ class _Loop:
 
     def pause(self, stop: threading.Event, checkpoint: Path | None, bar: Any) -> None:
         """Save if it is time, and leave if the user asked for it."""
-        if stop.is_set():
+        if parallel.agreed(stop.is_set()):
             self._stop_clock()
             bar.close()
             where = f"stopped after {self.fit.steps} of {bar.total} steps"
             if checkpoint is None:
                 raise Interrupted(f"{where}; nothing was kept: no checkpoint was asked for")
-            self.save(checkpoint)
+            parallel.first(lambda: self.save(checkpoint))
             raise Interrupted(f"{where}; kept in {checkpoint}. Run the same again to go on")
-        if checkpoint is not None and time.monotonic() - self.saved_at > CHECKPOINT_SECONDS:
+        due = time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
+        if checkpoint is not None and due and parallel.rank() == 0:
             self._stop_clock()
             self.save(checkpoint)
             self.started = time.perf_counter()
@@ -439,6 +458,21 @@ def half_precision(device: torch.device, precision: str) -> torch.dtype | None:
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return torch.float16
     return torch.bfloat16
+
+
+@contextlib.contextmanager
+def _compiler_named() -> Iterator[None]:
+    """Say what ``torch.compile`` needs, where it fails."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"compile = True is not allowed: {reason}; torch.compile needs a C++ compiler (on CUDA "
+            "a C compiler and Triton): install one, or leave compile out"
+        ) from error
 
 
 def _cuda_devices(model: nn.Module) -> list[torch.device]:

@@ -21,6 +21,7 @@ from helpers import (
     lora,
     models,
     objectives,
+    parallel,
     patches,
     pruning,
     training,
@@ -310,6 +311,7 @@ def unlearn(
                             partial(_prune, model, seen, dataset, cfg))  # fmt: skip
         rows += [ledger.measure(pruned.model, "pruned", names)] if measured else []
     pruned, edited = _edit(pruned, split, dataset, cfg, recipe)
+    _agree(pruned)
     rows += [ledger.measure(pruned.model, "edited", names)] if measured and edited else []
     if chosen.objective == "none":
         return Outcome(pruned.model.eval(), edited or training.Fit(), 0, pruned.masks, rows)
@@ -317,7 +319,7 @@ def unlearn(
     stage = partial(
         training.fit, dataset=dataset, recipe=recipe, seed=cfg.seed,
         objective=_objective(original, dataset, cfg, recipe), checkpoint=checkpoint,
-        precision=cfg.precision, progress=progress,
+        precision=cfg.precision, compile=cfg.compile, progress=progress,
     )  # fmt: skip
     holder = partial(_hold, chosen, split.forget, dataset, recipe)
     if chosen.adapt != "lora":
@@ -354,7 +356,8 @@ def _objective(
         return builder(None)
     teacher = copy.deepcopy(original).eval().requires_grad_(False)
     stranger = new_model(cfg.but(seed=(cfg.seed + 1) % 2**31), dataset).requires_grad_(False)
-    task = objectives.Task(teacher, stranger, cfg.forgotten, len(dataset.classes), recipe.strength)
+    teachers = parallel.shared(teacher), parallel.shared(stranger)
+    task = objectives.Task(*teachers, cfg.forgotten, len(dataset.classes), recipe.strength)
     return builder(task)
 
 
@@ -372,6 +375,12 @@ def _edit(
     seconds = time.perf_counter() - started
     cost = training.Fit(seconds=seconds, macs=images * ledger.macs(model) if images else 0)
     return dataclasses.replace(pruned, model=model), cost
+
+
+def _agree(pruned: pruning.Pruned) -> None:
+    """Let all processes start from the same network with the same masks. In place."""
+    places = (places for kept in pruned.kept.values() for places in kept if places is not None)
+    parallel.as_first([*pruned.model.state_dict().values(), *pruned.masks.values(), *places])
 
 
 def _sum(edited: training.Fit | None, fit: training.Fit) -> training.Fit:

@@ -46,6 +46,7 @@ RESULTS = Path(__file__).parents[2] / "results"
         ("mode", "fast", "default, paper"),
         ("precision", "fp8", "auto, fp32, amp"),
         ("device", "tpu", "auto, cpu, cuda"),
+        ("compile", 1, "True or False"),
         ("on_corrupt", "ignore", "stop, skip"),
         ("data", "mnist", "digits, cifar10, folder:PATH"),
         ("tuned", "imagenet", "digits"),

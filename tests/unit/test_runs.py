@@ -71,10 +71,11 @@ def test_the_same_seed_gives_the_same_numbers(quick, dataset, tmp_path, monkeypa
 FIELDS = {
     "forget": 5, "seed": 3, "sparsity": 0.25, "rank": 2, "alpha": 3.0, "dropout": 0.2, "epochs": 7,
     "lr": 0.7, "mode": "paper", "precision": "amp", "threads": 2, "model": "vit_tiny",
+    "compile": True,
 }  # fmt: skip
 MATTERS = {
-    "original": {"seed", "precision", "threads", "model"},
-    "retrain": {"seed", "precision", "threads", "model", "forget"},
+    "original": {"seed", "precision", "threads", "model", "compile"},
+    "retrain": {"seed", "precision", "threads", "model", "compile", "forget"},
     "finetune": set(FIELDS) - {"sparsity", "rank", "alpha", "dropout"},
     "prune_finetune": set(FIELDS) - {"rank", "alpha", "dropout"},
     "lora": set(FIELDS) - {"sparsity"},
@@ -97,6 +98,7 @@ def test_the_identity_changes_with_what_matters_and_with_nothing_else(cfg, metho
 def test_equal_settings_are_one_run(cfg):
     for same in ({"alpha": 16}, {"alpha": 16.0}, {"sparsity": 0.5, "epochs": None}):
         assert runs.identity(cfg, "x") == runs.identity(cfg.but(**same), "x"), same
+    assert "compile" not in runs.identity(cfg, "x"), "runs made before there was the field"
     zero = [runs.identity(cfg.but(sparsity=z, lr=one), "x") for z, one in ((0, 1), (0.0, 1.0))]
     assert runs.json.dumps(zero[0]) == runs.json.dumps(zero[1])
 

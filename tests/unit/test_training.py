@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import shutil
 import signal
 
 import pytest
@@ -358,3 +359,40 @@ def test_recalibration_measures_mean_and_variance_of_what_flows(cfg, dataset, sp
     assert torch.allclose(model[1].running_mean, flows.mean((0, 2, 3)), atol=1e-4)
     assert model[1].momentum == 0.1
     assert torch.equal(model[0].weight, weights)
+
+
+@pytest.fixture
+def inductor():
+    """The compiler's settings; what it has compiled is forgotten."""
+    torch._dynamo.reset()
+    import torch._inductor.config as settings
+
+    yield settings
+    torch._dynamo.reset()
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler: no g++")
+def test_compiled_training_takes_the_same_steps(cfg, dataset, split, inductor):
+    recipe = Recipe(epochs=2, lr=0.05, optimizer="sgd", batch_size=64)
+    part = split.retain.sample(130)  # and a last batch of another size
+    plain, compiled = (on(cfg.device, small()) for _ in range(2))
+    monitor = {"retain": split.validation_retain}
+    wanted = fit(plain, part, dataset, recipe, seed=0, monitor=monitor, precision="fp32")
+    called = torch._dynamo.utils.counters["stats"]["calls_captured"]
+    found = fit(compiled, part, dataset, recipe, seed=0, monitor=monitor, precision="fp32",
+                compile=True)  # fmt: skip
+    assert torch._dynamo.utils.counters["stats"]["calls_captured"] > called
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    assert same(plain, compiled, exact=False)
+    for a, b in zip(found.history, wanted.history, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+    assert (found.macs, found.steps) == (wanted.macs, wanted.steps)
+    assert not compiled.training
+
+
+def test_without_a_compiler_it_says_what_is_missing(cfg, dataset, split, inductor):
+    without = {"cpp.cxx": (None, "/no/such/compiler"), "force_disable_caches": True}
+    if cfg.device == "cuda":
+        pytest.skip("on CUDA Triton compiles")
+    with inductor.patch(without), pytest.raises(InputError, match=r"compile = True .*a C\+\+ comp"):
+        fit(small(), split.retain, dataset, SHORT, seed=0, compile=True)
