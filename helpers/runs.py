@@ -254,9 +254,9 @@ def run(
     if is_kept(folder):
         return _read(cfg, dataset, folder, wait)
     how = {"wait": wait, "measured": measured, "validated": True}
-    before, original = _before(cfg), None
-    if before is not None:
-        start = run(before, dataset, progress, cache, **how)
+    earlier, original = before(cfg), None
+    if earlier is not None:
+        start = run(earlier, dataset, progress, cache, **how)
         key = start.folder, start.record["weights_sha256"]
         load = functools.partial(start.model, dataset)
         original = cache.once(key, load, "original") if cache else load()
@@ -314,8 +314,21 @@ def is_kept(folder: Path) -> bool:
     return (folder / "run.json").exists() and (folder / "model.safetensors").exists()
 
 
-def _before(cfg: RunConfig) -> RunConfig | None:
-    """Return the run that a run starts from: that of the request before it, or ``original``."""
+def before(cfg: RunConfig) -> RunConfig | None:
+    """Return the run that a run starts from.
+
+    Args:
+        cfg: The configuration of a run.
+
+    Returns:
+        That of the request before it, or of ``original``; None for methods that start from scratch.
+
+    Raises:
+        InputError: If the method is unknown.
+
+    Source: this project.
+    Lesson: 00_start_here, "Where results are kept".
+    """
     if unlearning.method(cfg.method).start != "original":
         return None
     *others, last = cfg.earlier or (None,)
@@ -438,8 +451,10 @@ def environment(device: str = "cpu") -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {
-            "python": platform.python_version(), "helpers": helpers.__version__, **_versions()
-        },  # fmt: skip
+            "python": platform.python_version(),
+            "helpers": helpers.__version__,
+            **_versions(),
+        },
         "hardware": hardware,
     }
 
@@ -509,7 +524,7 @@ def _missing(wanted: Iterable[RunConfig], dataset: data.Dataset) -> list[RunConf
     for one in wanted:
         chain: dict[Path, RunConfig] = {}
         while one is not None and not is_kept(folder := folder_of(one, dataset)):
-            chain[folder], one = one, _before(one)
+            chain[folder], one = one, before(one)
         missing |= {folder: chain[folder] for folder in reversed(chain) if folder not in missing}
     return list(missing.values())
 
