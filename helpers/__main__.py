@@ -166,9 +166,8 @@ def _add_run(parser: argparse.ArgumentParser, several: bool = False) -> None:
     add("--precision", help=f"{', '.join(PRECISIONS)}; auto is mixed precision on CUDA")
     add("--cache-mb", type=whole, metavar="MB", help="memory for the outputs of the frozen part: "
         "0 (computed anew at every step) and up; default 1024")  # fmt: skip
-    add(
-        "--train-limit", type=whole, metavar="N", help="at most N training images a class: 2 and up"
-    )
+    text = "at most N training images a class: 2 and up"
+    add("--train-limit", type=whole, metavar="N", help=text)
     parser.set_defaults(command=_run)
 
 

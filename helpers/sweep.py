@@ -20,6 +20,7 @@ import logging
 import math
 import os
 import re
+import socket
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -144,7 +145,11 @@ def _value(field: str, part: str, text: str) -> Iterable[Any]:
         low, high = map(int, ends.groups())
         check(field, text, low <= high < low + MOST, f"ranges such as 0..4, of up to {MOST:,}")
         return [(c,) for c in range(low, high + 1)] if classes else range(low, high + 1)
-    kinds = "whole numbers, or ranges such as 0..4" if field in _WHOLE else "numbers"
+    kinds = (
+        "whole numbers, or ranges such as 0..4"
+        if field in _WHOLE
+        else "numbers, with commas between"
+    )
     kinds = "class numbers: 3, 3+5 for both at once, 0..4, or all" if classes else kinds
     try:
         if classes:
@@ -352,17 +357,19 @@ def _refuse(asked: Plan, skip: bool) -> None:
     if asked.impossible and not skip:
         name, reason = asked.impossible[0]
         others = len(asked.impossible) - 1
-        more = f" (and {others} more points)" if others else ""
-        raise InputError(f"{name}{more}: {reason}; --skip-impossible leaves such points out")
+        raise InputError(
+            f"{name}: {reason} ({1 + others} of {1 + others + len(asked.points)} points cannot be "
+            "run; --skip-impossible leaves them out)"
+        )
     left = len(asked.impossible)
     check("points", len(asked.points), bool(asked.points), f"at least one; {left} are impossible")
 
 
-def _outcome(point: RunConfig, sweep: str, wait: bool) -> dict[str, Any]:
+def _outcome(point: RunConfig, sweep: str) -> dict[str, Any]:
     """Do one point, or read it back; what is kept of it in the table."""
     dataset, cache = _share(point, sweep)
     try:
-        run = runs.run(point, dataset, False, cache, wait=wait, measured=False, validated=True)
+        run = runs.run(point, dataset, False, cache, wait=False, measured=False, validated=True)
     except InputError as error:  # such as a training that diverges: the others can be done
         return {"problem": str(error)}
     record, row = run.record, run.row
@@ -392,7 +399,7 @@ def _piece(
         if boss is not None and os.name != "nt" and boss not in (os.getpid(), os.getppid()):
             os._exit(1)  # killed, and nobody will ask for the rest
         try:
-            done[number] = _outcome(cfg, sweep, wait=False)
+            done[number] = _outcome(cfg, sweep)
         except runs.Claimed:
             if whole:
                 break
@@ -525,6 +532,22 @@ class _Joblib:
             raise _Died("a worker process died") from error
 
 
+def _reach(address: str) -> None:
+    """Refuse an address at which nothing listens; Ray would try for many minutes."""
+    found = re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d{1,5})", address)
+    ok = found or address in ("local", "auto")
+    check("ray", address, bool(ok), "local, auto, or the HOST:PORT of a cluster that runs")
+    if found is None:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"ray = {address!r} cannot be used: {error}; start a cluster there "
+            "(ray start --head), or give local or auto"
+        ) from error
+
+
 class _Ray:
     """Tasks on a Ray cluster: a piece whose worker or machine dies is retried elsewhere."""
 
@@ -537,6 +560,7 @@ class _Ray:
                 'pip install "prunelora-course[ray]" on every machine, or leave --ray out'
             ) from error
         self.ray = ray
+        _reach(address)
         where: dict[str, Any] = {"address": address}
         if address == "local":
             where |= {"num_cpus": workers * max(1, threads), "include_dashboard": False}

@@ -26,8 +26,8 @@ MODULES = sorted(m.name for m in pkgutil.iter_modules(helpers.__path__))
 ROOMS = ["files", "config", "data", "models", "ledger", "training", "frozen", "pruning", "lora",
          "patches", "objectives", "edits", "unlearning", "outputs", "attacks", "features",
          "relearning", "statistics", "audit", "runs", "study", "sweep", "grid", "shadows",
-         "defects", "report", "plots", "controls", "sliders", "card", "widgets", "exercises", "tutorial",
-         "stamp",
+         "defects", "report", "plots", "controls", "sliders", "card", "widgets", "exercises",
+         "tutorial", "stamp",
          "__main__"]  # fmt: skip
 
 
