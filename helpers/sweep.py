@@ -566,7 +566,7 @@ class _Ray:
             where |= {"num_cpus": workers * max(1, threads), "include_dashboard": False}
         try:
             ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        except Exception as error:  # Ray raises whatever its parts raise, Exception itself included
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(
                 f"ray = {address!r} cannot be used: {line}; give local, auto or the HOST:PORT of "

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import errno
@@ -344,15 +345,17 @@ def test_two_processes_on_one_folder_share_the_work(tmp_path):
     assert len(record["rows"]) == faults.POINTS
 
 
-def kill_one(mine, name):
-    """Kill the first worker that has worked for some time; says so."""
+@contextlib.contextmanager
+def killing_one(name, seconds):
+    """Kill the first worker that has worked for some time; yields a list of what was killed."""
     killed = []
 
     def hunt():
         while not stop.wait(0.05):
             for child in psutil.Process().children(recursive=True):
                 try:
-                    if name in " ".join(child.cmdline()) and sum(child.cpu_times()[:2]) > mine:
+                    busy = sum(child.cpu_times()[:2]) > seconds
+                    if busy and name in " ".join(child.cmdline()):
                         child.send_signal(signal.SIGKILL)
                         killed.append(child.pid)
                         return
@@ -361,14 +364,16 @@ def kill_one(mine, name):
 
     stop, thread = threading.Event(), threading.Thread(target=hunt)
     thread.start()
-    return killed, stop, thread
+    try:
+        yield killed
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_a_dying_worker_does_not_end_the_sweep(calm, home, caplog):
-    killed, stop, thread = kill_one(2.0, "loky")
-    sweep.run(GRID, "smoke", workers=2, progress=False)
-    stop.set()
-    thread.join()
+    with killing_one("loky", 2.0) as killed:
+        sweep.run(GRID, "smoke", workers=2, progress=False)
     assert killed
     assert "a worker process died; what it was doing is done again" in caplog.text
     assert faults.records(home) == calm[0]
@@ -391,10 +396,8 @@ def test_workers_that_always_die_are_given_up(home, monkeypatch):
 
 def test_on_ray_a_dying_worker_is_retried(calm, home):
     pytest.importorskip("ray", reason="Ray is not installed: pip install prunelora-course[ray]")
-    killed, stop, thread = kill_one(3.0, "ray::")
-    again = sweep.run(GRID, "smoke", workers=2, ray="local", progress=False)
-    stop.set()
-    thread.join()
+    with killing_one("ray::_piece", 3.0) as killed:
+        again = sweep.run(GRID, "smoke", workers=2, ray="local", progress=False)
     assert killed
     assert faults.records(home) == calm[0]
     assert all(same(a, b) for a, b in zip(again.rows, calm[1].rows, strict=True))
