@@ -1,4 +1,4 @@
-"""The command line: ``python -m helpers run | audit | report | tutorial | stamp``."""
+"""The command line: ``python -m helpers run | sweep | audit | report | tutorial | stamp``."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from helpers.data import Dataset
 
+LONGEST = 40  # rows of a printed summary
 INTERRUPTED = 130  # what a shell returns for a command stopped by Ctrl-C
 
 
@@ -93,6 +94,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Do one run, or read it back if it was done before. Prints its row beside the "
         "original and the retrained network and keeps model.safetensors and run.json.",
     ))  # fmt: skip
+    _add_sweep(commands.add_parser(
+        "sweep", help="do a grid of runs, on one machine or many; goes on where it was stopped",
+        description="Do a run for every combination of the values given. Any option of a run may "
+        "be a list (1,2,4) or, for whole numbers, a range (0..4, both ends included). Every "
+        "finished point is kept; the same command goes on from there, and may run several times "
+        "at once on one folder. Writes a table of all points as CSV and JSON.",
+    ))  # fmt: skip
     _add_report(commands.add_parser(
         "report", help="do one run, audit it against retrained networks, write the report card",
         description="Do one run, or read it back, audit it against networks retrained without the "
@@ -123,44 +131,47 @@ def _shared(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_images(parser: argparse.ArgumentParser) -> None:
-    """Add what tells the images and the class to forget."""
+def _add_images(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Add what tells the images and the class to forget; as text where there may be several."""
     _shared(parser)
-    add = parser.add_argument
+    add, whole = parser.add_argument, str if several else int
     add("--data", help="digits, cifar10, or folder:PATH of a folder, or a tar archive of one, with "
         "one subfolder of images per class")  # fmt: skip
-    add("--forget", metavar="CLASS",
-        help="class to forget: 0 to number of classes - 1; or several, as in 3,5")  # fmt: skip
-    add("--seed", type=int, metavar="N", help="0 to 2147483647")
+    at_once = "one point each for 3,5; 3+5 is one request for both; all for each class alone"
+    add("--forget", metavar="CLASS", help="class to forget: 0 to number of classes - 1; "
+        + (at_once if several else "or several, as in 3,5"))  # fmt: skip
+    add("--seed", type=whole, metavar="N", help="0 to 2147483647")
     add("--device", help=f"{', '.join(DEVICES)}; auto takes CUDA where there is one")
-    add("--threads", type=int, metavar="N", help="CPU threads: 1 and up; 0 leaves torch's choice")
-    add("--image-size", type=int, metavar="PX", help="side of a folder's images: 8 to 512 pixels")
+    add("--threads", type=whole, metavar="N", help="CPU threads: 1 and up; 0 leaves torch's choice")
+    add("--image-size", type=whole, metavar="PX", help="side of a folder's images: 8 to 512 pixels")
     add("--on-corrupt", help="images of a folder that cannot be read: stop (default) or skip")
     add("--memory-mb", type=int, metavar="MB", help="memory for the images; more of them are read "
         "from a file batch by batch: 0 and up; default 4096")  # fmt: skip
     add("--quiet", action="store_true", help="no progress bars")
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    _add_images(parser)
+def _add_run(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    _add_images(parser, several)
     add = parser.add_argument
+    whole, number = (str, str) if several else (int, float)
     add("--method", help="original, retrain, finetune, prune_finetune, lora, prunelora (default), "
         "prunelora_channels; the baselines finetune_sgd, gradient_ascent, neggrad_plus, "
         "random_labels, salun, l1_sparse, scrub, bad_teacher, ssd, boundary_shrink, "
         "weight_negation; the cheats logit_mask, head_only, prototype; or two, as in "
         "prunelora+scrub: pruning and adapters of the first, the rest of the second")  # fmt: skip
-    add("--original-seed", type=int, metavar="N",
+    add("--original-seed", type=whole, metavar="N",
         help="seed of the network to start from; default: that of --seed")  # fmt: skip
     add("--mode", help=f"{' or '.join(MODES)}: corrected method, or published settings and code")
     add("--model", help="digits_resnet, resnet20, resnet18, resnet50, vit, vit_tiny")
     add("--earlier", metavar="CLASSES",
-        help="classes forgotten before, one request after another, as in 8,1")  # fmt: skip
-    add("--sparsity", type=float, metavar="S", help="share to prune: 0 <= S < 1")
+        help="classes forgotten before, one request after another, as in "
+        + ("8+1" if several else "8,1"))  # fmt: skip
+    add("--sparsity", type=number, metavar="S", help="share to prune: 0 <= S < 1")
     add("--pruning", help=f"{', '.join(KINDS)}; default: the method's own")
     add("--criterion", help=f"what goes first, the least by {', '.join(CRITERIA)}; default l2")
     add("--scope", help=f"where single weights compete: {' or '.join(SCOPES)}; default global")
     add("--mask-data", help="images that may choose the mask: retain (default) or all, a leak")
-    add("--rank", type=int, metavar="R", help="rank of the adapters: 1 to what the layers admit")
+    add("--rank", type=whole, metavar="R", help="rank of the adapters: 1 to what the layers admit")
     add("--adapter", help=f"{', '.join(ADAPTERS)}; default lora")
     add("--targets", help="layers with adapters: last_block, last_stage (default), blocks, all "
         "(stem and shortcuts too)")  # fmt: skip
@@ -168,16 +179,17 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--norms",
         help="BatchNorm from the first adapter on: part of the patch (default), or frozen",
     )
-    add("--alpha", type=float, metavar="A", help="LoRA scale is A / R: above 0; default 2 R")
-    add("--dropout", type=float, metavar="P", help="dropout of the adapters: 0 <= P < 1")
-    add("--epochs", type=int, metavar="N", help="epochs of the unlearning stage: 1 and up")
-    add("--lr", type=float, metavar="LR", help="learning rate of the unlearning stage: above 0")
+    add("--alpha", type=number, metavar="A", help="LoRA scale is A / R: above 0; default 2 R")
+    add("--dropout", type=number, metavar="P", help="dropout of the adapters: 0 <= P < 1")
+    add("--epochs", type=whole, metavar="N", help="epochs of the unlearning stage: 1 and up")
+    add("--lr", type=number, metavar="LR", help="learning rate of the unlearning stage: above 0")
     add("--precision", help=f"{', '.join(PRECISIONS)}; auto is mixed precision on CUDA")
     add("--compile", action="store_true", default=None,
         help="torch.compile the training steps: pays off in long runs, mostly on CUDA")  # fmt: skip
-    add("--cache-mb", type=int, metavar="MB", help="memory for the outputs of the frozen part: 0 "
-        "(computed anew at every step) and up; default 1024")  # fmt: skip
-    add("--train-limit", type=int, metavar="N", help="at most N training images a class: 2 and up")
+    add("--cache-mb", type=whole, metavar="MB", help="memory for the outputs of the frozen part: "
+        "0 (computed anew at every step) and up; default 1024")  # fmt: skip
+    text = "at most N training images a class: 2 and up"
+    add("--train-limit", type=whole, metavar="N", help=text)
     parser.set_defaults(command=_run)
 
 
@@ -207,6 +219,46 @@ def _run(options: argparse.Namespace) -> int:
     asked = next(run for run in done if run.config.method == cfg.method)
     print(f"{'read back from' if asked.from_disk else 'kept in'} {asked.folder}")
     return 0
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser, several=True)
+    add = parser.add_argument
+    add("--workers", type=int, metavar="N", default=1,
+        help="processes on this machine, each with its own --threads; default 1")  # fmt: skip
+    add("--ray", metavar="ADDRESS", help="do the points on Ray: local, or a cluster that runs, "
+        "auto or HOST:PORT; its machines must see one folder --home")  # fmt: skip
+    add("--skip-impossible", action="store_true", help="leave out, and list, points that cannot "
+        "be run, such as a rank that a layer cannot have; default: refuse all")  # fmt: skip
+    add("--out", default="sweep", metavar="PATH",
+        help="writes the table to PATH.csv and PATH.json; default: sweep")  # fmt: skip
+    parser.set_defaults(command=_sweep)
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from helpers import report, statistics, sweep
+
+    fields = [f.name for f in dataclasses.fields(RunConfig) if f.name != "preset"]
+    given = {name: getattr(options, name, None) for name in fields}
+    grid = {name: sweep.values(name, text) for name, text in given.items() if text is not None}
+    done = sweep.run(grid, options.preset, options.workers, options.ray,
+                     options.skip_impossible, not options.quiet)  # fmt: skip
+    cells = report.cells(statistics.summary(sweep.table(done)))
+    cells[0][-1] = "points"
+    print(report.text_table(cells[: LONGEST + 1]))
+    if len(cells) > LONGEST + 1:
+        print(f"... and {len(cells) - 1 - LONGEST} more rows in the table")
+    for name, reason in done.impossible:
+        print(f"left out: {name}: {reason}")
+    failed = [row for row in done.rows if row["problem"]]
+    for row in failed:
+        print(f"failed: {row['method']}, forget {row['forget']}, seed {row['seed']}: "
+              f"{row['problem']}")  # fmt: skip
+    print(f"{len(done.rows)} points in {done.seconds:.1f} s: {done.done} done now, "
+          f"{len(done.rows) - done.done - len(failed)} kept, {len(failed)} failed")  # fmt: skip
+    for path in sweep.save(done, Path(options.out)):
+        print(path)
+    return 2 if failed else 0
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:

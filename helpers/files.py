@@ -7,11 +7,12 @@ everything else as JSON: no file of this package is ever unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,43 @@ def _cannot_write(path: Path, error: Exception) -> str:
         f"cannot write {path}: {reason}; nothing was left half-written. Free some space, or choose "
         "another folder with the environment variable HELPERS_HOME (or --home on the command line)"
     )
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock that the operating system gives to one process, or thread, at a time.
+
+    It ends with the context, and with the process, however that dies. On a network file system it
+    holds between machines where the server takes part (NFS 4, Lustre mounted with ``flock``).
+
+    Args:
+        path: The file that stands for the lock; its folder is created if needed.
+        wait: Whether to wait for the lock.
+
+    Yields:
+        Whether the lock was got; always, if it was waited for.
+
+    Raises:
+        FileProblem: If the file cannot be written.
+
+    Source: the package filelock: ``flock`` of POSIX systems, ``msvcrt.locking`` of Windows.
+    Lesson: 00_start_here, "Where results are kept".
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        yield False
+        return
+    except OSError as error:
+        raise FileProblem(_cannot_write(path, error)) from error
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:

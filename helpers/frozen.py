@@ -226,14 +226,15 @@ class Cache:
 
     limit: int
     _kept: dict[tuple[str, str], tuple[ImageSet, tuple]] = field(default_factory=dict)
-    _made: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    _made: dict[str, tuple[tuple[Any, ...], Any]] = field(default_factory=dict)
 
-    def once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+    def once(self, key: tuple[Any, ...], make: Callable[[], T], kind: str = "pruned") -> T:
         """Make something, such as a pruned network, or return the one made last if it is the same.
 
         Args:
             key: Everything that determines it.
             make: Makes it; the result must not be changed.
+            kind: What it is: of each kind one is kept.
 
         Returns:
             What ``make`` returned, now or before.
@@ -241,10 +242,10 @@ class Cache:
         Source: this project.
         Lesson: 03_lora_adaptation, "The frozen part, computed once".
         """
-        if key not in self._made:
-            self._made.clear()  # networks are large: only one is kept
-            self._made[key] = make()
-        return self._made[key]
+        if kind not in self._made or self._made[kind][0] != key:
+            self._made.pop(kind, None)  # networks are large: only one is kept
+            self._made[kind] = key, make()
+        return self._made[kind][1]
 
     def fits(self, cut: Cut, count: int) -> bool:
         """Say whether the features of so many images are within the limit.

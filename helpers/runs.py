@@ -3,20 +3,25 @@
 A run lives in ``artifacts/<preset>/<hash>/``, where the hash covers everything that determines the
 network: the version of this package, the pixels and labels, and those fields of the configuration
 that its method uses. ``model.safetensors``, ``architecture.json`` and, where adapters were trained,
-``patch/`` are written first and ``run.json`` last, so a folder with a ``run.json`` is whole.
+``patch/`` are written first and ``run.json`` last, so a folder with a ``run.json`` is whole. While
+a run is being done its folder is claimed by a lock of the operating system, which ends with the
+process: others wait, or go on to other runs, and none is ever done twice at the same time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,6 +45,8 @@ from helpers import (
 )
 from helpers.config import RunConfig, check, home
 
+log = logging.getLogger(__name__)
+
 # The published code trains with the standard deviations of the second row and unlearns and
 # evaluates with those of the first (paper mode does the same; grey images take the mean).
 PAPER_STD = torch.tensor([0.2471, 0.2435, 0.2616]) / torch.tensor([0.2023, 0.1994, 0.2010])
@@ -48,7 +55,15 @@ _VERSIONS = (
     "torch", "torchvision", "peft", "torch-pruning", "numpy", "scikit-learn", "safetensors",
 )  # fmt: skip
 _NUMBERS = ("seconds", "trainable", "peak_memory", "macs", "sparsity", "file_bytes")
-_REQUIRED = ("identity", "config", "metrics", "history", "weights_sha256", *_NUMBERS)
+_REQUIRED = ("identity", "config", "metrics", "history", "ledger", "weights_sha256", *_NUMBERS)
+
+
+class Claimed(Exception):
+    """Another process does this run at this moment; the message names its folder.
+
+    Source: this project.
+    Lesson: 00_start_here, "Where results are kept".
+    """
 
 
 @dataclass(frozen=True)
@@ -213,6 +228,10 @@ def run(
     dataset: data.Dataset | None = None,
     progress: bool = True,
     cache: frozen.Cache | None = None,
+    *,
+    wait: bool = True,
+    measured: bool = True,
+    validated: bool = False,
 ) -> Run:
     """Do a run, or read it back if it was done before.
 
@@ -224,7 +243,10 @@ def run(
         cfg: The configuration.
         dataset: Its data, if already loaded.
         progress: Whether to show bars.
-        cache: Outputs of the frozen part kept from other runs.
+        cache: Outputs of the frozen part, and the network to start from, kept from other runs.
+        wait: Whether to wait while another process does this run.
+        measured: Whether to fill the ledger of stages, which takes some dozens of passes.
+        validated: Whether the configuration is known to fit the data, and need not be checked.
 
     Returns:
         The finished run.
@@ -233,6 +255,7 @@ def run(
         InputError: If the configuration cannot be run.
         FileProblem: If a file of the run is damaged or cannot be written.
         Interrupted: After Ctrl-C or the kernel's stop button; the same call goes on from there.
+        Claimed: If another process does this run, or one that it starts from, and ``wait`` is off.
 
     Source: this project.
     Lesson: 00_start_here, "Where results are kept".
@@ -240,32 +263,104 @@ def run(
     unlearning.set_threads(cfg)
     progress = progress and parallel.rank() == 0
     dataset = dataset or data.load_dataset(cfg, progress)
-    unlearning.validate(cfg, dataset)
+    if not validated:
+        unlearning.validate(cfg, dataset)
     folder = folder_of(cfg, dataset)
-    if parallel.first(partial(_is_kept, folder)):
-        return parallel.first(partial(_read, cfg, dataset, folder))
-    plain = dataclasses.asdict(cfg)
-    parallel.first(partial(files.write_json, folder / "config.json", plain))  # fails early
-    method, before = unlearning.method(cfg.method), _before(cfg)
-    original = before and run(before, dataset, progress, cache).model(dataset)
-    sample = dataset.validation.sample(MONITORED)
-    seen = dataset if method.start == "scratch" else as_evaluated(dataset, cfg)
-    outcome = unlearning.unlearn(
-        original, seen, cfg,
-        monitor={str(c): sample.where(sample.labels == c) for c in range(len(dataset.classes))},
-        checkpoint=folder / "checkpoint.safetensors",
-        progress=f"{cfg.method}, seed {cfg.seed}" if progress else None,
-        cache=cache, measured=method.start == "original",
-    )  # fmt: skip
-    return parallel.first(partial(_write, cfg, dataset, folder, outcome))
+    keep = partial(_kept, cfg, dataset, folder, wait, measured)
+    if found := parallel.first(keep):
+        return found
+    how = {"wait": wait, "measured": measured, "validated": True}
+    earlier, original = before(cfg), None
+    if earlier is not None:
+        start = run(earlier, dataset, progress, cache, **how)
+        key = start.folder, start.record["weights_sha256"]
+        load = partial(start.model, dataset)
+        original = cache.once(key, load, "original") if cache else load()
+    with _claim(folder, wait):
+        if found := parallel.first(partial(keep, claimed=True)):  # somebody else did it meanwhile
+            return found
+        plain = dataclasses.asdict(cfg)
+        parallel.first(partial(files.write_json, folder / "config.json", plain))  # fails early
+        sample = dataset.validation.sample(MONITORED)
+        method = unlearning.method(cfg.method)
+        seen = dataset if method.start == "scratch" else as_evaluated(dataset, cfg)
+        outcome = unlearning.unlearn(
+            original, seen, cfg,
+            monitor={str(c): sample.where(sample.labels == c) for c in range(len(dataset.classes))},
+            checkpoint=folder / "checkpoint.safetensors",
+            progress=f"{cfg.method}, seed {cfg.seed}" if progress else None,
+            cache=cache, measured=measured and method.start == "original",
+        )  # fmt: skip
+        return parallel.first(partial(_write, cfg, dataset, folder, outcome))
 
 
-def _is_kept(folder: Path) -> bool:
+def _kept(
+    cfg: RunConfig, dataset: data.Dataset, folder: Path, wait: bool, measured: bool,
+    claimed: bool = False,
+) -> Run | None:  # fmt: skip
+    """Read a run back; None if it was not finished, or its ledger is wanted and was left out."""
+    if not is_kept(folder):
+        return None
+    found = _read(cfg, dataset, folder, wait, claimed)
+    wanted = measured and unlearning.method(cfg.method).start == "original"
+    return None if wanted and not found.record["ledger"] else found
+
+
+@contextlib.contextmanager
+def _claim(folder: Path, wait: bool) -> Iterator[None]:
+    """Hold the lock of a folder; it is removed with its purpose, once the run is kept.
+
+    Whoever gets the lock looks first whether the run is kept, so that it does not matter which of
+    two files of that name, the removed or the next, a process holds.
+    """
+    if parallel.rank():  # the first process claims it for all
+        yield
+        return
+    path = folder / "lock"
+    with files.locked(path) as mine:
+        if mine:
+            yield
+    if not mine:
+        if not wait:
+            raise Claimed(f"{folder} is being worked on by another process")
+        log.info("%s is being worked on by another process: waiting for it", folder)
+        with files.locked(path, wait=True):
+            yield
+    if is_kept(folder):
+        with contextlib.suppress(PermissionError):  # on Windows, while another process looks at it
+            path.unlink(missing_ok=True)
+
+
+def is_kept(folder: Path) -> bool:
+    """Say whether a run was finished.
+
+    Args:
+        folder: From :func:`folder_of`.
+
+    Returns:
+        Whether its record, which is written last, and its network are there.
+
+    Source: this project.
+    Lesson: 00_start_here, "Where results are kept".
+    """
     return (folder / "run.json").exists() and (folder / "model.safetensors").exists()
 
 
-def _before(cfg: RunConfig) -> RunConfig | None:
-    """Return the run that a run starts from: that of the request before it, or ``original``."""
+def before(cfg: RunConfig) -> RunConfig | None:
+    """Return the run that a run starts from.
+
+    Args:
+        cfg: The configuration of a run.
+
+    Returns:
+        That of the request before it, or of ``original``; None for methods that start from scratch.
+
+    Raises:
+        InputError: If the method is unknown.
+
+    Source: this project.
+    Lesson: 00_start_here, "Where results are kept".
+    """
     if unlearning.method(cfg.method).start != "original":
         return None
     *others, last = cfg.earlier or (None,)
@@ -299,8 +394,8 @@ def _write(cfg: RunConfig, dataset: data.Dataset, folder: Path, outcome: unlearn
     dense = unlearning.new_model(cfg, dataset)
     names = models.layers(dense).prunable
     if outcome.patch is not None:
-        patches.save_patch(outcome.patch, folder / "patch")
-        size = patches.size(outcome.patch)
+        place = patches.save_patch(outcome.patch, folder / "patch")
+        size = sum((place / name).stat().st_size for name in ("patch.json", "patch.safetensors"))
     if rows:
         again = models.load(folder, dense)
         rows = [*rows, ledger.measure(again, "reloaded", names)]
@@ -320,16 +415,16 @@ def _write(cfg: RunConfig, dataset: data.Dataset, folder: Path, outcome: unlearn
         **environment(cfg.device),
     }  # fmt: skip
     files.write_json(folder / "run.json", record)
-    for name in (
-        "config.json",
-        "checkpoint.safetensors",
-        "tail-checkpoint.safetensors",
-    ):  # no longer needed
-        (folder / name).unlink(missing_ok=True)
+    for name in ("config.json", "checkpoint.safetensors", "tail-checkpoint.safetensors"):
+        (folder / name).unlink(missing_ok=True)  # no longer needed
+    for part in folder.rglob(".*.part"):  # half-written, by a process that was killed
+        part.unlink(missing_ok=True)
     return Run(cfg, folder, record, from_disk=False)
 
 
-def _read(cfg: RunConfig, dataset: data.Dataset, folder: Path) -> Run:
+def _read(
+    cfg: RunConfig, dataset: data.Dataset, folder: Path, wait: bool = True, claimed: bool = False
+) -> Run:
     path = folder / "run.json"
     record = files.read_json(path, _REQUIRED)
     if record["identity"] != json.loads(json.dumps(identity(cfg, dataset.fingerprint))):
@@ -344,6 +439,9 @@ def _read(cfg: RunConfig, dataset: data.Dataset, folder: Path) -> Run:
             "command again"
         )
     if _view(cfg) not in record["metrics"]:  # another class or mode of an original network
+        if not claimed:
+            with _claim(folder, wait):  # the record must not lose what another process adds
+                return _read(cfg, dataset, folder, claimed=True)
         seen = as_evaluated(dataset, cfg)
         metrics = audit.evaluate(found.model(dataset), seen, cfg.forgotten, cfg.seed)
         record["metrics"][_view(cfg)] = metrics
@@ -389,12 +487,18 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "helpers": helpers.__version__,
-            **{name: importlib.metadata.version(name) for name in _VERSIONS},
+            **_versions(),
         },
         "hardware": hardware,
     }
 
 
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _VERSIONS}
+
+
+@functools.cache
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -455,8 +559,8 @@ def _missing(wanted: Iterable[RunConfig], dataset: data.Dataset) -> list[RunConf
     missing: dict[Path, RunConfig] = {}
     for one in wanted:
         chain: dict[Path, RunConfig] = {}
-        while one is not None and not _is_kept(folder := folder_of(one, dataset)):
-            chain[folder], one = one, _before(one)
+        while one is not None and not is_kept(folder := folder_of(one, dataset)):
+            chain[folder], one = one, before(one)
         missing |= {folder: chain[folder] for folder in reversed(chain) if folder not in missing}
     return list(missing.values())
 

@@ -351,8 +351,9 @@ def _objective(
     original: nn.Module | None, dataset: Dataset, cfg: RunConfig, recipe: Recipe
 ) -> training.Objective:
     """Build the loss of a method; its teachers are the original and a fresh network."""
-    builder = OBJECTIVES[method(cfg.method).objective]
-    if original is None:
+    name = method(cfg.method).objective
+    builder = OBJECTIVES[name]
+    if original is None or name == "cross_entropy":  # needs no teacher
         return builder(None)
     teacher = copy.deepcopy(original).eval().requires_grad_(False)
     stranger = new_model(cfg.but(seed=(cfg.seed + 1) % 2**31), dataset).requires_grad_(False)

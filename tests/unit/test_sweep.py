@@ -1,0 +1,452 @@
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import errno
+import itertools
+import json
+import os
+import random
+import signal
+import threading
+import time
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import faults
+from helpers import files, models, report, runs, statistics, sweep, unlearning
+from helpers.__main__ import main
+from helpers.config import InputError, get_config
+from helpers.files import FileProblem
+
+# ------------------------------------------------------------------------------------------------
+# what is asked for
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "wanted"),
+    [
+        ("rank", "1,2,4", [1, 2, 4]),
+        ("seed", "0..4", [0, 1, 2, 3, 4]),
+        ("seed", "7, 0..1", [7, 0, 1]),
+        ("sparsity", "0,.25,0.5", [0.0, 0.25, 0.5]),
+        ("lr", "1e-3", [0.001]),
+        ("forget", "all", ["all"]),
+        ("forget", "3,5", [(3,), (5,)]),
+        ("forget", "3+5,0..1", [(3, 5), (0,), (1,)]),
+        ("earlier", "8+1", [(8, 1)]),
+        ("method", "lora,prunelora+scrub", ["lora", "prunelora+scrub"]),
+        ("data", "folder:/a,b,digits", ["folder:/a,b", "digits"]),
+    ],
+)
+def test_values_are_read(field, text, wanted):
+    found = sweep.values(field, text)
+    assert found == wanted
+    assert [type(v) for v in found] == [type(v) for v in wanted]
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [("rank", "1,x"), ("rank", "4..1"), ("rank", "1.."), ("rank", "0..99999999"), ("rank", ""),
+     ("sparsity", "0,,1"), ("sparsity", "0..1"), ("forget", "3+"), ("forget", "cat"),
+     ("earlier", "all"), ("method", "lora,")],
+)  # fmt: skip
+def test_values_that_cannot_be_read_are_named(field, text):
+    with pytest.raises(InputError, match=f"{field} = '.*' is not allowed: "):
+        sweep.values(field, text)
+
+
+def test_settings_that_a_method_does_not_use_make_no_points():
+    grid = {"method": ["finetune", "lora", "retrain"], "rank": [1, 2], "sparsity": [0.0, 0.5],
+            "original_seed": [0, 1], "forget": [3]}  # fmt: skip
+    found = sweep.plan(grid, "smoke").points
+    told = [(p.settings["method"], p.settings["original_seed"], p.settings["rank"]) for p in found]
+    assert sorted(told, key=str) == sorted(
+        [("finetune", s, None) for s in (0, 1)]
+        + [("lora", s, r) for s in (0, 1) for r in (1, 2)] + [("retrain", None, None)], key=str
+    )  # fmt: skip
+    assert all(p.settings["sparsity"] is None for p in found)
+    assert len({p.folder for p in found}) == len(found)
+
+
+def test_every_class_alone_and_one_network_for_all(dataset):
+    found = sweep.plan({"method": ["original"], "forget": ["all", (3, 5)], "seed": [0]}, "smoke")
+    assert [p.settings["forget"] for p in found.points] == [*range(10), "3+5"]
+    assert len({p.folder for p in found.points}) == 1
+    assert found.before == []
+
+
+def test_what_points_start_from_comes_first_and_is_shared():
+    grid = {"method": ["lora", "prunelora"], "rank": [1, 2], "seed": [0, 1, 2],
+            "earlier": [(), (8,)]}  # fmt: skip
+    found = sweep.plan(grid, "smoke")
+    assert [len(level) for level in found.before] == [3, 2 * 2 * 3]
+    assert {p.cfg.method for p in found.before[0]} == {"original"}
+    starts = [runs.before(p.cfg) for p in found.points]
+    changes = sum(a != b for a, b in itertools.pairwise(starts))
+    assert changes == len(set(starts)) - 1
+    plain = [p for p in found.points if not p.cfg.earlier]
+    groups = [(sweep._group(p)) for p in plain]
+    assert sum(a != b for a, b in itertools.pairwise(groups)) == len(set(groups)) - 1
+
+
+def test_points_that_cannot_be_run_are_all_found_before_anything_is_trained(home):
+    grid = {"rank": [1, 99], "forget": [(3,), (10,)], "seed": [0, 1]}
+    found = sweep.plan(grid, "smoke")
+    assert [p.settings["seed"] for p in found.points] == [0, 1]
+    assert len(found.impossible) == 6
+    assert found.impossible[0][0] == "rank 1, forget 10, seed 0"
+    with pytest.raises(InputError, match=r"forget = 10 .*6 of 8 points .*--skip-impossible"):
+        sweep.run(grid, "smoke", progress=False)
+    assert not list(home.rglob("run.json"))
+    with pytest.raises(InputError, match="2 are impossible"):
+        sweep.run({"rank": [99], "seed": [0, 1]}, "smoke", skip_impossible=True)
+
+
+def test_a_point_is_validated_once_for_all_its_seeds(monkeypatch):
+    calls, real = [], unlearning.validate
+    monkeypatch.setattr(unlearning, "validate", lambda *a: (calls.append(a), real(*a)))
+    found = sweep.plan({"rank": [1, 2], "seed": list(range(5)), "lr": [0.1, 0.2]}, "smoke")
+    assert len(found.points) == 20
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [({"colour": [1]}, "colour"), ({"rank": []}, "at least one value"),
+     ({"rank": range(1, 2000), "seed": range(1000)}, "at most 1,000,000")],
+)  # fmt: skip
+def test_a_grid_that_makes_no_sense_is_refused(grid, message):
+    with pytest.raises(InputError, match=message):
+        sweep.plan(grid, "smoke")
+
+
+@given(st.lists(st.integers(0, 3), max_size=200), st.integers(1, 9))
+def test_pieces_cover_everything_once_and_stay_within_groups(groups, workers):
+    missing = dict(enumerate(sorted(groups)))
+    before = sweep._group
+    try:
+        sweep._group = lambda point: point
+        pieces = sweep._pieces(missing, workers)
+    finally:
+        sweep._group = before
+    assert [n for piece in pieces for n in piece] == list(missing)
+    assert all(len({missing[n] for n in piece}) == 1 for piece in pieces)
+    most = max(1, len(missing) // (sweep.PIECES * workers))
+    assert all(len(piece) <= most for piece in pieces)
+
+
+# ------------------------------------------------------------------------------------------------
+# doing it
+
+TRAIN = dataclasses.replace(get_config("smoke").train, epochs=1)
+GRID = {"method": ["lora", "prunelora"], "rank": [1, 2], "seed": [0, 1], "epochs": [1],
+        "train": [TRAIN]}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    """Records of an undisturbed sweep, and its rows."""
+    before, place = os.environ["HELPERS_HOME"], tmp_path_factory.mktemp("calm")
+    os.environ["HELPERS_HOME"] = str(place)
+    try:
+        found = sweep.run(GRID, "smoke", progress=False)
+    finally:
+        os.environ["HELPERS_HOME"] = before
+    assert (found.done, found.made, len(found.rows)) == (8, 2, 8)
+    return faults.records(place), found
+
+
+def same(row, other):
+    free = ("seconds", "date")  # what a clock says
+    return {k: v for k, v in row.items() if k not in free} == {
+        k: v for k, v in other.items() if k not in free
+    }
+
+
+def test_a_sweep_gives_what_single_runs_give(calm, dataset, home):
+    _, found = calm
+    for row in found.rows[::3]:
+        cfg = get_config("smoke", train=TRAIN, epochs=1, method=row["method"], rank=row["rank"],
+                         seed=row["seed"])  # fmt: skip
+        one = runs.run(cfg, dataset, progress=False)
+        assert one.record["weights_sha256"] == row["weights_sha256"]
+        assert {k: row[k] for k in ("UA", "TA", "MIA")} == {
+            k: one.metrics[k] for k in ("UA", "TA", "MIA")
+        }
+        assert one.record["ledger"]
+        assert row["folder"] == one.folder.relative_to(home).as_posix()
+
+
+def test_two_workers_give_the_same_and_nothing_is_done_twice(calm, home):
+    records, found = calm
+    again = sweep.run(GRID, "smoke", workers=2, progress=False)
+    assert (again.done, again.made) == (8, 2)
+    assert faults.records(home) == records
+    assert all(same(a, b) for a, b in zip(again.rows, found.rows, strict=True))
+    third = sweep.run(GRID, "smoke", progress=False)
+    assert (third.done, third.made) == (0, 0)
+    assert third.rows == again.rows
+
+
+def test_a_claimed_run_is_left_to_others(home, dataset):
+    cfg = get_config("smoke", train=TRAIN, method="original")
+    folder = runs.folder_of(cfg, dataset)
+    with files.locked(folder / "lock") as mine:
+        assert mine
+        with files.locked(folder / "lock") as second:
+            assert not second
+        with pytest.raises(runs.Claimed, match=str(folder)):
+            runs.run(cfg, dataset, progress=False, wait=False)
+    done = runs.run(cfg, dataset, progress=False, wait=False)
+    assert not done.from_disk
+    assert not (folder / "lock").exists()
+    with files.locked(folder / "lock"):  # what is finished is read whoever holds what
+        assert runs.run(cfg, dataset, progress=False, wait=False).from_disk
+        with pytest.raises(runs.Claimed):  # but another class adds to the record
+            runs.run(cfg.but(forget=5), dataset, progress=False, wait=False)
+
+
+def test_a_run_waits_for_whoever_is_doing_it(home, dataset, caplog):
+    cfg = get_config("smoke", train=TRAIN, method="original")
+    folder, found, ready = runs.folder_of(cfg, dataset), [], threading.Event()
+
+    def other():
+        with files.locked(folder / "lock"):
+            ready.set()
+            time.sleep(0.5)
+            model = models.build_model("digits_resnet", 10, 1, 8)
+            found.append(models.save(model, folder))
+            (folder / "run.json").write_text('{"identity": 1}')
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    ready.wait()
+    with caplog.at_level("INFO"), pytest.raises(FileProblem, match=r"run\.json"):
+        runs.run(cfg, dataset, progress=False)  # the other's record, which is none, is read
+    thread.join()
+    assert "waiting for it" in caplog.text
+
+
+def test_claimed_points_come_last(calm, home, monkeypatch):
+    """Other points are done while one is claimed, and that one when it is free."""
+    records, _ = calm
+    monkeypatch.setattr(sweep, "POLL", 0.05)
+    claimed = sweep.plan(GRID, "smoke").points[0].folder
+    held, done = threading.Event(), threading.Event()
+
+    def other():
+        with files.locked(claimed / "lock"):
+            held.set()
+            while len(list(home.glob("artifacts/*/*/run.json"))) < 9:
+                time.sleep(0.02)
+            done.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    held.wait()
+    found = sweep.run(GRID, "smoke", progress=False)
+    thread.join()
+    assert done.is_set()
+    assert found.done == 8
+    assert faults.records(home) == records
+
+
+def test_a_training_that_fails_does_not_stop_the_others(home):
+    grid = {"method": ["finetune"], "lr": [0.01, 1e30], "epochs": [1], "train": [TRAIN]}
+    found = sweep.run(grid, "smoke", progress=False)
+    assert [bool(row["problem"]) for row in found.rows] == [False, True]
+    assert "diverged" in found.rows[1]["problem"]
+    summary = statistics.summary(sweep.table(found))
+    assert list(summary.index) == ["finetune, lr 0.01", "finetune, lr 1e+30"]
+    assert [row[1] for row in report.cells(summary)][2] == "–"
+
+
+def test_the_table_is_written_as_csv_and_json(calm, tmp_path):
+    _, found = calm
+    paths = sweep.save(found, tmp_path / "new" / "grid")
+    assert [p.name for p in paths] == ["grid.csv", "grid.json"]
+    with paths[0].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["weights_sha256"] for row in rows] == [r["weights_sha256"] for r in found.rows]
+    assert [float(row["TA"]) for row in rows] == [r["TA"] for r in found.rows]
+    record = json.loads(paths[1].read_text())
+    assert [dict(zip(record["columns"], row, strict=True)) for row in record["rows"]] == found.rows
+    assert {"date", "versions", "hardware", "varied"} <= {*record}
+
+
+# ------------------------------------------------------------------------------------------------
+# faults
+
+
+@pytest.mark.parametrize("every", [1, 6])
+def test_a_full_disk_is_one_error_and_the_sweep_goes_on_from_there(
+    calm, home, monkeypatch, every
+):  # fmt: skip
+    """Writes fail, each time at the next of a few; every time the same command is given again."""
+    records, count, real = calm[0], itertools.count(1), os.replace
+
+    def replace(source, target):
+        if broken and next(count) % every == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    broken, before = True, -1
+    for _ in range(4):
+        with pytest.raises(FileProblem, match=r"cannot write .*: No space left on device"):
+            sweep.run(GRID, "smoke", progress=False)
+        kept = len(faults.records(home))
+        assert kept >= before
+        before = kept
+    broken = False
+    sweep.run(GRID, "smoke", progress=False)
+    assert faults.records(home) == records
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small file system of its own."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if not faults.mount(place, "size=1m"):
+        pytest.skip("mounting a file system is not allowed here")
+    yield place
+    faults.subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_real_full_disk_and_a_read_only_one(calm, disk, monkeypatch):
+    monkeypatch.setenv("HELPERS_HOME", str(disk))
+    for options, message in (("size=1m", "No space left"), ("ro", "Read-only file system")):
+        faults.subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
+        with pytest.raises(FileProblem, match=rf"cannot write .*{message}"):
+            sweep.run(GRID, "smoke", progress=False)
+    faults.subprocess.run(["mount", "-o", "remount,rw,size=64m", str(disk)], check=True)
+    sweep.run(GRID, "smoke", progress=False)
+    assert faults.records(disk) == calm[0]
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_records(tmp_path):
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    assert faults.finish(calm)[0] == 0
+    assert faults.kill_at_random(killed, 2, random.Random(1)) >= 1
+    assert faults.records(killed) == faults.records(calm)
+    assert not list(killed.rglob("*.part"))
+
+
+def test_two_processes_on_one_folder_share_the_work(tmp_path):
+    faults.two_at_once(tmp_path)  # asserts that each point is done once
+    assert len(faults.records(tmp_path)) == faults.POINTS + faults.STARTS
+    record = json.loads((tmp_path / "sweep.json").read_text())
+    assert len(record["rows"]) == faults.POINTS
+
+
+@contextlib.contextmanager
+def killing_one(name, seconds):
+    """Kill the first worker that has worked for some time; yields a list of what was killed."""
+    killed = []
+
+    def hunt():
+        while not stop.wait(0.05):
+            for child in psutil.Process().children(recursive=True):
+                try:
+                    busy = sum(child.cpu_times()[:2]) > seconds
+                    if busy and name in " ".join(child.cmdline()):
+                        child.send_signal(signal.SIGKILL)
+                        killed.append(child.pid)
+                        return
+                except psutil.Error:
+                    continue
+
+    stop, thread = threading.Event(), threading.Thread(target=hunt)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_dying_worker_does_not_end_the_sweep(calm, home, caplog):
+    with killing_one("loky", 2.0) as killed:
+        sweep.run(GRID, "smoke", workers=2, progress=False)
+    assert killed
+    assert "a worker process died; what it was doing is done again" in caplog.text
+    assert faults.records(home) == calm[0]
+
+
+def test_workers_that_always_die_are_given_up(home, monkeypatch):
+    class Engine:
+        workers, rounds = 1, 0
+
+        def do(self, pieces):
+            Engine.rounds += 1
+            raise sweep._Died("out of memory")
+            yield
+
+    work = sweep._Work(Engine(), "")
+    with pytest.raises(ChildProcessError, match=r"workers died 3 times .* 8 points are left"):
+        work.do(sweep.plan(GRID, "smoke").points, False)
+    assert Engine.rounds == sweep.TRIES
+
+
+def test_on_ray_a_dying_worker_is_retried(calm, home):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install prunelora-course[ray]")
+    with killing_one("ray::_piece", 3.0) as killed:
+        again = sweep.run(GRID, "smoke", workers=2, ray="local", progress=False)
+    assert killed
+    assert faults.records(home) == calm[0]
+    assert all(same(a, b) for a, b in zip(again.rows, calm[1].rows, strict=True))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "ray://127.0.0.1:1"])
+def test_a_cluster_that_is_not_there_is_one_line(home, address):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install prunelora-course[ray]")
+    with pytest.raises(InputError, match="ray = "):
+        sweep.run({"seed": [0]}, "smoke", ray=address, progress=False)
+
+
+def test_without_ray_it_is_said_how_to_install_it(home, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(InputError, match=r'pip install "prunelora-course\[ray\]"'):
+        sweep.run({"seed": [0]}, "smoke", ray="local", progress=False)
+
+
+# ------------------------------------------------------------------------------------------------
+# the command
+
+
+def test_the_command_prints_a_summary_and_names_its_files(home, tmp_path, capsys):
+    words = ["sweep", "--preset", "smoke", "--quiet", "--epochs", "1", "--rank", "1,99",
+             "--forget", "3,5", "--out", str(tmp_path / "grid"), "--skip-impossible"]  # fmt: skip
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[0] == "method"
+    assert lines[0].split()[-1] == "points"
+    assert lines[2].startswith("prunelora, rank 1 ")
+    assert lines[2].split()[-1] == "2"
+    assert sum(line.startswith("left out: forget ") for line in lines) == 2
+    assert "2 points in" in lines[-3]
+    assert "2 done now, 0 kept, 0 failed" in lines[-3]
+    assert lines[-2:] == [str(tmp_path / "grid.csv"), str(tmp_path / "grid.json")]
+    assert main(words) == 0
+    assert "0 done now, 2 kept, 0 failed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(("--rank", "1,x"), "whole numbers, or ranges such as 0..4"), (("--rank", "0"), "≥ 1"),
+     (("--forget", "cat"), "3+5 for both at once"), (("--workers", "0"), "a whole number ≥ 1"),
+     (("--method", "lora,nope"), "known are original"), (("--rank", "1,99"), "1 of 2 points")],
+)  # fmt: skip
+def test_bad_options_are_one_line(home, capfd, options, message):
+    assert main(["sweep", "--preset", "smoke", "--quiet", *options]) == 2
+    error = capfd.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not list(home.rglob("run.json"))
