@@ -300,11 +300,11 @@ def _complete(url: str, part: Path, progress: bool) -> None:
             except files.FileProblem:
                 raise
             except (OSError, http.client.HTTPException) as error:
-                problem = error
+                problem = getattr(error, "reason", error)
             barren = 0 if _size(part) > before else barren + 1
             if barren == TRIES:
                 raise files.FileProblem(f"{url}: {problem}, {TRIES} times")
-            log.info("%s: %s; going on at byte %d", url, problem, _size(part))
+            log.info("%s: %s; trying again from byte %d", url, problem, _size(part))
             time.sleep(WAIT * 2 ** max(0, barren - 1))
 
 
