@@ -1,0 +1,75 @@
+"""What the scripts under ``benchmarks/`` compare and compute; what they time is not asserted."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers import files, models
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import images
+import measure
+
+
+def test_the_plain_way_yields_the_same_pixels():
+    part = images.dataset(12)
+    loader = images.loader(part, 5)
+    scaled = part.normalise(part.train.images)
+    for index in range(12):
+        image, label = loader.dataset[index]
+        assert torch.allclose(image, scaled[index], atol=1e-6)
+        assert label == part.train.labels[index]
+    assert loader.num_workers == 2
+    assert 0 not in part.train.labels, "all are retained: both sides train on all of them"
+
+
+def test_the_plain_network_has_zeroed_filters_and_peft_own_adapters():
+    plain = images.plain_network(0)
+    gone = [
+        (m.weight.flatten(1) == 0).all(1).double().mean().item()
+        for name, m in plain.named_modules()
+        if isinstance(m, torch.nn.Conv2d) and "lora_" not in name
+    ]
+    assert gone == pytest.approx([0.5] * 20, abs=0.01)
+    drops = {m.p for m in plain.modules() if isinstance(m, torch.nn.Dropout)}
+    assert drops == {0.1}
+    trained = models.count_parameters(plain, trainable=True)
+    dense = models.layers(measure.build("resnet18"))
+    assert trained > sum(8 * 64 * 2 for _ in dense.adaptable)
+    assert trained < 0.03 * models.count_parameters(plain)
+
+
+def test_a_power_law_is_found_with_its_interval():
+    exact = images.power_law([1, 2, 4], [3, 12, 48])
+    assert exact["exponent"] == pytest.approx(2)
+    assert exact["factor"] == pytest.approx(3)
+    assert exact["lowest"] == pytest.approx(exact["highest"])
+    noisy = images.power_law([1, 2, 4, 8], [1, 3, 3, 9])
+    assert noisy["lowest"] < 1 < noisy["highest"]
+
+
+def test_ratios_are_taken_turn_by_turn_and_held_against_a_limit():
+    found = measure.compare({"a": [1.0, 2.0, 9.0], "b": [2.0, 8.0, 9.0]}, "a", "b")
+    assert (found["ratio"], found["lowest"], found["highest"]) == (0.5, 0.25, 1.0)
+    assert measure.check("x", found, most=0.5)["met"] is True
+    assert measure.check("x", found, least=0.6)["met"] is False
+    assert measure.check("x", found)["met"] is None
+
+
+def test_the_first_turn_does_not_count():
+    turns = []
+    times = measure.in_turn({n: lambda t, n=n: turns.append((n, t)) or float(t) for n in "ab"}, 2)
+    assert turns == [(n, t) for t in (0, 0, 1) for n in "ab"]
+    assert times == {"a": [0.0, 1.0], "b": [0.0, 1.0]}
+
+
+def test_a_finished_section_joins_the_record(tmp_path):
+    path, order = tmp_path / "record.json", ("first", "second")
+    measure.keep(path, {"second": {"n": 2}}, order, "cpu", {"about": "x"})
+    measure.keep(path, {"first": {"n": 1}}, order, "cpu", {"about": "x"})
+    record = files.read_json(path, ("about", "hardware", "versions", "date"))
+    assert list(record["sections"].items()) == [("first", {"n": 1}), ("second", {"n": 2})]
