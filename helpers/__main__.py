@@ -132,7 +132,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--original-seed", type=int, metavar="N",
         help="seed of the network to start from; default: that of --seed")  # fmt: skip
     add("--mode", help=f"{' or '.join(MODES)}: corrected method, or published settings and code")
-    add("--model", help="digits_resnet, resnet20, resnet18, resnet50, vit, vit_tiny")
+    add("--model", help="digits_resnet, resnet20, resnet18, resnet50, vit, vit_tiny, resnet_tiny")
     add("--earlier", metavar="CLASSES",
         help="classes forgotten before, one request after another, as in 8,1")  # fmt: skip
     add("--sparsity", type=float, metavar="S", help="share to prune: 0 <= S < 1")
