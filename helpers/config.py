@@ -275,17 +275,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train": dataclasses.replace(_CIFAR, epochs=8), "epochs": 5, "train_limit": 2000,
         "seeds": 2, "cache_mb": 4096,
     },
-    # the same in small, for tests: colour, the names and stages of torchvision's networks. The data
+    # the published experiment: hours on a GPU
+    "paper": {
+        "data": "cifar10", "model": "resnet50", "tuned": "", "threads": 0, "mode": "paper",
+        "train": _CIFAR,
+    },
+    # ``gpu`` in small, for tests: colour, the names and stages of torchvision's networks. The data
     # is what HELPERS_DATA names
     "smoke_gpu": {
         "data": "cifar10", "image_size": 16, "model": "resnet_tiny", "tuned": "", "lr": 0.01,
         "train": dataclasses.replace(_CIFAR, epochs=12, batch_size=32), "epochs": 12,
         "train_limit": 60, "seeds": 1,
-    },
-    # the published experiment: hours on a GPU
-    "paper": {
-        "data": "cifar10", "model": "resnet50", "tuned": "", "threads": 0, "mode": "paper",
-        "train": _CIFAR,
     },
 }  # fmt: skip
 
