@@ -402,6 +402,35 @@ def _opened(band: Sequence[float | None]) -> tuple[float, float, float]:
     return (-math.inf if low is None else low, math.inf if high is None else high, center)
 
 
+def join(studies: Sequence[Study]) -> Study:
+    """Put studies of the same networks together, such as one of each class.
+
+    Args:
+        studies: At least one; with the same data, network and number of oracles, without an audit
+            that two of them have.
+
+    Returns:
+        One study; where and when is that of the last.
+
+    Raises:
+        InputError: If they do not fit together.
+
+    Source: this project.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    import pandas as pd
+
+    check("studies", len(studies), len(studies) > 0, "at least one")
+    kinds = {(one.about["data"], one.about["model"], one.oracles) for one in studies}
+    check("studies", sorted(kinds), len(kinds) == 1, "the same data, network and oracles for all")
+    table = pd.concat([one.table for one in studies], ignore_index=True)
+    place = ["method", "forget", "original_seed", "seed"]
+    twice = table[table.duplicated(place)][place].to_dict("records")
+    check("studies", twice, not twice, "each audit in one of them alone")
+    bands = {c: limits for one in studies for c, limits in one.bands.items()}
+    return Study(table, bands, studies[-1].oracles, dict(studies[-1].about))
+
+
 def save(study: Study, path: Path) -> None:
     """Write a study as one small JSON file.
 

@@ -60,6 +60,21 @@ def trained(whole, home):
     return home
 
 
+def test_studies_are_put_together_and_refused_where_they_do_not_fit(trained, tiny, whole):
+    both = study.join([go(tiny, classes=(c,)) for c in (3, 5)])
+    pd.testing.assert_frame_equal(
+        both.table.drop(columns=TIMES).sort_values(["method", "forget"]).reset_index(drop=True),
+        whole[0].table.drop(columns=TIMES).sort_values(["method", "forget"]).reset_index(drop=True),
+    )
+    assert both.bands == whole[0].bands
+    with pytest.raises(InputError, match="each audit in one of them alone"):
+        study.join([whole[0], both])
+    with pytest.raises(InputError, match="the same data, network and oracles"):
+        study.join([whole[0], dataclasses.replace(both, oracles=4)])
+    with pytest.raises(InputError, match="at least one"):
+        study.join([])
+
+
 def test_paper_mode_is_fed_with_the_published_normalisation(trained, tiny):
     found = go(tiny, {"as published": {"method": "finetune", "mode": "paper", "epochs": 1}}, (3,))
     cfg = tiny.but(method="finetune", mode="paper", epochs=1)
