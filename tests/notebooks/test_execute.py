@@ -22,7 +22,7 @@ def run(path, preset, home, **more):
                "--nbval-cell-timeout=120", "-x", "-q", "-p", "no:cacheprovider",
                "-o", "addopts=", str(path)]  # fmt: skip
     environment = {k: v for k, v in os.environ.items()
-                   if k not in ("MPLBACKEND", "PYTHONDONTWRITEBYTECODE", "HELPERS_DATA")}  # fmt: skip
+                   if k not in ("MPLBACKEND", "PYTHONDONTWRITEBYTECODE")}  # fmt: skip
     environment |= {"HELPERS_PRESET": preset, "HELPERS_HOME": str(home), **more}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
