@@ -195,7 +195,7 @@ def _for_small_images(model: nn.Module, in_channels: int) -> nn.Module:
 
 
 def _narrow_resnet(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
-    """Build torchvision's ResNet with one block a stage and an eighth of the channels, for tests."""
+    """Build a small ResNet of torchvision: a block a stage, an eighth of the channels."""
     from torchvision.models.resnet import BasicBlock, ResNet
 
     model = _for_small_images(ResNet(BasicBlock, [1, 1, 1, 1], num_classes), in_channels)

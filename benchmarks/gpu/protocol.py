@@ -317,27 +317,27 @@ def write_costs(options: argparse.Namespace, done: dict[str, Any]) -> None:
         files.write_json(options.record.with_name("tutorial-gpu.json"), here | {"costs": costs})
 
 
-def pack(path: Path) -> None:
+def pack(path: Path, records: Iterable[str]) -> None:
     """Write all that was measured, but no network, as one file."""
     folders = [(home() / name, name) for name in ("protocol", "artifacts/audits")]
-    records = [(ROOT / "results" / name, f"results/{name}") for name in RECORDS]
+    folders += [(ROOT / "results" / name, f"results/{name}") for name in records]
 
     def write(part: Path) -> None:
         with tarfile.open(part, "w:gz") as archive:
-            for source, name in (*folders, *records):
+            for source, name in folders:
                 if source.exists():
                     archive.add(source, name)
 
     files.write_atomically(path, write)
 
 
-def unpack(path: Path) -> None:
+def unpack(path: Path, records: Iterable[str]) -> None:
     """Read what :func:`pack` wrote, if it is there, where nothing was measured yet."""
     if not path.is_file() or (home() / "protocol" / "done.json").is_file():
         return
     with tarfile.open(path) as archive:
         archive.extractall(home(), filter="data")  # refuses what would leave the folder
-    for name in RECORDS:
+    for name in records:
         if (home() / "results" / name).is_file():
             shutil.move(home() / "results" / name, ROOT / "results" / name)
 
@@ -355,7 +355,7 @@ def main(arguments: list[str] | None = None) -> int:
         show(step for step in listed if _asked(step, options))
         return 0
     if options.carry:
-        unpack(options.carry)
+        unpack(options.carry, options.records)
     failed = go(listed, options, ends=time.monotonic() + 60 * options.minutes)
     show((step for step in listed if _asked(step, options)), left_only=True)
     return 1 if failed else 0
@@ -387,7 +387,7 @@ def go(listed: list[Step], options: argparse.Namespace, ends: float) -> list[str
             print(f"  {took['took']:.0f} s; {_told(found)}", flush=True)
             write_costs(options, done_so_far())
         if options.carry:
-            pack(options.carry)
+            pack(options.carry, options.records)
     return failed
 
 
@@ -443,8 +443,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     if options.data and not options.quick:
         os.environ["HELPERS_DATA"] = options.data  # for notebooks
     options.record = ROOT / "results" / "protocol-cuda.json"
-    if options.quick:
-        options.device, options.record = "cpu", _kept("protocol-quick.json")
+    options.records = RECORDS
+    if options.quick:  # the committed records stay as they are
+        options.device, options.record, options.records = "cpu", _kept("protocol-quick.json"), ()
     if options.dry_run:
         options.device = "auto"  # a list can be had anywhere
     return options
