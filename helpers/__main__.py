@@ -145,7 +145,7 @@ def _add_images(parser: argparse.ArgumentParser, several: bool = False) -> None:
     add("--threads", type=whole, metavar="N", help="CPU threads: 1 and up; 0 leaves torch's choice")
     add("--image-size", type=whole, metavar="PX", help="side of a folder's images: 8 to 512 pixels")
     add("--on-corrupt", help="images of a folder that cannot be read: stop (default) or skip")
-    add("--memory-mb", type=int, metavar="MB", help="memory for the images; more of them are read "
+    add("--memory-mb", type=whole, metavar="MB", help="memory for the images; more of them are read "
         "from a file batch by batch: 0 and up; default 4096")  # fmt: skip
     add("--quiet", action="store_true", help="no progress bars")
 
@@ -162,7 +162,7 @@ def _add_run(parser: argparse.ArgumentParser, several: bool = False) -> None:
     add("--original-seed", type=whole, metavar="N",
         help="seed of the network to start from; default: that of --seed")  # fmt: skip
     add("--mode", help=f"{' or '.join(MODES)}: corrected method, or published settings and code")
-    add("--model", help="digits_resnet, resnet20, resnet18, resnet50, vit, vit_tiny")
+    add("--model", help="digits_resnet, resnet20, resnet18, resnet50, vit, vit_tiny, resnet_tiny")
     add("--earlier", metavar="CLASSES",
         help="classes forgotten before, one request after another, as in "
         + ("8+1" if several else "8,1"))  # fmt: skip
@@ -240,7 +240,10 @@ def _sweep(options: argparse.Namespace) -> int:
 
     fields = [f.name for f in dataclasses.fields(RunConfig) if f.name != "preset"]
     given = {name: getattr(options, name, None) for name in fields}
-    grid = {name: sweep.values(name, text) for name, text in given.items() if text is not None}
+    grid = {
+        name: sweep.values(name, value) if isinstance(value, str) else [value]
+        for name, value in given.items() if value is not None
+    }  # fmt: skip
     done = sweep.run(grid, options.preset, options.workers, options.ray,
                      options.skip_impossible, not options.quiet)  # fmt: skip
     cells = report.cells(statistics.summary(sweep.table(done)))

@@ -280,6 +280,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data": "cifar10", "model": "resnet50", "tuned": "", "threads": 0, "mode": "paper",
         "train": _CIFAR,
     },
+    # ``gpu`` in small, for tests: colour, the names and stages of torchvision's networks. The data
+    # is what HELPERS_DATA names
+    "smoke_gpu": {
+        "data": "cifar10", "image_size": 16, "model": "resnet_tiny", "tuned": "", "lr": 0.01,
+        "train": dataclasses.replace(_CIFAR, epochs=12, batch_size=32), "epochs": 12,
+        "train_limit": 60, "seeds": 1,
+    },
 }  # fmt: skip
 
 
@@ -288,8 +295,7 @@ class RunConfig:
     """Everything that determines one run.
 
     Attributes:
-        preset: The preset that filled in the rest: ``smoke``, ``cpu``, ``cifar``, ``gpu`` or
-            ``paper``.
+        preset: The preset that filled in the rest, one of ``PRESETS``.
         data: ``digits`` (embedded), ``cifar10`` (downloaded), or ``folder:PATH``: a folder or a
             tar archive of one.
         image_size: Side in pixels to which the images of a folder are resized; 8 to 512.
@@ -521,7 +527,9 @@ def get_config(preset: str | None = None, **changes: Any) -> RunConfig:
         preset: Name of the preset; None takes the environment variable HELPERS_PRESET, else ``gpu``
             in Colab with a GPU, else ``cpu``: on a machine of your own nothing is downloaded unless
             you ask for it, GPU or not.
-        **changes: Fields of :class:`RunConfig` to set differently.
+        **changes: Fields of :class:`RunConfig` to set differently. Unless ``data`` is among them,
+            the environment variable HELPERS_DATA, if set, takes the place of the preset's data: for
+            notebooks on a machine that has the images but not the network.
 
     Returns:
         The validated configuration.
@@ -537,6 +545,8 @@ def get_config(preset: str | None = None, **changes: Any) -> RunConfig:
         name = "gpu" if in_colab() and resolve_device("auto") == "cuda" else "cpu"
     choose("preset", name, PRESETS)
     settings = {"preset": name, **PRESETS[name]}
+    if os.environ.get("HELPERS_DATA"):
+        settings["data"] = os.environ["HELPERS_DATA"]
     if name == "paper" and str(changes.get("model", "")).startswith("vit"):
         settings |= {"train": _CIFAR_VIT, "rank": 16}
     known = tuple(f.name for f in dataclasses.fields(RunConfig))

@@ -183,7 +183,8 @@ def dropped_masks(cfg: RunConfig, dataset: Dataset) -> Defect:
     for name, method in (("finetune", "prune_finetune"), ("merge", "prunelora")):
         for mode in ("default", "paper"):
             # the same layers and learning rate in both modes: only the masks differ
-            one = cfg.but(method=method, mode=mode, targets="blocks", lr=0.01, pruning=None)
+            lr = cfg.but(method=method, mode="default").unlearn.lr
+            one = cfg.but(method=method, mode=mode, targets="blocks", lr=lr, pruning=None)
             model = _network(one, dataset, method)
             layers = models.layers(model)
             names = layers.prunable if method == "prune_finetune" else layers.paper_adaptable

@@ -179,13 +179,36 @@ def _torchvision_resnet(name: str) -> Callable[..., nn.Module]:
     def build(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
         import torchvision.models
 
-        model = getattr(torchvision.models, name)(num_classes=num_classes)
-        model.conv1 = nn.Conv2d(in_channels, 64, 3, 1, 1, bias=False)
-        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-        model.maxpool = nn.Identity()
-        return model
+        return _for_small_images(
+            getattr(torchvision.models, name)(num_classes=num_classes), in_channels
+        )
 
     return build
+
+
+def _for_small_images(model: nn.Module, in_channels: int) -> nn.Module:
+    """Give a network of torchvision a 3x3 stem of stride 1, and no max-pool. In place."""
+    model.conv1 = nn.Conv2d(in_channels, 64, 3, 1, 1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+    return model
+
+
+def _narrow_resnet(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """Build a small ResNet of torchvision: a block a stage, an eighth of the channels."""
+    from torchvision.models.resnet import BasicBlock, ResNet
+
+    model = _for_small_images(ResNet(BasicBlock, [1, 1, 1, 1], num_classes), in_channels)
+    wide = (64, 128, 256, 512)
+    shapes = {
+        name: tuple(n // 8 if n in wide else n for n in tensor.shape)
+        for name, tensor in model.state_dict().items()
+    }
+    resize(model, shapes | {"fc.weight": (num_classes, 64), "fc.bias": (num_classes,)})
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return model
 
 
 def _small_resnet(blocks: int) -> Callable[..., nn.Module]:
@@ -205,6 +228,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": _torchvision_resnet("resnet50"),
     "vit": _vit(12, 384, 6, 4),
     "vit_tiny": _vit(2, 32, 2, 2),
+    "resnet_tiny": _narrow_resnet,
 }
 
 

@@ -17,6 +17,7 @@ from helpers.data import Dataset, ImageSet, per_pass
 # The same for every network. Chosen on digits, classes 1 and 8, three seeds each: the original is
 # back at 80 % after 5 to 8 steps, the oracle after 11 to 15; faster rates make some networks swing.
 PER_CLASS, STEPS, RATE = 10, 30, 0.02
+LONGEST = 20.0  # gradient: longer than any seen on digits, where deeper networks may blow up
 SHARE = 0.8  # of the original's accuracy that counts as relearned
 SPREAD = 2.0  # standard deviation to which the retained logits of an image are brought
 
@@ -217,6 +218,7 @@ def _step(
     with torch.enable_grad():
         optimizer.zero_grad()
         F.cross_entropy(model(images), labels).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), LONGEST)
     optimizer.step()
     with torch.no_grad():
         for parameter, alive in kept:

@@ -513,26 +513,100 @@ def audits() -> str:
     )
 
 
+def protocol() -> str:
+    """Set our measurements at the paper's size, if there are any, beside the paper's numbers.
+
+    Returns:
+        Markdown: for each network the paper's table, as the paper's, and below it the rows of our
+        own record, if there is one.
+
+    Raises:
+        FileProblem: If a record is damaged.
+
+    Source: arXiv 2411.11907; ``results/protocol-cuda.json``, written by
+        ``benchmarks/gpu/protocol.py``.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    folder = runs.results_folder()
+    paper = files.read_json(folder / "paper.json", ("models", "source"))
+    path = folder / "protocol-cuda.json"
+    ours = files.read_json(path, ("models", "hardware")) if path.is_file() else None
+    text = (
+        "**The paper's numbers, none of them ours** (after 5 / 10 epochs; class cat, one run of "
+        f"each, a T4; Avg Gap computed from them; {paper['source']}):\n"
+    )
+    for name, rows in paper["models"].items():
+        text += f"\n{markdown_table(_paper_cells(name, rows))}"
+        if ours and name in ours["models"]:
+            text += f"\nOurs, {name}:\n\n{markdown_table(_protocol_cells(ours['models'][name]))}"
+    if ours is None:
+        return f"{text}\nNot measured here yet, for want of a GPU; `benchmarks/gpu/` would do it.\n"
+    return f"{text}\n{provenance(ours)} Mean ± standard deviation over training seeds.\n"
+
+
+_WITH_GAP = (*audit.GAP_METRICS, "Avg Gap")
+
+
+def _paper_cells(name: str, rows: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Format a table of the paper, both numbers of epochs in a cell."""
+    made = [[f"the paper's {name}", *(COLUMNS[m][0] for m in _WITH_GAP), "s / epoch", "GB"]]
+    for method, row in rows.items():
+        both = [
+            {m: row[m][i] for m in audit.GAP_METRICS} for i in range(len(row["UA"]))
+        ]  # fmt: skip
+        oracle = [{m: rows["retrain"][m][i] for m in audit.GAP_METRICS} for i in range(len(both))]
+        for one, other in zip(both, oracle, strict=True):
+            one["Avg Gap"] = audit.average_gap(one, other)
+        shown = [" / ".join(f"{100 * one[m]:.2f}" for one in both) for m in _WITH_GAP]
+        costs = (row["seconds_per_epoch"], row["memory_gb"])
+        made.append([method, *shown, *("–" if c is None else f"{c:g}" for c in costs)])
+    return made
+
+
+def _protocol_cells(record: Mapping[str, Any]) -> list[list[str]]:
+    """Format our rows: a method and a class in each, over the training seeds."""
+    table = pd.DataFrame(record["rows"], columns=record["columns"])
+    made = [["method", "class", *(COLUMNS[m][0] for m in _WITH_GAP), "s / epoch", "GB", "seeds"]]
+    for forget, limits in record["bands"].items():
+        center = [f"{100 * limits[m][2]:.2f}" for m in audit.GAP_METRICS]
+        oracles = f"{record['oracles']} oracles"
+        made.append(["retrain", str(forget), *center, "0.00", "–", "–", oracles])
+    for (method, forget), group in table.groupby(["method", "forget"], sort=False):
+        epochs = record["settings"][method].get("epochs")
+        shown = [_spread(100 * group[m].astype(float)) for m in _WITH_GAP]
+        time = f"{group['seconds'].mean() / epochs:.1f}" if epochs else "–"
+        room = f"{group['memory_mb'].mean() / 1e3:.1f}"
+        made.append([method, str(forget), *shown, time, room, str(len(group))])
+    return made
+
+
+def _spread(values: pd.Series) -> str:
+    if len(values) < 2:
+        return f"{values.mean():.2f}"
+    return f"{values.mean():.2f} ± {values.std():.2f}"
+
+
 def render_readme(path: Path) -> None:
     """Write the measured tables between their markers in the README. In place.
 
     Args:
         path: The README; has ``<!-- NAME -->`` and ``<!-- end NAME -->`` for ``comparison``,
-            ``budget``, ``audits``, ``savings`` and ``images``.
+            ``budget``, ``protocol``, ``audits``, ``savings`` and ``images``.
 
     Raises:
         InputError: If a marker is missing.
         FileProblem: If a record is damaged or the file cannot be written.
 
-    Source: ``results/comparison-cpu.json``, ``tutorial-*.json``, ``audit-digits.json``,
-        ``savings.json`` and ``images-*.json``.
+    Source: ``results/comparison-cpu.json``, ``tutorial-*.json``, ``paper.json``,
+        ``protocol-cuda.json``, ``audit-digits.json``, ``savings.json`` and ``images-*.json``.
     Lesson: 00_start_here, "What it costs".
     """
     record = files.read_json(runs.results_folder() / "comparison-cpu.json", ("rows", "hardware"))
     table = markdown_table(cells(statistics.summary(audit.compare(record["rows"]))))
     text = path.read_text(encoding="utf-8")
     blocks = {"comparison": f"{table}\n{provenance(record)} {NOTE}\n", "budget": budget("all"),
-              "audits": audits(), "savings": savings(), "images": images()}  # fmt: skip
+              "audits": audits(), "savings": savings(), "images": images(),
+              "protocol": protocol()}  # fmt: skip
     for name, block in blocks.items():
         start, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
         check(

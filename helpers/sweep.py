@@ -40,9 +40,9 @@ POLL = 0.5  # seconds between two looks at points that other processes are doing
 RAY_RETRIES = 3  # of a piece whose worker died, by Ray itself
 ALL = "all"  # of forget: each class alone
 
-_IMAGES = ("data", "image_size", "split_seed", "train_limit", "on_corrupt", "device")
-_WHOLE = ("image_size", "seed", "original_seed", "rank", "epochs", "cache_mb", "threads",
-          "train_limit", "split_seed")  # fmt: skip
+_IMAGES = ("data", "image_size", "split_seed", "train_limit", "on_corrupt", "memory_mb", "device")
+_WHOLE = ("image_size", "seed", "original_seed", "rank", "epochs", "cache_mb", "memory_mb",
+          "threads", "train_limit", "split_seed")  # fmt: skip
 _NUMBERS = ("sparsity", "alpha", "dropout", "lr")
 # field -> where runs.identity tells what it came to
 _CAME_TO = {"alpha": "lora_alpha", "dropout": "lora_dropout", "original_seed": "start_seed",

@@ -31,7 +31,11 @@ SERIES = (
     "05_evaluation",
     "06_explorer",
 )
-CELL_SECONDS = {"smoke": 120, "cpu": 600}  # a cell that takes longer has hung; others may be long
+CELL_SECONDS = {
+    "smoke": 120,
+    "smoke_gpu": 120,
+    "cpu": 600,
+}  # a cell that takes longer has hung; others may be long
 _SOLUTION = re.compile(r"<summary>Solution</summary>\s*```python\n(.*?)```", re.DOTALL)
 
 

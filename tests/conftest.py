@@ -13,6 +13,7 @@ _HOME = tempfile.TemporaryDirectory(prefix="helpers-tests-")
 os.environ["HELPERS_HOME"] = _HOME.name
 os.environ["HELPERS_PRESET"] = "smoke"
 os.environ.pop("MPLBACKEND", None)
+os.environ.pop("HELPERS_DATA", None)
 mpl.use("agg")
 
 from helpers import data, runs, unlearning  # noqa: E402

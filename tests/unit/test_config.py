@@ -161,6 +161,24 @@ def test_every_preset_is_valid():
         assert get_config(name).preset == name
 
 
+def test_images_on_the_machine_take_the_place_of_the_presets(monkeypatch):
+    before = get_config("gpu")
+    monkeypatch.setenv("HELPERS_DATA", "folder:somewhere")
+    after = get_config("gpu")
+    assert (before.data, after.data) == ("cifar10", "folder:somewhere")
+    assert after.but(data="cifar10") == before, "and nothing else changes"
+    assert get_config("gpu", data="digits").data == "digits", "what is asked for comes first"
+    monkeypatch.setenv("HELPERS_DATA", "somewhere")
+    with pytest.raises(InputError, match="data = 'somewhere' is not allowed"):
+        get_config("gpu")
+
+
+def test_the_small_gpu_preset_differs_in_size_alone():
+    small, large = get_config("smoke_gpu"), get_config("gpu")
+    assert (small.data, small.tuned, small.mode) == (large.data, large.tuned, large.mode)
+    assert (small.train.augment, small.train.schedule) == ("crop+flip", "cosine")
+
+
 def test_the_copy_changes_and_the_original_does_not():
     cfg = get_config("cpu")
     assert cfg.but(rank=2).rank == 2

@@ -14,6 +14,7 @@ from helpers.files import FileProblem
 SHAPES = {
     "digits_resnet": (10, 1, 8), "resnet20": (10, 3, 32), "resnet18": (10, 3, 32),
     "resnet50": (10, 3, 32), "vit": (10, 3, 32), "vit_tiny": (10, 1, 8),
+    "resnet_tiny": (10, 3, 16),
 }  # fmt: skip
 
 
@@ -66,7 +67,17 @@ def test_parameter_counts_worked_out_by_hand(name, parameters):
     assert models.count_parameters(models.build_model(name, *SHAPES[name])) == parameters
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet20"])
+def test_the_narrow_network_has_the_names_and_an_eighth_of_the_channels_of_resnet18():
+    narrow, wide = (
+        {k: tuple(v.shape) for k, v in models.build_model(n, *SHAPES[n]).state_dict().items()}
+        for n in ("resnet_tiny", "resnet18")
+    )
+    assert {*narrow} == {name for name in wide if ".1.conv" not in name and ".1.bn" not in name}
+    for name, shape in narrow.items():
+        assert shape == tuple(n // 8 if n >= 64 else n for n in wide[name]), name
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet20", "resnet_tiny"])
 def test_networks_for_small_images_keep_their_resolution(name):
     model = models.build_model(name, *SHAPES[name])
     seen = {}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
-from helpers import audit, plots, report, statistics, unlearning
+from helpers import audit, plots, report, runs, statistics, unlearning
 from helpers.files import FileProblem
 
 
@@ -265,3 +266,34 @@ def test_a_refusal_is_shown_and_nothing_else_is_swallowed():
     assert exercises.message_of(lambda: None) == ""
     with pytest.raises(ZeroDivisionError):
         exercises.message_of(lambda: 1 / 0)
+
+
+RESULTS = Path(__file__).parents[2] / "results"
+
+
+def test_the_papers_numbers_are_called_the_papers(monkeypatch, tmp_path):
+    text = report.protocol()
+    paper = json.loads((RESULTS / "paper.json").read_text())
+    assert text.startswith("**The paper's numbers, none of them ours**")
+    # worked out by hand: (0.22 + 2.32 + 0.06 + 1.52) / 4 and (0.02 + 2.11 + 0.02 + 1.29) / 4
+    (line,) = [x for x in text.splitlines() if x.startswith("| prunelora | 99.78 / 99.98")]
+    assert "| 1.03 / 0.86 |" in line
+    (tmp_path / "paper.json").write_text(json.dumps(paper))
+    monkeypatch.setattr(runs, "results_folder", lambda: tmp_path)
+    assert "Not measured here yet" in report.protocol()
+    rows = [["prunelora, 5 epochs", 3, s, 1.0, 0.98, 0.95 + s / 100, 0.9, 0.012, 50.0, 5500.0]
+            for s in (0, 2)]  # fmt: skip
+    columns = ["method", "forget", "original_seed", "UA", "RA", "TA", "MIA", "Avg Gap", "seconds",
+               "memory_mb"]  # fmt: skip
+    band = {m: [0.9, 1.0, 0.99] for m in ("UA", "RA", "TA", "MIA")}
+    model = {"rows": rows, "columns": columns, "bands": {"3": band}, "oracles": 3,
+             "settings": {"prunelora, 5 epochs": {"epochs": 5}}}  # fmt: skip
+    here = runs.environment("cpu") | {"models": {"resnet50": model}}
+    (tmp_path / "protocol-cuda.json").write_text(json.dumps(here))
+    text = report.protocol()
+    assert "Not measured here yet" not in text
+    assert text.count("Ours, ") == 1, "the other network was not measured"
+    (line,) = [x for x in text.splitlines() if x.startswith("| prunelora, 5 epochs")]
+    wanted = "| prunelora, 5 epochs | 3 | 100.00 ± 0.00 | 98.00 ± 0.00 | 96.00 ± 1.41 |"
+    assert line.startswith(wanted)
+    assert line.endswith("| 1.20 ± 0.00 | 10.0 | 5.5 | 2 |")

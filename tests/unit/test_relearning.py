@@ -179,6 +179,20 @@ def test_several_classes_and_a_wrapped_network(dataset, split, original):
     assert curve_of(outer, dataset, split) == curve_of(original, dataset, split)
 
 
+def test_a_wild_gradient_moves_the_network_no_further_than_a_long_one():
+    moved = {}
+    for size in (1.0, 1e6):
+        network = torch.nn.Linear(4, 3)
+        before = torch.cat([p.detach().flatten() for p in network.parameters()])
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.02)
+        images, labels = torch.full((6, 4), size), torch.arange(6) % 2
+        relearning._step(network, optimizer, images, labels, [])
+        after = torch.cat([p.detach().flatten() for p in network.parameters()])
+        moved[size] = (after - before).norm().item()
+    assert moved[1.0] < 0.02 * relearning.LONGEST / 5, "a usual one is not touched"
+    assert moved[1e6] == pytest.approx(0.02 * relearning.LONGEST, rel=1e-3)
+
+
 def test_damaged_input_is_refused(dataset, split, original):
     empty = split.test_forget.where(torch.arange(0))
     nan = copy.deepcopy(original)

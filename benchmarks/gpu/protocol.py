@@ -1,0 +1,460 @@
+"""Do the experiments that need a GPU, in calls of a few minutes, and keep what they find.
+
+    python benchmarks/gpu/protocol.py --data folder:PATH --home DIR [--minutes 9] [--carry FILE]
+    python benchmarks/gpu/protocol.py --dry-run
+    python benchmarks/gpu/protocol.py --quick
+
+Each call goes on where the last one stopped, ends after ``--minutes`` and says what is left. A
+training in progress leaves a checkpoint in ``--home``. On a machine that starts bare each time,
+``--carry`` names one small file that is read at the start and written after every step: all that
+was measured, and no network. README.md beside this file tells how, and what each step is for.
+
+``results/protocol-cuda.json`` is written anew after every audit, from all audits so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from helpers import files, runs, study, training, tutorial
+from helpers.config import InputError, Recipe, RunConfig, check, get_config, home
+
+ROOT = Path(__file__).parents[2]
+PAPER = ("finetune", "prune_finetune", "lora", "prunelora")
+OURS = (*PAPER, "prunelora_channels")
+ORACLES = 3
+RECORDS = ("protocol-cuda.json", "images-cuda.json", "tutorial-gpu.json")
+MARGIN = 30  # seconds; with less time left nothing new is begun
+# Short schedules of today for what the paper trains for 200 and 90 epochs.
+RESNET = Recipe(epochs=40, lr=0.2, optimizer="sgd", weight_decay=5e-4, batch_size=256,
+                schedule="onecycle", augment="crop+flip")  # fmt: skip
+VIT = Recipe(epochs=90, lr=1e-3, optimizer="adamw", weight_decay=0.1, batch_size=256,
+             schedule="onecycle", augment="crop+flip", mixup=0.2)  # fmt: skip
+
+
+class NotDone(Exception):
+    """A step could not be finished in the time that was left."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One network of the paper: what is trained, what is unlearned, and a guess of the minutes."""
+
+    cfg: RunConfig
+    classes: tuple[int, ...] = (3, 9, 8)  # cat, truck, ship
+    seeds: tuple[int, ...] = (0, 1, 2)
+    epochs: tuple[int, ...] = (5, 10)
+    train_minutes: float = 6  # 8 s an epoch, and the evaluation
+
+    def settings(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """List what is audited, in parts of some minutes: as published and as here, by epochs."""
+        made: dict[str, dict[str, dict[str, Any]]] = {}
+        for count in self.epochs:
+            shared = {"epochs": count}
+            made[f"as published, {count} epochs"] = {
+                f"{m}, as published, {count} epochs": shared | {"method": m, "mode": "paper"}
+                for m in PAPER
+            }
+            made[f"{count} epochs"] = {f"{m}, {count} epochs": shared | {"method": m} for m in OURS}
+        first = f"{self.epochs[0]} epochs"
+        made[first] = {"original": {"method": "original"}} | made[first]
+        return made
+
+
+@dataclass(frozen=True)
+class Step:
+    """One piece of work.
+
+    Attributes:
+        name: Under which it is kept as done.
+        minutes: A guess, for a card such as the H100.
+        act: Does it, in at most so many seconds, and returns what to keep of it.
+        whole: Whether it has to start anew if it is stopped.
+        serves: Steps that need it; once all of those are done it need not be done again.
+    """
+
+    name: str
+    minutes: float
+    act: Callable[[float], dict[str, Any]]
+    whole: bool = False
+    serves: tuple[str, ...] = ()
+
+
+# ------------------------------------------------------------------------------------------------
+# the steps
+
+
+def experiments(options: argparse.Namespace) -> dict[str, Experiment]:
+    """Return the networks to train; small ones on the digits for ``--quick``."""
+    shared = {"mode": "default", "device": options.device, "cache_mb": 16_000}
+    if options.quick:
+        cfg = get_config("smoke", device=options.device, tuned="", rank=2, train_limit=30)
+        short = dataclasses.replace(cfg.train, epochs=2)
+        one = {"classes": (3,), "seeds": (0,), "epochs": (1,)}
+        vit = cfg.but(
+            model="vit_tiny", train=dataclasses.replace(VIT, epochs=12, lr=0.01, batch_size=32)
+        )
+        return {"resnet50": Experiment(cfg.but(train=short), **one), "vit": Experiment(vit, **one)}
+    if options.data:
+        shared["data"] = options.data
+    resnet = get_config("paper", train=RESNET, **shared)
+    vit = get_config("paper", model="vit", **shared).but(train=VIT)
+    return {"resnet50": Experiment(resnet), "vit": Experiment(vit, train_minutes=9)}
+
+
+def steps(options: argparse.Namespace) -> list[Step]:
+    """List everything in order: what is short first, then class by class and seed by seed."""
+    listed = [_tests(options), *_benchmarks(options), *_notebooks(options)]
+    for name, one in experiments(options).items():
+        listed += _networks_and_audits(name, one, options)
+    return listed
+
+
+def _networks_and_audits(name: str, one: Experiment, options: argparse.Namespace) -> list[Step]:
+    cells = [(c, s) for c in one.classes for s in one.seeds]
+    title = {
+        (c, s, part): f"{name}: audit, class {c}, seed {s}, {part}"
+        for c, s in cells for part in one.settings()
+    }  # fmt: skip
+    made: dict[str, Step] = {}
+    for forget, seed in cells:
+        serves = tuple(text for (_, s, _), text in title.items() if s == seed)
+        text = f"{name}: original, seed {seed}"
+        act = _train(one.cfg.but(method="original", seed=seed))
+        made.setdefault(text, Step(text, one.train_minutes, act, serves=serves))
+        serves = tuple(text for (c, _, _), text in title.items() if c == forget)
+        for oracle in range(study.ORACLE_SEED, study.ORACLE_SEED + ORACLES):
+            text = f"{name}: oracle, class {forget}, seed {oracle}"
+            act = _train(one.cfg.but(method="retrain", forget=forget, seed=oracle))
+            made.setdefault(text, Step(text, one.train_minutes, act, serves=serves))
+        for part in one.settings():
+            text = title[forget, seed, part]
+            made[text] = Step(text, 8, _audit(name, one, forget, seed, part, options))
+    return list(made.values())
+
+
+def _train(cfg: RunConfig) -> Callable[[float], dict[str, Any]]:
+    def act(seconds: float) -> dict[str, Any]:
+        with stopped_after(seconds):
+            done = runs.run(cfg)
+        folder = done.folder.relative_to(home()).as_posix()
+        return {"TA": done.metrics["TA"], "trained": done.record["seconds"], "folder": folder}
+
+    return act
+
+
+def _audit(
+    name: str, one: Experiment, forget: int, seed: int, part: str, options: argparse.Namespace
+) -> Callable[[float], dict[str, Any]]:
+    def act(seconds: float) -> dict[str, Any]:
+        with stopped_after(seconds):
+            found = study.run(one.cfg, one.settings()[part], [forget], [seed], oracles=ORACLES)
+        number = list(one.settings()).index(part)
+        study.save(found, _kept(f"{name}-{forget}-{seed}-{number}.json"))
+        write_record(options)
+        return {"audits": len(found.table)}
+
+    return act
+
+
+def _tests(options: argparse.Namespace) -> Step:
+    tests = "tests/unit/test_files.py" if options.quick else "tests/unit"
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", tests]
+    return Step("tests", 8, script("tests", command), whole=True)
+
+
+def _benchmarks(options: argparse.Namespace) -> list[Step]:
+    """Time the package against the plain way: each section of ``benchmarks/images.py`` a step."""
+    path = ROOT / "benchmarks" / "images.py"
+    if not path.is_file():
+        return []
+    quick = ["--quick"] if options.quick else []
+    sections = ("batches",) if options.quick else ("batches", "epoch", "memory", "peak", "cost")
+    data = ["--data", options.data] if options.data else []
+    return [
+        Step(f"images: {s}", 5, script(
+            f"images-{s}", [str(path), *quick, "--device", options.device, *data, s]
+        ), whole=True)
+        for s in sections
+    ]  # fmt: skip
+
+
+def _notebooks(options: argparse.Namespace) -> list[Step]:
+    """Execute the series under the preset of Colab's GPUs, each notebook a step."""
+    preset, series = ("smoke", tutorial.SERIES[:1]) if options.quick else ("gpu", tutorial.SERIES)
+
+    def play(name: str) -> Callable[[float], dict[str, Any]]:
+        def act(seconds: float) -> dict[str, Any]:
+            notebook = ROOT / "notebooks" / f"{name}.ipynb"
+            with gpu_memory(options.device) as peak:
+                _, costs = tutorial.execute(notebook, preset)
+            return costs | ({"gpu_mb": peak[0] / 1e6} if peak[0] else {})
+
+        return act
+
+    return [Step(f"notebook: {name}", 8, play(name), whole=True) for name in series]
+
+
+def script(name: str, command: list[str]) -> Callable[[float], dict[str, Any]]:
+    """Run a Python script, its output kept in a file of its own."""
+
+    def act(seconds: float) -> dict[str, Any]:
+        log = _kept(f"{name}.log")
+        with log.open("w", encoding="utf-8") as output:
+            try:
+                done = subprocess.run(
+                    [sys.executable, *command], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT,
+                    timeout=seconds,
+                )  # fmt: skip
+            except subprocess.TimeoutExpired as error:
+                raise NotDone(f"stopped after {seconds:.0f} s; see {log}") from error
+        last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
+        if done.returncode:
+            raise InputError(f"exit code {done.returncode}, see {log}: {''.join(last)}")
+        return {"says": "".join(last)}
+
+    return act
+
+
+@contextlib.contextmanager
+def stopped_after(seconds: float) -> Iterator[None]:
+    """Let what trains meanwhile save its checkpoint and stop when the time is over."""
+    stop, over = threading.Event(), threading.Event()
+
+    def end() -> None:
+        over.set()
+        stop.set()
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        with training.watched(stop):
+            yield
+    except training.Interrupted as stopped:
+        if not over.is_set():  # Ctrl-C
+            raise
+        raise NotDone(str(stopped)) from stopped
+    finally:
+        timer.cancel()
+
+
+@contextlib.contextmanager
+def gpu_memory(device: str) -> Iterator[list[int]]:
+    """Watch how many bytes of the GPU are in use, by whomever; stays zero without one."""
+    import torch
+
+    peak, over = [0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.2):
+            free, total = torch.cuda.mem_get_info()
+            peak[0] = max(peak[0], total - free)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    if device == "cuda":
+        watcher.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        if watcher.is_alive():
+            watcher.join()
+
+
+# ------------------------------------------------------------------------------------------------
+# what is kept
+
+
+def _kept(name: str) -> Path:
+    folder = home() / "protocol"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def done_so_far() -> dict[str, Any]:
+    """Return step -> what was kept of it."""
+    path = home() / "protocol" / "done.json"
+    return files.read_json(path) if path.is_file() else {}
+
+
+def write_record(options: argparse.Namespace) -> None:
+    """Write all audits so far as one record."""
+    found = {}
+    for name, one in experiments(options).items():
+        paths = sorted(_kept("").glob(f"{name}-*-*-*.json"))
+        if not paths:
+            continue
+        whole = study.join([study.load(path) for path in paths])
+        source = Path(str(whole.about["data"]).removeprefix("folder:")).name  # no path of anybody's
+        whole.about.update(data=source, train=dataclasses.asdict(one.cfg.train))
+        whole.about["settings"] = {
+            k: v for part in one.settings().values() for k, v in part.items()
+        }
+        study.save(whole, _kept(f"{name}.json"))
+        found[name] = files.read_json(_kept(f"{name}.json"))
+    files.write_json(options.record, {**runs.environment(options.device), "models": found})
+
+
+def write_costs(options: argparse.Namespace, done: dict[str, Any]) -> None:
+    """Write what the notebooks cost, once all were executed; the budget tables show it."""
+    costs = {name: done.get(f"notebook: {name}") for name in tutorial.SERIES}
+    if None not in costs.values():
+        here = runs.environment(options.device)
+        files.write_json(options.record.with_name("tutorial-gpu.json"), here | {"costs": costs})
+
+
+def pack(path: Path, records: Iterable[str]) -> None:
+    """Write all that was measured, but no network, as one file."""
+    folders = [(home() / name, name) for name in ("protocol", "artifacts/audits")]
+    folders += [(ROOT / "results" / name, f"results/{name}") for name in records]
+
+    def write(part: Path) -> None:
+        with tarfile.open(part, "w:gz") as archive:
+            for source, name in folders:
+                if source.exists():
+                    archive.add(source, name)
+
+    files.write_atomically(path, write)
+
+
+def unpack(path: Path, records: Iterable[str]) -> None:
+    """Read what :func:`pack` wrote, if it is there, where nothing was measured yet."""
+    if not path.is_file() or (home() / "protocol" / "done.json").is_file():
+        return
+    with tarfile.open(path) as archive:
+        archive.extractall(home(), filter="data")  # refuses what would leave the folder
+    for name in records:
+        if (home() / "results" / name).is_file():
+            shutil.move(home() / "results" / name, ROOT / "results" / name)
+
+
+# ------------------------------------------------------------------------------------------------
+# the calls
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _options(arguments)
+    listed = steps(options)
+    check("--only", options.only, any(_asked(step, options) for step in listed),
+          "the beginning of a step's name; --dry-run lists them")  # fmt: skip
+    if options.dry_run:
+        show(step for step in listed if _asked(step, options))
+        return 0
+    if options.carry:
+        unpack(options.carry, options.records)
+    failed = go(listed, options, ends=time.monotonic() + 60 * options.minutes)
+    show((step for step in listed if _asked(step, options)), left_only=True)
+    return 1 if failed else 0
+
+
+def go(listed: list[Step], options: argparse.Namespace, ends: float) -> list[str]:
+    """Do one step after the other until the time is over; returns those that failed."""
+    failed, fresh = [], True
+    for step in listed:
+        done, left = done_so_far(), ends - time.monotonic()
+        if not _asked(step, options) or _needless(step, done):
+            continue
+        if left < MARGIN and not fresh:
+            break
+        if step.whole and not fresh and 60 * step.minutes > left:
+            continue  # the next call has room for it
+        fresh, started = False, time.monotonic()
+        print(f"{step.name} ...", flush=True)
+        try:
+            found = step.act(left)
+        except NotDone as stopped:
+            print(f"  {stopped}", flush=True)
+        except InputError as error:  # the others can go on; the exit code tells
+            failed.append(step.name)
+            print(f"  FAILED: {error}", flush=True)
+        else:
+            took = {"took": time.monotonic() - started}
+            files.write_json(_kept("done.json"), done | {step.name: {**found, **took}})
+            print(f"  {took['took']:.0f} s; {_told(found)}", flush=True)
+            write_costs(options, done_so_far())
+        if options.carry:
+            pack(options.carry, options.records)
+    return failed
+
+
+def _asked(step: Step, options: argparse.Namespace) -> bool:
+    return not options.only or any(step.name.startswith(one) for one in options.only)
+
+
+def _needless(step: Step, done: dict[str, Any]) -> bool:
+    """Say whether a step is done, or all that it serves.
+
+    A network of a machine that is gone is trained again only while an audit still needs it.
+    """
+    if step.serves and all(name in done for name in step.serves):
+        return True
+    if step.name not in done:
+        return False
+    folder = done[step.name].get("folder")
+    return folder is None or (home() / folder / "run.json").is_file()
+
+
+def _told(found: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items()
+    )
+
+
+def show(listed: Iterable[Step], left_only: bool = False) -> None:
+    """Print the steps, and the minutes that those which are left take."""
+    done, minutes = done_so_far(), 0.0
+    for step in listed:
+        over = _needless(step, done)
+        minutes += 0 if over else step.minutes
+        if not (left_only and over):
+            print(f"{'done' if over else 'left':5} {step.minutes:5.0f} min  {step.name}")
+    print(f"about {minutes:.0f} minutes are left" if minutes else "everything is done")
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--home", metavar="DIR", help="where networks and checkpoints are kept")
+    add("--data", metavar="SOURCE", help="cifar10 (default), or folder:PATH")
+    add("--minutes", type=float, default=9, help="time of this call; default 9")
+    add("--carry", type=Path, metavar="FILE", help="all measurements as one small file: read if it "
+        "is there and --home is empty, written after every step")  # fmt: skip
+    add("--only", action="append", metavar="STEP", help="steps whose names begin so; repeatable")
+    add("--device", default="cuda", help="cuda (default), or cpu")
+    add("--dry-run", action="store_true", help="list the steps and their guessed minutes")
+    add("--quick", action="store_true", help="tiny sizes on the CPU, to see that everything works")
+    options = parser.parse_args(arguments)
+    if options.home:
+        os.environ["HELPERS_HOME"] = options.home
+    if options.data and not options.quick:
+        os.environ["HELPERS_DATA"] = options.data  # for notebooks
+    options.record = ROOT / "results" / "protocol-cuda.json"
+    options.records = RECORDS
+    if options.quick:  # the committed records stay as they are
+        options.device, options.record, options.records = "cpu", _kept("protocol-quick.json"), ()
+    if options.dry_run:
+        options.device = "auto"  # a list can be had anywhere
+    return options
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt as stopped:
+        sys.exit(str(stopped) or "stopped; what is done is kept")

@@ -1,0 +1,125 @@
+"""The driver of the GPU protocol, on tiny networks and the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from helpers import study
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks" / "gpu" / "protocol.py"
+
+
+def call(*options, home):
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, str(SCRIPT), *options, "--home", str(home)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def protocol():
+    spec = importlib.util.spec_from_file_location("protocol", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["protocol"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["protocol"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The whole protocol in small, and where its state was carried to."""
+    home, carried = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("carry") / "s.tar.gz"
+    return call("--quick", "--carry", str(carried), home=home), home, carried
+
+
+def test_the_whole_protocol_runs_in_small(whole):
+    done, home, _ = whole
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == "everything is done"
+    record = json.loads((home / "protocol" / "protocol-quick.json").read_text())
+    assert {"date", "hardware", "versions"} <= {*record}
+    for name in ("resnet50", "vit"):
+        model = record["models"][name]
+        found = study.load(home / "protocol" / f"{name}.json")
+        assert {*found.methods} == {*model["settings"]}
+        assert sum("as published" in method for method in found.methods) == 4
+        assert "folder:" not in model["data"]
+        assert found.table["Avg Gap"].notna().all()
+
+
+def test_what_is_done_is_not_done_again(whole):
+    _, home, _ = whole
+    again = call("--quick", home=home)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert again.stdout.splitlines() == ["everything is done"]
+
+
+def test_a_bare_machine_goes_on_from_the_carried_file(whole, tmp_path):
+    _, _, carried = whole
+    with tarfile.open(carried) as archive:
+        names = archive.getnames()
+    assert not [name for name in names if name.endswith("safetensors")], "no network travels"
+    assert carried.stat().st_size < 1e6
+    done = call("--quick", "--carry", str(carried), home=tmp_path / "bare")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines() == ["everything is done"]
+
+
+def test_a_call_without_time_leaves_a_checkpoint_and_the_next_one_goes_on(tmp_path):
+    only = ("--quick", "--only", "resnet50: original", "--minutes")
+    first = call(*only, "0.001", home=tmp_path)
+    assert first.returncode == 0, first.stderr[-3000:]
+    assert "Run the same again to go on" in first.stdout
+    assert first.stdout.splitlines()[-1] == "about 6 minutes are left"
+    assert list(tmp_path.rglob("checkpoint.safetensors"))
+    second = call(*only, "9", home=tmp_path)
+    assert second.returncode == 0, second.stderr[-3000:]
+    assert second.stdout.splitlines()[-1] == "everything is done"
+    assert not list(tmp_path.rglob("checkpoint.safetensors"))
+
+
+def test_the_list_of_steps_needs_no_gpu_and_each_fits_a_call(tmp_path):
+    done = call("--dry-run", home=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    *listed, total = done.stdout.splitlines()
+    minutes = [float(line.split()[1]) for line in listed]
+    assert max(minutes) < 10
+    assert total == f"about {sum(minutes):.0f} minutes are left"
+    names = "\n".join(listed)
+    for name in ("tests", "notebook: 05_evaluation", "resnet50: original, seed 2",
+                 "vit: oracle, class 9, seed 1000", "audit, class 8, seed 1"):  # fmt: skip
+        assert name in names
+    wrong = call("--dry-run", "--only", "resnet99", home=tmp_path)
+    assert wrong.returncode == 1
+    assert "--dry-run lists them" in wrong.stderr
+
+
+def test_a_failing_step_is_told_and_does_not_stop_the_others(protocol, home, capsys):
+    def fail(seconds):
+        raise protocol.InputError("broken")
+
+    listed = [protocol.Step("first", 1, fail), protocol.Step("second", 1, lambda s: {"x": 1})]
+    options = protocol._options(["--quick"])
+    assert protocol.go(listed, options, ends=float("inf")) == ["first"]
+    assert [*protocol.done_so_far()] == ["second"]
+    assert "FAILED: broken" in capsys.readouterr().out
+
+
+def test_a_lost_network_is_trained_again_while_an_audit_needs_it(protocol, home):
+    step = protocol.Step("network", 1, lambda s: {}, serves=("a", "b"))
+    lost, kept = {"folder": "artifacts/x"}, home / "artifacts" / "x" / "run.json"
+    assert not protocol._needless(step, {})
+    assert not protocol._needless(step, {"network": lost, "a": {}})
+    assert protocol._needless(step, {"network": lost, "a": {}, "b": {}})
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+    assert protocol._needless(step, {"network": lost})
