@@ -145,8 +145,8 @@ def _add_images(parser: argparse.ArgumentParser, several: bool = False) -> None:
     add("--threads", type=whole, metavar="N", help="CPU threads: 1 and up; 0 leaves torch's choice")
     add("--image-size", type=whole, metavar="PX", help="side of a folder's images: 8 to 512 pixels")
     add("--on-corrupt", help="images of a folder that cannot be read: stop (default) or skip")
-    add("--memory-mb", type=whole, metavar="MB", help="memory for the images; more of them are read "
-        "from a file batch by batch: 0 and up; default 4096")  # fmt: skip
+    add("--memory-mb", type=whole, metavar="MB", help="memory for the images; more of them are "
+        "read from a file batch by batch: 0 and up; default 4096")  # fmt: skip
     add("--quiet", action="store_true", help="no progress bars")
 
 
