@@ -358,9 +358,10 @@ def _source(cfg: RunConfig, progress: bool) -> _Source:
     root = expand("data", cfg.data.removeprefix("folder:"))
     found = folders.read(root, cfg.image_size, cfg.on_corrupt, progress)
     parts = {name: ImageSet(*both) for name, both in found.parts.items()}
-    lossy = set(parts) == {"train", "test"} and found.classes == download.CLASSES
-    lossy = lossy and found.form == ("JPEG", 32, 32)
-    name = "CIFAR-10 (JPEG)" if lossy else root.name if root.is_dir() else root.name.partition(".tar")[0]
+    name = root.name if root.is_dir() else root.name.partition(".tar")[0]
+    copied = set(parts) == {"train", "test"} and found.classes == download.CLASSES
+    if copied and found.form == ("JPEG", 32, 32):
+        name = "CIFAR-10 (JPEG)"  # lossy: its numbers are not those of CIFAR-10
     return _Source(name, found.classes, parts, found.skipped)
 
 
