@@ -282,15 +282,16 @@ def load_dataset(cfg: RunConfig, progress: bool = True) -> Dataset:
     """Load the images that a configuration names, divide them and put them on its device.
 
     Args:
-        cfg: Uses ``data``, ``image_size``, ``split_seed``, ``train_limit``, ``on_corrupt`` and
-            ``device``.
-        progress: Whether to show a bar while a folder is decoded.
+        cfg: Uses ``data``, ``image_size``, ``split_seed``, ``train_limit``, ``on_corrupt``,
+            ``memory_mb`` and ``device``.
+        progress: Whether to show bars while images are downloaded and decoded.
 
     Returns:
         The dataset; the same configuration and files always give the same one.
 
     Raises:
-        InputError: If the source is unknown or its images cannot be used.
+        InputError: If the source is unknown or cannot be had, or its images cannot be used.
+        FileProblem: If a cache is damaged or cannot be written.
 
     Source: scikit-learn's digits (UCI ML hand-written digits), CIFAR-10, or the user's folder.
     Lesson: 01_baseline_training, "Images as one tensor".
@@ -358,9 +359,10 @@ def _source(cfg: RunConfig, progress: bool) -> _Source:
     root = expand("data", cfg.data.removeprefix("folder:"))
     found = folders.read(root, cfg.image_size, cfg.on_corrupt, progress)
     parts = {name: ImageSet(*both) for name, both in found.parts.items()}
-    lossy = set(parts) == {"train", "test"} and found.classes == download.CLASSES
-    lossy = lossy and found.form == ("JPEG", 32, 32)
-    name = "CIFAR-10 (JPEG)" if lossy else root.name if root.is_dir() else root.name.split(".")[0]
+    name = root.name if root.is_dir() else root.name.partition(".tar")[0]
+    copied = set(parts) == {"train", "test"} and found.classes == download.CLASSES
+    if copied and found.form == ("JPEG", 32, 32):
+        name = "CIFAR-10 (JPEG)"  # lossy: its numbers are not those of CIFAR-10
     return _Source(name, found.classes, parts, found.skipped)
 
 

@@ -26,7 +26,7 @@ from helpers.config import check
 
 VERSION = 1  # of the format; part of every description
 AHEAD = 3  # batches that are read before they are asked for
-PIECE = 64_000_000  # bytes that are held at once where all images are passed through
+PIECE = 16_000_000  # bytes that are held at once where all images are passed through
 
 Put = Callable[[int, np.ndarray], None]
 
