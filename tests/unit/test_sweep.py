@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import faults
+from benchmarks import sweep as measuring
 from helpers import files, models, report, runs, statistics, sweep, unlearning
 from helpers.__main__ import main
 from helpers.config import InputError, get_config
@@ -450,3 +451,47 @@ def test_bad_options_are_one_line(home, capfd, options, message):
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert not list(home.rglob("run.json"))
+
+
+# ------------------------------------------------------------------------------------------------
+# the measurements
+
+MEASURED = {
+    "overhead": {
+        "points": 40, "plan_ms": 3.6, "read_ms": 1.8, "files": 5.0, "bytes": 3e5, "on_disk": 4e5,
+        "blocks": [{"points": 20, "wall": 2.0, "training": 1.0},
+                   {"points": 20, "wall": 2.2, "training": 1.0}],
+        "plain_ms": [95.0, 95.0], "evaluation_ms": [20.0, 30.0], "table_bytes": [300.0, 600.0],
+    },
+    "workers": {"points": 5, "one": [10.0, 12.0], "two": [5.0, 6.0], "first_of_two": 9.5,
+                "training_s": 1.745},
+}  # fmt: skip
+
+
+def test_overhead_is_what_remains_of_the_clock():
+    training, loop = measuring.beyond(MEASURED["overhead"])
+    assert training == pytest.approx([50.0, 60.0])
+    assert loop == pytest.approx([5.0, 15.0])
+    told = dict(measuring.rows("overhead", MEASURED["overhead"]))
+    assert told["a point, beyond its training"] == "55.0 ms (50.0 – 60.0)"
+    told = dict(measuring.rows("workers", MEASURED["workers"]))
+    assert told["two workers against one, times as fast"] == "2.0 x (2.0 – 2.0)"
+    assert told["start of two workers, once"] == "4.0 s"
+
+
+def test_a_grid_on_paper_is_computed_from_the_record():
+    rows = measuring.on_paper(MEASURED)
+    # 100,000 x (1.745 + 0.055) s = 50 hours of one core; planning and reading 0.15 h of one process
+    assert rows[1] == ["1.7 s", "50", "50.1 h", "0.9 h", "0.2 h", "3.1 %"]
+    assert "40 GB in 500,000 files" in measuring.storage(MEASURED)
+
+
+def test_the_committed_text_is_that_of_the_record():
+    text = measuring.TEXT.read_text()
+    record = files.read_json(measuring.RECORD) if measuring.RECORD.is_file() else {}
+    if record:
+        assert measuring.rendered(text, record) == text
+    where = runs.environment()
+    made = measuring.rendered(text, {k: v | where for k, v in MEASURED.items()} | where)
+    assert "| a point, beyond its training | 55.0 ms (50.0 – 60.0) |" in made
+    assert measuring.rendered(made, {k: v | where for k, v in MEASURED.items()} | where) == made
