@@ -184,14 +184,14 @@ def look(model: nn.Module, split: ClassSplit, seed: int = 0, draws: int = 1) -> 
     Source: the papers named at each metric.
     Lesson: 05_evaluation, "The oracle band".
     """
-    found = _predictions(model, split)
+    found, inputs = _predictions(model, split, inside=True)
     own = _classic(found, seed)
     members, strangers, forget = ((found.logits[n], found.labels[n])
                                   for n in ("retain", "test_retain", "forget"))  # fmt: skip
     for kind in attacks.SCORES:
         if f"MIA_{kind}" in METRICS:
             own[f"MIA_{kind}"] = attacks.membership(members, strangers, forget, kind, seed=seed)
-    _probe(model, split, found, own, range(seed, seed + draws))
+    _probe(model, split, found, own, inputs, range(seed, seed + draws))
     train = _both(split.forget, split.retain)
     found.curves = [
         relearning.relearn(
@@ -217,8 +217,9 @@ def _sampled(part: ImageSet) -> ImageSet:
 
 @torch.no_grad()
 def _probe(
-    model: nn.Module, split: ClassSplit, found: Look, own: dict[str, float], seeds: range
-) -> None:
+    model: nn.Module, split: ClassSplit, found: Look, own: dict[str, float],
+    inputs: dict[str, Tensor], seeds: range,
+) -> None:  # fmt: skip
     """Measure what the layers and the classifier's input hold. Fills the look and its metrics."""
     names, dataset, seed = (*features.points(model), features.HEAD_INPUT), split.dataset, seeds[0]
     gone, parts = torch.tensor(split.forgotten), [getattr(split, name) for name in PARTS]
@@ -232,34 +233,39 @@ def _probe(
         found.information[str(place)] = [
             features.information(rows[0], sides[0], rows[1], sides[1], one) for one in seeds
         ]
-    every = [_both(*parts[:2]), _both(*parts[2:])]
-    inputs = [features.penultimate(model, part, dataset) for part in every]
-    labels = [part.labels.cpu() for part in every]
-    mine = torch.isin(labels[1], gone)
-    known = inputs[0], labels[0], inputs[1][mine], labels[1][mine]
+    labels = found.labels
+    train = [torch.cat([of[name] for name in PARTS[:2]]) for of in (inputs, labels)]
+    known = *train, inputs["test_forget"], labels["test_forget"]
     own["linear_probe"] = features.linear_probe(*known, split.forgotten)
     own["knn_probe"] = features.knn_probe(*known, split.forgotten, seed=seed)
     own["head_refit"] = features.refit_head(*known, split.forgotten, seed=seed)
     head = model.get_submodule(models.layers(model).head)
     own["prototype_attack"] = features.prototype_attack(
-        inputs[0], labels[0], head.weight, head.bias, inputs[1][mine], labels[1][mine],
-        split.forgotten, seed=seed,
-    )  # fmt: skip
+        *train, head.weight, head.bias, *known[2:], split.forgotten, seed=seed
+    )
     found.stranger = predict(models.fresh(model, seed), split.forget, dataset)
     own["ZRF"] = outputs.zrf(found.logits["forget"], found.stranger)
 
 
-def _predictions(model: nn.Module, split: ClassSplit) -> Look:
-    found = Look({}, {}, {})
+def _predictions(
+    model: nn.Module, split: ClassSplit, inside: bool = False
+) -> tuple[Look, dict[str, Tensor]]:
+    """Predict every part; in the same pass, keep what the classifier receives, if asked for."""
+    found, inputs = Look({}, {}, {}), {}
     classes = len(split.dataset.classes)
     for name in PARTS:
         part = getattr(split, name)
-        logits = predict(model, part, split.dataset)
+        if inside:
+            names = features.HEAD_INPUT, features.LOGITS
+            seen = features.collect(model, part, split.dataset, names)
+            inputs[name], logits = (seen[key] for key in names)
+        else:
+            logits = predict(model, part, split.dataset)
         check("outputs", tuple(logits.shape[1:]), logits.shape[1:] == (classes,),
               f"one for each of the {classes} classes, the forgotten ones included")  # fmt: skip
         outputs.check_predictions(logits, part.labels)
         found.logits[name], found.labels[name] = logits, part.labels.cpu()
-    return found
+    return found, inputs
 
 
 def _classic(found: Look, seed: int) -> dict[str, float]:
@@ -301,7 +307,7 @@ def evaluate(
     Source: Unlearn-Sparse (arXiv 2304.04934), section 3; arXiv 2411.11907.
     Lesson: 05_evaluation, "Four classic numbers".
     """
-    found = _predictions(model, dataset.split(forgotten))
+    found, _ = _predictions(model, dataset.split(forgotten))
     shares = outputs.label_histogram(found.logits["test_forget"]).tolist()
     return {**_classic(found, seed), "predicted": shares}
 
@@ -717,7 +723,7 @@ def check_networks(
 
 def _check_one(name: str, network: nn.Module, split: ClassSplit) -> None:
     try:
-        found = _predictions(network, split)
+        found, _ = _predictions(network, split)
     except InputError as error:  # of which network?
         raise InputError(f"{name}: {error}") from error
     classes = split.dataset.classes

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from helpers import models
 from helpers.config import InputError, check
-from helpers.data import Dataset, ImageSet, batches
+from helpers.data import Dataset, ImageSet, batches, per_pass
 
 HEAD_INPUT = "features"  # the key of what the classifier receives, whatever the network calls it
+LOGITS = "logits"  # the key of what the network returns
 PENALTY = 1.0  # of the linear probe; a standardised feature has variance 1, see linear_probe
 LEAST_INFORMATION = 0.01  # nats: below it the original and the oracle cannot be told apart
 _DEAD = 1e-6  # a feature whose deviation is below this share of the largest one is constant
@@ -30,16 +31,18 @@ _DEAD = 1e-6  # a feature whose deviation is below this share of the largest one
 
 @torch.no_grad()
 def collect(
-    model: nn.Module, part: ImageSet, dataset: Dataset, names: Iterable[str], batch_size: int = 1000
-) -> dict[str, Tensor]:
+    model: nn.Module, part: ImageSet, dataset: Dataset, names: Iterable[str],
+    batch_size: int | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """Compute the outputs of some modules, and what the classifier receives.
 
     Args:
         model: The network; its mode is restored and its hooks are removed afterwards.
         part: N images, at least one.
         dataset: Gives the normalisation.
-        names: Full names of modules; ``HEAD_INPUT`` stands for the input of the classifier.
-        batch_size: Images per pass; at least 1.
+        names: Full names of modules; ``HEAD_INPUT`` stands for the input of the classifier,
+            ``LOGITS`` for what the network returns.
+        batch_size: Images per pass, at least 1; None takes :func:`helpers.data.per_pass`.
 
     Returns:
         Name -> (N, K) float32 on the CPU, flattened, in the order in which the modules are called.
@@ -54,10 +57,11 @@ def collect(
     """
     names = tuple(dict.fromkeys(names))
     check("images", len(part), len(part) > 0, "at least one image")
-    check("batch_size", batch_size, batch_size >= 1, "at least 1")
+    size = per_pass(part.images) if batch_size is None else batch_size
+    check("batch_size", size, size >= 1, "at least 1")
     kept: dict[str, list[Tensor]] = {}
     with models.evaluating(model):
-        for images, _ in batches(part, batch_size):
+        for images, _ in batches(part, size):
             found = _outputs(model, dataset.normalise(images), names)
             for name, rows in found.items():
                 kept.setdefault(name, []).append(rows)
@@ -68,17 +72,17 @@ def _outputs(model: nn.Module, images: Tensor, names: tuple[str, ...]) -> dict[s
     """Pass one batch through the network and catch what was asked for."""
     known, caught, hooks = dict(model.named_modules()), {}, []
     for name in names:
-        hidden = name == HEAD_INPUT
+        hidden = name in (HEAD_INPUT, LOGITS)
         check("names", name, hidden or name in known, f"a module of the network or {HEAD_INPUT!r}")
     try:
         for name in names:
             if name == HEAD_INPUT:
                 hooks.append(known[models.layers(model).head].register_forward_pre_hook(
                     lambda _, inputs: caught.__setitem__(HEAD_INPUT, inputs[0])))  # fmt: skip
-            else:
+            elif name != LOGITS:
                 hooks.append(known[name].register_forward_hook(
                     lambda _, __, out, name=name: caught.__setitem__(name, out)))  # fmt: skip
-        model(images)
+        caught[LOGITS] = model(images)
     finally:
         for hook in hooks:
             hook.remove()
@@ -86,7 +90,10 @@ def _outputs(model: nn.Module, images: Tensor, names: tuple[str, ...]) -> dict[s
         check("names", name, name in caught, "a module that the network calls")
         ok = isinstance(caught[name], Tensor) and len(caught[name]) == len(images)
         check("names", name, ok, "a module that returns one tensor with a row an image")
-    return {name: rows.detach().flatten(1).float().cpu() for name, rows in caught.items()}
+    return {
+        name: rows.detach().flatten(1).float().cpu()
+        for name, rows in caught.items() if name in names
+    }  # fmt: skip
 
 
 def points(model: nn.Module) -> tuple[str, ...]:

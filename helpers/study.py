@@ -337,18 +337,23 @@ def _row(
     cfg: RunConfig, original: Any, before: audit.Look, oracles: list[audit.Look],
     dataset: data.Dataset, split: data.ClassSplit, cache: frozen.Cache,
 ) -> dict[str, Any]:  # fmt: skip
-    """Do one method and audit what came out."""
+    """Do one method and audit what came out.
+
+    In paper mode the network trains and is judged with the published second normalisation; the
+    oracles, which other methods are compared with too, keep the one that they were trained with.
+    """
     start = unlearning.method(cfg.method).start
+    fed = runs.as_evaluated(dataset, cfg)
     if cfg.method == "original":
         model, seen, patch = original, before, None
         cost = runs.run(cfg, dataset, progress=False).row
         costs = {name: cost[name] for name in COSTS}
     else:
         outcome = unlearning.unlearn(
-            None if start == "scratch" else original, dataset, cfg, cache=cache
+            None if start == "scratch" else original, fed, cfg, cache=cache
         )
         model, patch, fit = outcome.model, outcome.patch, outcome.fit
-        seen = audit.look(model, split)
+        seen = audit.look(model, split if fed is dataset else fed.split(cfg.forgotten))
         costs = {"seconds": fit.seconds, "gmacs": fit.macs / 1e9,
                  "memory_mb": fit.peak_memory / 1e6, "trainable": outcome.trainable}  # fmt: skip
     found = audit.against(seen, oracles, before)
@@ -395,6 +400,35 @@ def _collect(
 def _opened(band: Sequence[float | None]) -> tuple[float, float, float]:
     low, high, center = band
     return (-math.inf if low is None else low, math.inf if high is None else high, center)
+
+
+def join(studies: Sequence[Study]) -> Study:
+    """Put studies of the same networks together, such as one of each class.
+
+    Args:
+        studies: At least one; with the same data, network and number of oracles, without an audit
+            that two of them have.
+
+    Returns:
+        One study; where and when is that of the last.
+
+    Raises:
+        InputError: If they do not fit together.
+
+    Source: this project.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    import pandas as pd
+
+    check("studies", len(studies), len(studies) > 0, "at least one")
+    kinds = {(one.about["data"], one.about["model"], one.oracles) for one in studies}
+    check("studies", sorted(kinds), len(kinds) == 1, "the same data, network and oracles for all")
+    table = pd.concat([one.table for one in studies], ignore_index=True)
+    place = ["method", "forget", "original_seed", "seed"]
+    twice = table[table.duplicated(place)][place].to_dict("records")
+    check("studies", twice, not twice, "each audit in one of them alone")
+    bands = {c: limits for one in studies for c, limits in one.bands.items()}
+    return Study(table, bands, studies[-1].oracles, dict(studies[-1].about))
 
 
 def save(study: Study, path: Path) -> None:

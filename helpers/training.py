@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from helpers import files, parallel
 from helpers.config import InputError, Recipe, check
-from helpers.data import Dataset, ImageSet, batches
+from helpers.data import Dataset, ImageSet, batches, per_pass
 from helpers.ledger import count_saved
 
 log = logging.getLogger(__name__)
@@ -507,14 +507,16 @@ def _stop_requested() -> Iterator[threading.Event]:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, part: ImageSet, dataset: Dataset, batch_size: int = 1000) -> Tensor:
+def predict(
+    model: nn.Module, part: ImageSet, dataset: Dataset, batch_size: int | None = None
+) -> Tensor:
     """Compute the logits of some images, in order, without augmentation, in evaluation mode.
 
     Args:
         model: The network; its mode is restored afterwards.
         part: N images.
         dataset: Gives the normalisation.
-        batch_size: Images per pass.
+        batch_size: Images per pass; None takes :func:`helpers.data.per_pass`.
 
     Returns:
         (N, classes) float32 on the CPU, unnormalised.
@@ -524,7 +526,8 @@ def predict(model: nn.Module, part: ImageSet, dataset: Dataset, batch_size: int 
     """
     training = model.training
     model.eval()
-    logits = [model(dataset.normalise(x)).float().cpu() for x, _ in batches(part, batch_size)]
+    size = batch_size or per_pass(part.images)
+    logits = [model(dataset.normalise(x)).float().cpu() for x, _ in batches(part, size)]
     model.train(training)
     return torch.cat(logits) if logits else torch.zeros(0, len(dataset.classes))
 

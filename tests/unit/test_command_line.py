@@ -98,7 +98,8 @@ def test_help_gives_every_option_with_its_range(capsys):
         main(["run", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     for phrase in ("0 <= S < 1", "1 to what the layers admit", "0 to number of classes - 1",
-                   "folder:PATH", "smoke, cpu, cifar, gpu, paper", "resnet50", "prunelora"):  # fmt: skip
+                   "folder:PATH", "smoke, cpu, cifar, gpu, paper", "resnet50",
+                   "prunelora"):  # fmt: skip
         assert phrase in text
 
 

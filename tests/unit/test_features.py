@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from helpers import features, models, runs
+from helpers import features, models, runs, training
 from helpers.config import InputError
-from helpers.data import ImageSet
-from helpers.features import HEAD_INPUT
+from helpers.data import Dataset, ImageSet, per_pass
+from helpers.features import HEAD_INPUT, LOGITS
 
 
 def draw(seed):
@@ -458,3 +458,18 @@ def test_idi_by_hand():
     ):
         with pytest.raises(InputError, match=why):
             features.idi(*infos)
+
+
+def test_large_images_go_through_in_smaller_batches_with_the_same_outcome():
+    images = torch.randint(0, 256, (300, 3, 32, 32), generator=draw(0), dtype=torch.uint8)
+    assert per_pass(images) == 128
+    assert per_pass(images[:, :1, :8, :8]) == per_pass(images.flatten(1)) == 1000
+    assert per_pass(torch.zeros(1, 3, 512, 512, dtype=torch.uint8)) == 1
+    part, half = ImageSet(images, torch.arange(300) % 10), torch.full((3,), 0.5)
+    dataset = Dataset("", tuple("0123456789"), part, part, part, half, half, "")
+    model = models.build_model("resnet20", 10, 3, 32)
+    found = features.collect(model, part, dataset, [LOGITS, HEAD_INPUT])
+    assert torch.allclose(found[LOGITS], model.fc(found[HEAD_INPUT]), atol=1e-5)
+    assert torch.equal(found[LOGITS], training.predict(model, part, dataset))
+    at_once = training.predict(model, part, dataset, 300)
+    assert torch.allclose(found[LOGITS], at_once, atol=1e-4)

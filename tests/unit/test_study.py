@@ -9,7 +9,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from helpers import audit, models, report, runs, statistics, study, unlearning
+from helpers import audit, data, models, report, runs, statistics, study, unlearning
 from helpers.config import InputError
 from helpers.files import FileProblem
 
@@ -58,6 +58,37 @@ def trained(whole, home):
     """A home with the networks of that study, but none of its audits."""
     shutil.copytree(whole[1] / "artifacts" / "smoke", home / "artifacts" / "smoke")
     return home
+
+
+def test_studies_are_put_together_and_refused_where_they_do_not_fit(trained, tiny, whole):
+    both = study.join([go(tiny, classes=(c,)) for c in (3, 5)])
+    pd.testing.assert_frame_equal(
+        both.table.drop(columns=TIMES).sort_values(["method", "forget"]).reset_index(drop=True),
+        whole[0].table.drop(columns=TIMES).sort_values(["method", "forget"]).reset_index(drop=True),
+    )
+    assert both.bands == whole[0].bands
+    with pytest.raises(InputError, match="each audit in one of them alone"):
+        study.join([whole[0], both])
+    with pytest.raises(InputError, match="the same data, network and oracles"):
+        study.join([whole[0], dataclasses.replace(both, oracles=4)])
+    with pytest.raises(InputError, match="at least one"):
+        study.join([])
+
+
+def test_paper_mode_is_fed_with_the_published_normalisation(trained, tiny):
+    found = go(tiny, {"as published": {"method": "finetune", "mode": "paper", "epochs": 1}}, (3,))
+    cfg = tiny.but(method="finetune", mode="paper", epochs=1)
+    dataset = data.load_dataset(cfg)
+    original = runs.run(cfg.but(method="original"), dataset, progress=False).model(dataset)
+    fed = runs.as_evaluated(dataset, cfg)
+    model = unlearning.unlearn(original, fed, cfg).model
+    row = found.table.iloc[0]
+    expected = audit.evaluate(model, fed, 3)
+    assert [row[m] for m in ("UA", "RA", "TA")] == pytest.approx(
+        [expected[m] for m in ("UA", "RA", "TA")]
+    )
+    other = audit.evaluate(model, dataset, 3)
+    assert [expected[m] for m in ("RA", "TA")] != [other[m] for m in ("RA", "TA")]
 
 
 @pytest.fixture
