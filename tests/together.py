@@ -9,6 +9,7 @@ on and another off moves a gradient in single precision by a thousandth.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -56,6 +57,14 @@ def trained(name: str, dataset: Double, **changes: Any) -> dict[str, Tensor]:
     return {**network[0].state_dict(), **numbers}
 
 
+def salun(dataset: Double) -> dict[str, Tensor]:
+    """Train only what matters to the forget set, through the table of methods."""
+    cfg = get_config("smoke", device="cpu", method="salun", epochs=1)
+    outcome = unlearning.unlearn(unlearning.new_model(cfg, dataset).double(), dataset, cfg)
+    macs, loss = outcome.fit.macs, outcome.fit.history[0]["loss"]
+    return {**outcome.model.state_dict(), "macs": torch.tensor(macs), "loss": torch.tensor(loss)}
+
+
 OTHERS = [name for name in objectives.OBJECTIVES if name != "cross_entropy"]
 CASES = ["digits_resnet", "vit_tiny", *(f"digits_resnet {name}" for name in OTHERS)]
 
@@ -74,6 +83,8 @@ def interrupted(dataset: Double, path: Path) -> dict[str, Any]:
         trained("digits_resnet", dataset, checkpoint=path, after_step=stop)
     except training.Interrupted as error:
         said = str(error)
+    if parallel.rank() == 0:
+        shutil.copy(path, path.with_name("copy.safetensors"))
     return {"said": said, "weights": trained("digits_resnet", dataset, checkpoint=path)}
 
 
@@ -111,6 +122,7 @@ def work(path: Path) -> int:
     torch.set_num_threads(1)
     dataset = digits()
     found = {case: trained(case, dataset) for case in CASES}
+    found["salun"] = salun(dataset)
     stopped = interrupted(dataset, path.with_name("checkpoint.safetensors"))
     found["resumed"] = stopped.pop("weights")
     mine = [torch.cat([t.double().flatten() for t in w.values()]) for w in found.values()]

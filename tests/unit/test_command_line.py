@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from helpers import audit, models, runs, study
+from helpers import __main__, audit, models, runs, study
 from helpers.__main__ import main
 from tests.unit.test_data import folder
 
@@ -355,6 +355,16 @@ def test_networks_that_cannot_be_compared_are_one_line(weights, capfd):
         error = capfd.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [(), ("--compile",)], ids=["plain", "compiled"])
+def test_compiling_is_an_option(words, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        __main__, "_run", lambda options: seen.append(__main__._config(options)) or 0
+    )
+    assert main([*RUN, *words]) == 0
+    assert seen[0].compile is bool(words)
 
 
 @pytest.mark.parametrize("command", ["report", "audit"])

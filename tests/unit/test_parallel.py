@@ -37,7 +37,7 @@ def three(tmp_path_factory):
     done = launch(3, "-m", "tests.together", str(path), home=path.parent, status=1)
     assert path.exists(), done.stderr
     tensors, plain = files.load_tensors(path)
-    return tensors, plain, done.stderr
+    return tensors, plain, done.stderr, path.parent
 
 
 def compare(found, wanted, case):
@@ -54,10 +54,18 @@ def test_three_processes_train_as_one_does(three, case):
     compare(three[0], together.trained(case, together.digits()), case)
 
 
+def test_the_saliency_is_that_of_one_process(three):
+    compare(three[0], together.salun(together.digits()), "salun")
+
+
 def test_one_that_is_interrupted_stops_all_at_one_step_and_all_go_on(three):
-    tensors, plain, _ = three
+    tensors, plain, _, folder = three
     assert plain["said"].startswith("stopped after 3 of 6 steps; kept in ")
-    compare(tensors, together.trained("digits_resnet", together.digits()), "resumed")
+    wanted = together.trained("digits_resnet", together.digits())
+    compare(tensors, wanted, "resumed")
+    copy = folder / "copy.safetensors"  # one process goes on with what three have begun
+    resumed = together.trained("digits_resnet", together.digits(), checkpoint=copy)
+    compare({f"alone|{name}": tensor for name, tensor in resumed.items()}, wanted, "alone")
 
 
 def test_all_processes_end_with_the_same_bits(three):
@@ -85,7 +93,8 @@ def test_an_error_in_one_ends_all_with_one_message(three):
 
 def test_a_run_of_two_processes_is_kept_and_read_back_by_one(tmp_path, monkeypatch, capsys):
     """In single precision: the tolerances here are those that the documentation states."""
-    words = ("run", "--preset", "smoke", "--method", "prunelora", "--quiet", "--epochs", "3")
+    words = ("run", "--preset", "smoke", "--method", "prunelora", "--quiet", "--epochs", "3",
+             "--train-limit", "20")  # fmt: skip
     kept = {}
     launch(2, "-m", "helpers", *words, home=tmp_path / "two")
     for count in ("two", "one"):
