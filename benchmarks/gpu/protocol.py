@@ -335,8 +335,11 @@ def unpack(path: Path, records: Iterable[str]) -> None:
     """Read what :func:`pack` wrote, if it is there, where nothing was measured yet."""
     if not path.is_file() or (home() / "protocol" / "done.json").is_file():
         return
-    with tarfile.open(path) as archive:
-        archive.extractall(home(), filter="data")  # refuses what would leave the folder
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            archive.extractall(home(), filter="data")  # refuses what would leave the folder
+    except tarfile.TarError as error:
+        raise files.FileProblem(files.cannot_read(path, error)) from error
     for name in records:
         if (home() / "results" / name).is_file():
             shutil.move(home() / "results" / name, ROOT / "results" / name)

@@ -103,6 +103,15 @@ def test_the_list_of_steps_needs_no_gpu_and_each_fits_a_call(tmp_path):
     assert "--dry-run lists them" in wrong.stderr
 
 
+def test_a_damaged_carried_file_is_told_in_one_line(tmp_path):
+    (tmp_path / "s.tar.gz").write_bytes(b"no archive")
+    done = call("--quick", "--carry", str(tmp_path / "s.tar.gz"), home=tmp_path / "bare")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "s.tar.gz" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_failing_step_is_told_and_does_not_stop_the_others(protocol, home, capsys):
     def fail(seconds):
         raise protocol.InputError("broken")
