@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from helpers import download, folders, parallel, store
+from helpers import download, files, folders, parallel, store
 from helpers.config import InputError, RunConfig, check, expand, home
 from helpers.store import Stored
 
@@ -377,13 +377,10 @@ def _digits() -> _Source:
 
 def _cifar10(progress: bool) -> _Source:
     """Take CIFAR-10 from its array; make that first, in one process at a time, if it is missing."""
-    from filelock import FileLock
-
     folder = home() / "data"
     cache = folder / "cache" / "cifar10.npy"
     if not store.exists(cache):
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".cifar10.lock"):
+        with files.locked(folder / ".cifar10.lock", wait=True):
             if not store.exists(cache):
                 _keep(cache, download.cifar10(folder, progress))
     found = store.read(cache, 32)
