@@ -36,7 +36,7 @@ def test_a_folder_of_images_runs_end_to_end(home, tmp_path, capsys):
     options = ("--data", f"folder:{tmp_path / 'shop'}", "--image-size", "8", "--forget", "1")
     assert main([*RUN, *options, "--method", "prunelora", "--rank", "2"]) == 0
     assert "prunelora" in capsys.readouterr().out
-    assert list((home / "data" / "cache").glob("shop-8px-*.safetensors"))
+    assert list((home / "data" / "cache").glob("shop-8px-*.npy"))
 
 
 @pytest.mark.parametrize(
