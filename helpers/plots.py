@@ -370,6 +370,8 @@ def destinations(
     sns.barplot(frame, x="class", y="share", hue="method",
                 palette={m: COLORS[m] for m in shares}, ax=ax)  # fmt: skip
     ax.set(xlabel="predicted class", ylabel="share of its test images", ylim=(0, 1))
+    if max(map(len, classes)) > 4:  # names, not digits: side by side they would touch
+        ax.tick_params(axis="x", rotation=30)
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     keys, used = ax.legend(title="").legend_handles, []
     for bars, key, method in zip(ax.containers, keys, shares, strict=True):
