@@ -449,7 +449,8 @@ def cost(
         "rank": [(r, few, {**masks, "rank": r}) for r in ranks * repeats],
         "share of channels kept": [
             # the narrowest layer that is left at 0.9 has six channels, and admits no rank of eight
-            (round(1 - s, 3), few, {**gone, "sparsity": s, "rank": 4}) for s in sparsities * repeats
+            (round(1 - s, 3), few, {**gone, "sparsity": s, "rank": 4})
+            for s in sparsities * repeats
         ],
     }
     rows = {
