@@ -1,22 +1,30 @@
 """Train, forget and audit on CIFAR-10 with ResNet-20, on any two cores, in some hours.
 
     python benchmarks/audit_cifar.py --data folder:PATH [--workers 2] [--only networks|audit]
+        [--cells 5]
 
 ``--data cifar10`` takes the original images. What is finished is kept in ``artifacts/``, training
 in progress at least once a minute: stop it at will and run it again to go on. First the networks
 (three originals, three oracles a class), then, with recipes that ``tune_cifar.py`` found, every
-method and its audit. The record is ``results/audit-cifar.json``.
+method and its audit. A cell is a class and the training seed of an original; ``--cells 1`` takes
+the first one alone. The record is ``results/audit-cifar.json``, with every cell that is finished,
+and with the seconds of each training.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from joblib import Parallel, delayed
 
 from helpers import data, runs, study
 from helpers.config import RunConfig, get_config
+from helpers.data import Dataset
 
 RECORD = Path(__file__).parents[1] / "results" / "audit-cifar.json"
 PAPER = ("finetune", "prune_finetune", "lora", "prunelora")
@@ -27,40 +35,67 @@ METHODS = (
 SETTINGS = {name: {"method": name} for name in METHODS} | {
     f"{name}, as published": {"method": name, "mode": "paper"} for name in PAPER
 }
-FORGET = {3: (0, 1, 2), 9: (0,), 8: (0,)}  # class -> training seeds of its originals
-ORACLES = 3
+CELLS = ((3, 0), (9, 0), (8, 0), (3, 1), (3, 2))  # class, training seed of its original
+ORACLES, PARTS = 3, 2  # retrained networks for each class; jobs for each cell
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="cifar10", help="cifar10, or folder:PATH")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--cells", type=int, default=len(CELLS), help="how many, from the first")
     parser.add_argument("--only", choices=("networks", "audit"))
     options = parser.parse_args()
-    cfg = get_config("cifar", data=options.data)
+    cfg, cells = get_config("cifar", data=options.data), CELLS[: options.cells]
+    dataset = data.load_dataset(cfg)  # decoded once, before there are several workers
     if options.only != "audit":
-        data.load_dataset(cfg)  # decoded once, before there are several workers
-        Parallel(n_jobs=options.workers)(delayed(runs.run)(one) for one in networks(cfg))
+        Parallel(n_jobs=options.workers)(delayed(runs.run)(one) for one in networks(cfg, cells))
     if options.only != "networks":
-        study.save(audits(cfg, options.workers), RECORD)
+        audits(cfg, cells, options.workers, dataset)
 
 
-def audits(cfg: RunConfig, workers: int) -> study.Study:
-    """Do and audit every method, each class and training seed a job of its own."""
-    cells = [([forget], [seed]) for forget, seeds in FORGET.items() for seed in seeds]
-    jobs = (delayed(study.run)(cfg, SETTINGS, *cell, oracles=ORACLES) for cell in cells)
-    return study.join(Parallel(n_jobs=workers)(jobs))
+def networks(cfg: RunConfig, cells: Sequence[tuple[int, int]]) -> list[RunConfig]:
+    """List the originals and the oracles, each once, what is needed for the first cell first."""
+    wanted = []
+    for forget, seed in cells:
+        wanted.append(cfg.but(method="original", seed=seed))
+        wanted += [
+            cfg.but(method="retrain", forget=forget, seed=study.ORACLE_SEED + i)
+            for i in range(ORACLES)
+        ]
+    return list(dict.fromkeys(wanted))
 
 
-def networks(cfg: RunConfig) -> list[RunConfig]:
-    """List the originals and the oracles, what is needed for the first class first."""
-    seeds = sorted({seed for several in FORGET.values() for seed in several})
-    originals = [cfg.but(method="original", seed=seed) for seed in seeds]
-    oracles = [
-        cfg.but(method="retrain", forget=forget, seed=study.ORACLE_SEED + i)
-        for forget in FORGET for i in range(ORACLES)
-    ]  # fmt: skip
-    return [originals[0], *oracles[:ORACLES], *originals[1:], *oracles[ORACLES:]]
+def audits(
+    cfg: RunConfig, cells: Sequence[tuple[int, int]], workers: int, dataset: Dataset
+) -> None:
+    """Do and audit every method; keep the record of all cells that are finished, cell by cell."""
+    names = [list(SETTINGS)[part::PARTS] for part in range(PARTS)]
+    jobs = (
+        delayed(study.run)(
+            cfg, {name: SETTINGS[name] for name in some}, [forget], [seed], oracles=ORACLES
+        )
+        for forget, seed in cells for some in names
+    )  # fmt: skip
+    about = {"settings": {name: {**how, "epochs": cfg.epochs} for name, how in SETTINGS.items()}}
+    parts = Parallel(n_jobs=workers, return_as="generator")(jobs)
+    finished: list[study.Study] = []
+    for number in range(1, len(cells) + 1):
+        finished += itertools.islice(parts, PARTS)
+        found = study.join(finished)
+        order = found.table["method"].map(list(SETTINGS).index).argsort(kind="stable")
+        about["core_seconds"] = float(found.table["wall"].sum())
+        about["training"] = [training_row(one, dataset) for one in networks(cfg, cells[:number])]
+        found.about.update(about)
+        study.save(dataclasses.replace(found, table=found.table.iloc[order]), RECORD)
+
+
+def training_row(cfg: RunConfig, dataset: Dataset) -> dict[str, Any]:
+    """Say what training one of the networks took, and how often it is right."""
+    done = runs.run(cfg, dataset, progress=False)
+    forget = cfg.forget if cfg.method == "retrain" else None
+    return {"method": cfg.method, "seed": cfg.seed, "forget": forget,
+            "seconds": done.record["seconds"], "TA": done.metrics["TA"]}  # fmt: skip
 
 
 if __name__ == "__main__":

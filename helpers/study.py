@@ -1,7 +1,8 @@
 """Many audits at once: training seeds x unlearning seeds x classes x methods, and what they say.
 
 Every class is a job of its own. What is finished is kept in a file for each class and training
-seed, so that a study that was stopped goes on from there; several processes share the classes.
+seed, so that a study that was stopped goes on from there. Several processes share the classes; and
+several studies of other methods may add to the same class at once.
 """
 
 from __future__ import annotations
@@ -274,8 +275,7 @@ def _class(
                 log.warning("%s, class %s, seed %s: %s", name, forget, seed, error)
                 row = _place(one) | {"problem": str(error)}
             wall = time.perf_counter() - began
-            rows[pair].append(row | {"wall": wall, "key": keys[name]})
-            files.write_json(path, {"rows": rows[pair], "bands": bands})
+            rows[pair] = _keep(path, row | {"wall": wall, "key": keys[name]}, bands)
     shared = files.read_json(_paths(folder, wanted)[0], ("rows", "bands"))
     return {
         "forget": forget, "data": dataset.name, "bands": shared["bands"],
@@ -295,6 +295,15 @@ def _oracles(
 
 def _kept(path: Path) -> list[dict[str, Any]]:
     return files.read_json(path, ("rows", "bands"))["rows"] if path.is_file() else []
+
+
+def _keep(path: Path, row: dict[str, Any], bands: dict[str, Any]) -> list[dict[str, Any]]:
+    """Add a row to those of its class and seed; another process may have added some meanwhile."""
+    with files.locked(path.with_suffix(".lock"), wait=True):
+        kept = _kept(path)
+        kept += [row] if _find(kept, row["key"]) is None else []
+        files.write_json(path, {"rows": kept, "bands": bands})
+    return kept
 
 
 def _find(rows: Sequence[dict[str, Any]], key: str) -> dict[str, Any] | None:

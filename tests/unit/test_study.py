@@ -169,6 +169,21 @@ def test_a_study_that_was_stopped_goes_on(whole, tiny, trained, counted, monkeyp
     assert len(counted) == 4
 
 
+def test_two_studies_may_add_to_one_class_at_once(whole, tiny, trained, counted, monkeypatch):
+    real = study._row
+
+    def meanwhile(cfg, *rest):
+        if cfg.method == "original" and not counted:
+            go(tiny, ["logit_mask"])  # what another process does while this one is busy
+        return real(cfg, *rest)
+
+    monkeypatch.setattr(study, "_row", meanwhile)
+    go(tiny, ["original"])
+    assert sorted(counted) == [(c, m, 0) for c in (3, 5) for m in ("logit_mask", "original")]
+    same(go(tiny), whole[0])
+    assert len(counted) == 4, "neither study wrote over the rows of the other"
+
+
 def test_more_methods_and_seeds_may_come_later(whole, tiny, trained, counted):
     first = go(tiny, ["logit_mask"])
     assert first.methods == ["logit_mask"]
