@@ -22,7 +22,7 @@ from typing import Any
 
 from joblib import Parallel, delayed
 
-from helpers import data, runs, study
+from helpers import data, runs, study, unlearning
 from helpers.config import RunConfig, get_config
 from helpers.data import Dataset
 
@@ -77,7 +77,11 @@ def audits(
         )
         for forget, seed in cells for some in names
     )  # fmt: skip
-    about = {"settings": {name: {**how, "epochs": cfg.epochs} for name, how in SETTINGS.items()}}
+    about: dict[str, Any] = {
+        "settings": {
+            name: {**how, "epochs": epochs(cfg.but(**how))} for name, how in SETTINGS.items()
+        }
+    }
     parts = Parallel(n_jobs=workers, return_as="generator")(jobs)
     finished: list[study.Study] = []
     for number in range(1, len(cells) + 1):
@@ -88,6 +92,14 @@ def audits(
         about["training"] = [training_row(one, dataset) for one in networks(cfg, cells[:number])]
         found.about.update(about)
         study.save(dataclasses.replace(found, table=found.table.iloc[order]), RECORD)
+
+
+def epochs(cfg: RunConfig) -> int | None:
+    """Say for how many epochs a method trains, if it does."""
+    method = unlearning.method(cfg.method)
+    if method.start == "scratch":
+        return cfg.train.epochs
+    return None if method.objective == "none" else cfg.unlearn.epochs
 
 
 def training_row(cfg: RunConfig, dataset: Dataset) -> dict[str, Any]:

@@ -495,21 +495,60 @@ def audits() -> str:
     Lesson: 05_evaluation, "The lie detector".
     """
     found = study.load(runs.results_folder() / "audit-digits.json")
-    panel = study.panel(found)
-    share = panel.pivot_table(index="method", columns="group", values="inside", sort=False)
-    rows = [["inside the oracles' band, %", *share.columns]]
-    rows += [[name, *(f"{100 * v:.0f}" for v in row)] for name, row in share.iterrows()]
     metrics = [name for name in FINDING if name in found.metrics]
     table = standing(found, "prunelora", OPPONENTS, metrics)
     words = [["prunelora, compared with", *table.columns]]
     words += [[str(metric), *row] for metric, row in table.iterrows()]
     seeds, oracles = found.table["original_seed"].nunique(), found.oracles
     return (
-        f"{markdown_table(rows)}\n{finding(found)}\n{markdown_table(words)}\n"
+        f"{markdown_table(_inside_cells(found))}\n{finding(found)}\n{markdown_table(words)}\n"
         f"Mean over {len(found.bands)} classes x {seeds} training seeds; {oracles} oracles each. "
         "`@3`: three epochs, tuned for three. "
         "Differences of the distances to the oracles' centre with their 95 % intervals over seeds "
         f"and classes: below zero PruneLoRA is closer. {provenance(found.about)}\n"
+    )
+
+
+def _inside_cells(found: study.Study) -> list[list[str]]:
+    """Format the share of a method's networks inside the oracles' band, by group of metrics."""
+    panel = study.panel(found)
+    share = panel.pivot_table(index="method", columns="group", values="inside", sort=False)
+    rows = [["inside the oracles' band, %", *share.columns]]
+    return rows + [[name, *(f"{100 * v:.0f}" for v in row)] for name, row in share.iterrows()]
+
+
+def photographs() -> str:
+    """Tell what the audit on small photographs found, CIFAR-10 with ResNet-20.
+
+    Returns:
+        Markdown: the usual metrics of each method and class beside those of the oracles; the share
+        of its networks inside the oracles' band, by group of metrics; how well the networks that
+        everything starts from do; and where and when. Without a record, that there is none.
+
+    Raises:
+        FileProblem: If the record is damaged.
+
+    Source: ``results/audit-cifar.json``, written by ``benchmarks/audit_cifar.py``.
+    Lesson: 05_evaluation, "On photographs".
+    """
+    path = runs.results_folder() / "audit-cifar.json"
+    if not path.is_file():
+        return f"{UNMEASURED.capitalize()}.\n"
+    record = files.read_json(path, ("rows", "columns", "bands", "settings", "training"))
+    found = study.load(path)
+    trained = {
+        name: [row for row in record["training"] if row["method"] == name]
+        for name in ("original", "retrain")
+    }
+    hours = sum(row["seconds"] for rows in trained.values() for row in rows) / 3600
+    right = ", ".join(f"{100 * row['TA']:.2f} %" for row in trained["original"])
+    cells = found.table[["forget", "original_seed"]].drop_duplicates()
+    return (
+        f"{markdown_table(_protocol_cells(record))}\n{markdown_table(_inside_cells(found))}\n"
+        f"{record['data']}, {record['model']}; {len(cells)} networks unlearned with each method "
+        f"(a class and a training seed each), {found.oracles} oracles a class. Test accuracy of "
+        f"the originals: {right}. Training these and the oracles took {hours:.1f} core hours, "
+        f"unlearning and its audits {record['core_seconds'] / 3600:.1f}. {provenance(record)}\n"
     )
 
 
@@ -567,16 +606,17 @@ def _protocol_cells(record: Mapping[str, Any]) -> list[list[str]]:
     """Format our rows: a method and a class in each, over the training seeds."""
     table = pd.DataFrame(record["rows"], columns=record["columns"])
     made = [["method", "class", *(COLUMNS[m][0] for m in _WITH_GAP), "s / epoch", "GB", "seeds"]]
+    names = dict(enumerate(record["classes"]))
     for forget, limits in record["bands"].items():
         center = [f"{100 * limits[m][2]:.2f}" for m in audit.GAP_METRICS]
         oracles = f"{record['oracles']} oracles"
-        made.append(["retrain", str(forget), *center, "0.00", "–", "–", oracles])
+        made.append(["retrain", names[int(forget)], *center, "0.00", "–", "–", oracles])
     for (method, forget), group in table.groupby(["method", "forget"], sort=False):
         epochs = record["settings"][method].get("epochs")
         shown = [_spread(100 * group[m].astype(float)) for m in _WITH_GAP]
         time = f"{group['seconds'].mean() / epochs:.1f}" if epochs else "–"
         room = f"{group['memory_mb'].mean() / 1e3:.1f}"
-        made.append([method, str(forget), *shown, time, room, str(len(group))])
+        made.append([method, names[forget], *shown, time, room, str(len(group))])
     return made
 
 
@@ -591,14 +631,14 @@ def render_readme(path: Path) -> None:
 
     Args:
         path: The README; has ``<!-- NAME -->`` and ``<!-- end NAME -->`` for ``comparison``,
-            ``budget``, ``protocol``, ``audits``, ``savings`` and ``images``.
+            ``budget``, ``photographs``, ``protocol``, ``audits``, ``savings`` and ``images``.
 
     Raises:
         InputError: If a marker is missing.
         FileProblem: If a record is damaged or the file cannot be written.
 
     Source: ``results/comparison-cpu.json``, ``tutorial-*.json``, ``paper.json``,
-        ``protocol-cuda.json``, ``audit-digits.json``, ``savings.json`` and ``images-*.json``.
+        ``protocol-cuda.json``, ``audit-*.json``, ``savings.json`` and ``images-*.json``.
     Lesson: 00_start_here, "What it costs".
     """
     record = files.read_json(runs.results_folder() / "comparison-cpu.json", ("rows", "hardware"))
@@ -606,7 +646,7 @@ def render_readme(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     blocks = {"comparison": f"{table}\n{provenance(record)} {NOTE}\n", "budget": budget("all"),
               "audits": audits(), "savings": savings(), "images": images(),
-              "protocol": protocol()}  # fmt: skip
+              "protocol": protocol(), "photographs": photographs()}  # fmt: skip
     for name, block in blocks.items():
         start, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
         check(

@@ -278,7 +278,8 @@ def _class(
             rows[pair] = _keep(path, row | {"wall": wall, "key": keys[name]}, bands)
     shared = files.read_json(_paths(folder, wanted)[0], ("rows", "bands"))
     return {
-        "forget": forget, "data": dataset.name, "bands": shared["bands"],
+        "forget": forget, "data": dataset.name, "classes": list(dataset.classes),
+        "bands": shared["bands"],
         "rows": [{**_find(rows[pair], keys[name]), "method": name}
                  for pair, names in wanted.items() for name in names],
     }  # fmt: skip
@@ -402,7 +403,8 @@ def _collect(
         key=lambda column: column.map(order) if column.name == "method" else column,
     ).reset_index(drop=True)
     bands = {int(job["forget"]): {k: _opened(b) for k, b in job["bands"].items()} for job in found}
-    about = {**where, "preset": cfg.preset, "data": found[0]["data"], "model": cfg.model}
+    data = {name: found[0][name] for name in ("data", "classes")}
+    about = {**where, "preset": cfg.preset, **data, "model": cfg.model}
     return Study(table, bands, oracles, about)
 
 

@@ -287,6 +287,7 @@ def test_the_papers_numbers_are_called_the_papers(monkeypatch, tmp_path):
                "memory_mb"]  # fmt: skip
     band = {m: [0.9, 1.0, 0.99] for m in ("UA", "RA", "TA", "MIA")}
     model = {"rows": rows, "columns": columns, "bands": {"3": band}, "oracles": 3,
+             "classes": ["plane", "car", "bird", "cat"],
              "settings": {"prunelora, 5 epochs": {"epochs": 5}}}  # fmt: skip
     here = runs.environment("cpu") | {"models": {"resnet50": model}}
     (tmp_path / "protocol-cuda.json").write_text(json.dumps(here))
@@ -294,6 +295,38 @@ def test_the_papers_numbers_are_called_the_papers(monkeypatch, tmp_path):
     assert "Not measured here yet" not in text
     assert text.count("Ours, ") == 1, "the other network was not measured"
     (line,) = [x for x in text.splitlines() if x.startswith("| prunelora, 5 epochs")]
-    wanted = "| prunelora, 5 epochs | 3 | 100.00 ± 0.00 | 98.00 ± 0.00 | 96.00 ± 1.41 |"
+    wanted = "| prunelora, 5 epochs | cat | 100.00 ± 0.00 | 98.00 ± 0.00 | 96.00 ± 1.41 |"
     assert line.startswith(wanted)
     assert line.endswith("| 1.20 ± 0.00 | 10.0 | 5.5 | 2 |")
+
+
+def test_the_audit_on_photographs_is_told_as_it_was_recorded(monkeypatch, tmp_path):
+    monkeypatch.setattr(runs, "results_folder", lambda: tmp_path)
+    assert report.photographs() == "Not measured yet.\n"
+    columns = ["method", "forget", "original_seed", "seed", "repetition", "UA", "RA", "TA", "MIA",
+               "Avg Gap", "head_refit", "seconds", "memory_mb"]  # fmt: skip
+    rows = [["lora", c, s, s, 0, 1.0, 0.9, 0.8 + s / 100, 1.0, 0.02, 0.5 * s, 60.0, 400.0]
+            for c, s in ((3, 0), (3, 2), (1, 0))]  # fmt: skip
+    band = {m: [0.8, 0.81, 0.805] for m in ("UA", "RA", "TA", "MIA")} | {"head_refit": [0, 0.1, 0]}
+    training = [{"method": "original", "seed": s, "forget": None, "seconds": 1800, "TA": 0.9 + s}
+                for s in (0, 0.01)]  # fmt: skip
+    training.append({"method": "retrain", "seed": 7, "forget": 3, "seconds": 3600, "TA": 0.95})
+    record = runs.environment("cpu") | {
+        "preset": "cifar", "data": "CIFAR-10 (JPEG)", "model": "resnet20", "oracles": 3,
+        "classes": ["plane", "car", "bird", "cat"], "settings": {"lora": {"epochs": 5}},
+        "training": training, "core_seconds": 9000.0, "bands": {"3": band, "1": band},
+        "columns": columns, "rows": rows,
+    }  # fmt: skip
+    (tmp_path / "audit-cifar.json").write_text(json.dumps(record))
+    text = report.photographs()
+    row = "| lora | cat | 100.00 ± 0.00 | 90.00 ± 0.00 | 81.00 ± 1.41 | 100.00 ± 0.00 |"
+    assert f"{row} 2.00 ± 0.00 | 12.0 | 0.4 | 2 |" in text
+    assert "| lora | car | 100.00 | 90.00 | 80.00 | 100.00 | 2.00 | 12.0 | 0.4 | 1 |" in text
+    # TA is inside in 2 of 3, UA, RA and MIA nowhere: 1 / 6; the refitted head in 2 of 3
+    assert "| lora | 17 | 67 |" in text
+    assert "3 networks unlearned with each method" in text
+    assert "originals: 90.00 %, 91.00 %. Training these and the oracles took 2.0 core hours" in text
+    assert "its audits 2.5." in text
+    (tmp_path / "audit-cifar.json").write_text("{}")
+    with pytest.raises(FileProblem, match="audit-cifar"):
+        report.photographs()
