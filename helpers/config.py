@@ -328,8 +328,8 @@ class RunConfig:
         device: ``auto``, ``cpu`` or ``cuda``; stored resolved, never as ``auto``.
         precision: ``auto`` (mixed on CUDA), ``fp32`` or ``amp``; stored resolved.
         compile: Whether ``torch.compile`` makes the training steps faster, after a while.
-        cache_mb: Memory in MB that the outputs of the frozen part may take; 0 computes them anew at
-            every step.
+        cache_mb: MB that the outputs of the frozen part may take, few of them in memory and many in
+            a file in ``artifacts/``; 0 computes them anew at every step.
         memory_mb: Memory in MB that the images may take; those of a larger dataset stay in a file
             and are read a batch at a time. Not part of a run's identity: the results are the same.
         threads: CPU threads of torch; 0 leaves the library's choice.

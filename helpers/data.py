@@ -21,7 +21,7 @@ from torch import Tensor
 
 from helpers import download, files, folders, parallel, store
 from helpers.config import InputError, RunConfig, check, expand, home
-from helpers.store import Stored
+from helpers.store import Spilled, Stored
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class ImageSet:
     Lesson: 01_baseline_training, "Images as one tensor".
     """
 
-    images: Tensor | Stored
+    images: Tensor | Stored | Spilled
     labels: Tensor
 
     def __len__(self) -> int:
@@ -224,7 +224,7 @@ def batches(
         return
     draw = torch.Generator().manual_seed(seed[0] * 1_000_003 + seed[1])
     order = torch.randperm(n, generator=draw)
-    order = order if isinstance(part.images, Stored) else order.to(device)
+    order = order.to(device) if isinstance(part.images, Tensor) else order
     pad = max(1, part.images.shape[-1] // 8)  # 4 of 32 pixels, the usual choice; 1 of 8
     shift = torch.randint(0, 2 * pad + 1, (n, 2), generator=draw).to(device)
     flip = (torch.rand(n, generator=draw) < 0.5).to(device)

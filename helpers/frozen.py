@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from helpers import models
-from helpers.config import InputError, check
+from helpers.config import InputError, check, home
 from helpers.data import Dataset, ImageSet, batches
-from helpers.store import Stored
+from helpers.store import Spilled, Stored
 from helpers.training import half_precision
 
 T = TypeVar("T")
+IN_MEMORY = 32_000_000  # bytes of features; more of them are read from a file
 
 
 class _Tracer(fx.Tracer):
@@ -215,10 +216,12 @@ class Cache:
     """What is the same in many runs, kept from one to the next.
 
     A grid over ranks, seeds and objectives asks for the same pruned network and the same features
-    again and again: these depend on the images and on the frozen part alone.
+    again and again: these depend on the images and on the frozen part alone. Features take many
+    times the room of their images: those of more than a few are in a file, and read batch by batch.
 
     Attributes:
-        limit: Bytes that all features together may take; what does not fit is not kept.
+        limit: Bytes that all features together may take, in memory and in files; what does not fit
+            is not kept.
 
     Source: this project.
     Lesson: 03_lora_adaptation, "The frozen part, computed once".
@@ -286,6 +289,7 @@ class Cache:
 
         Raises:
             InputError: If there are no images.
+            FileProblem: If there is no room for a file of them.
 
         Source: this project.
         Lesson: 03_lora_adaptation, "The frozen part, computed once".
@@ -297,7 +301,8 @@ class Cache:
             return made
         check("images", len(part), len(part) > 0, "at least one image to compute features of")
         front, device = cut.front.eval(), part.images.device
-        half, done, kept = half_precision(device, precision), 0, torch.empty(0)
+        half, done = half_precision(device, precision), 0
+        kept: Tensor | Spilled = torch.empty(0)
         with torch.autocast(device.type, half, enabled=half is not None):
             for images, _ in batches(part, batch_size):
                 outputs = front(dataset.normalise(images))
@@ -305,8 +310,11 @@ class Cache:
                 cut.tail.layouts = tuple(_layout(t) for t in outputs)
                 rows = _side_by_side(outputs)
                 if not done:  # at once, since joining parts takes the memory twice
-                    kept = rows.new_empty(len(part), rows.shape[1])
-                kept[done : done + len(rows)] = rows
+                    kept = _room(len(part), rows[0])
+                if isinstance(kept, Tensor):
+                    kept[done : done + len(rows)] = rows
+                else:
+                    kept.put(done, rows)
                 done += len(rows)
         made = ImageSet(kept, part.labels)
         size = made.images.nbytes
@@ -315,6 +323,13 @@ class Cache:
         if size <= self.limit:
             self._kept[key] = made, (cut.tail.dtypes, cut.tail.layouts)
         return made
+
+
+def _room(count: int, row: Tensor) -> Tensor | Spilled:
+    """Make room for so many rows like this one: in memory if they are few, else in a file."""
+    if count * row.nbytes <= IN_MEMORY:
+        return row.new_empty(count, len(row))
+    return Spilled(count, row, home() / "artifacts")
 
 
 def _side_by_side(outputs: tuple[Tensor, ...]) -> Tensor:

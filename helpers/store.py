@@ -1,14 +1,18 @@
-"""Decoded images in one file that is mapped into memory, not read.
+"""Decoded images in one file that is mapped into memory, not read; and features in another.
 
 A source of images is decoded once, into one uint8 array (``NAME.npy``) and a description of it
 (``NAME.json``). The description is written last and holds the array's SHA-256, so a pair is whole
 or absent. What fits into memory is copied out of the file; what does not is read from it a batch
-at a time.
+at a time. Features of images, which take many times the room, are read from a file in the same way;
+that one has no name and is gone with the process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -91,6 +95,104 @@ class Stored:
         return Stored(self.path, self.rows, torch.device(device))
 
 
+class Spilled:
+    """Rows of numbers in a file without a name, which the system removes with the process.
+
+    Indexing reads the chosen rows into a tensor on ``device``, bit for bit what was put in.
+
+    Attributes:
+        shape: (N, K), as of a tensor.
+        dtype: Of the numbers.
+        device: Where a tensor of them goes.
+
+    Source: :func:`tempfile.TemporaryFile`.
+    Lesson: 03_lora_adaptation, "The frozen part, computed once".
+    """
+
+    def __init__(self, count: int, example: Tensor, folder: Path) -> None:
+        """Make room for ``count`` rows like the one row, of shape (K,), in a file in ``folder``.
+
+        Raises:
+            FileProblem: If the file cannot be made.
+        """
+        self.shape, self.dtype = torch.Size((count, len(example))), example.dtype
+        self.device, self.folder = example.device, folder
+        self._turn = threading.Lock()  # a file has one position
+        with self._named():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows; they are not in memory."""
+        return self.shape.numel() * self.dtype.itemsize
+
+    def put(self, start: int, rows: Tensor) -> None:
+        """Write rows from a place on.
+
+        Args:
+            start: Index of the first.
+            rows: (B, K), of this ``dtype``.
+
+        Raises:
+            FileProblem: If they cannot be written, as on a full disk.
+
+        Source: this project.
+        Lesson: 03_lora_adaptation, "The frozen part, computed once".
+        """
+        left = memoryview(rows.cpu().contiguous().view(torch.uint8).numpy()).cast("B")
+        with self._turn, self._named():
+            self._file.seek(start * self.nbytes // len(self))
+            while left:  # a file without a buffer may take less than it is given
+                left = left[self._file.write(left) :]
+
+    def __getitem__(self, chosen: slice | Tensor) -> Tensor:
+        """Read the rows that a slice, a bool mask or an int64 index chooses."""
+        index = torch.arange(len(self))[chosen.cpu() if isinstance(chosen, Tensor) else chosen]
+        rows = torch.empty(len(index), self.shape[1], dtype=self.dtype)
+        bytes_of = rows.view(torch.uint8).numpy()
+        with self._turn, self._named():
+            for target, row in zip(bytes_of, index.tolist(), strict=True):
+                self._file.seek(row * len(target))
+                if self._file.readinto(target) != len(target):
+                    raise OSError("it ends too early")
+        if self.device.type != "cuda":
+            return rows
+        return rows.pin_memory().to(self.device, non_blocking=True)  # while the GPU computes
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise files.FileProblem(
+                f"a file for {self.nbytes / 1e6:,.0f} MB of features in {self.folder} failed: "
+                f"{error}; make room there, or set cache_mb = 0"
+            ) from error
+
+
+def held(images: Tensor | Stored | Spilled, batch_size: int) -> int:
+    """Count the bytes that are in memory while batches are taken.
+
+    Args:
+        images: What they are taken from.
+        batch_size: Rows of a batch.
+
+    Returns:
+        All bytes of a tensor; of what is in a file, those of the batches that are read ahead.
+
+    Source: this project.
+    Lesson: 03_lora_adaptation, "The frozen part, computed once".
+    """
+    if isinstance(images, Tensor):
+        return images.nbytes
+    return min(len(images), (AHEAD + 1) * batch_size) * images.nbytes // max(1, len(images))
+
+
 def join(several: Sequence[Stored]) -> Stored:
     """Put images of one file one after another, without reading them.
 
@@ -126,15 +228,15 @@ def pieces(images: Tensor | Stored) -> Iterator[Tensor]:
         yield images[start : start + size]
 
 
-def gather(images: Tensor | Stored, chosen: Iterable[slice | Tensor]) -> Iterator[Tensor]:
+def gather(images: Tensor | Stored | Spilled, chosen: Iterable[slice | Tensor]) -> Iterator[Tensor]:
     """Take batch after batch; what is in a file is read by another thread, some batches ahead.
 
     Args:
-        images: (N, C, H, W) uint8, in memory or in a file.
+        images: (N, C, H, W) uint8 or (N, K) features, in memory or in a file.
         chosen: What each batch consists of, as an index.
 
     Yields:
-        (B, C, H, W) uint8 on the device of the images, in the order of ``chosen``.
+        (B, C, H, W) uint8 or (B, K) on the device of the images, in the order of ``chosen``.
 
     Source: this project; the prefetching of :class:`torch.utils.data.DataLoader`, by one thread,
         because reading a mapped array needs no worker process.

@@ -24,6 +24,7 @@ from helpers import (
     parallel,
     patches,
     pruning,
+    store,
     training,
 )
 from helpers.config import InputError, Recipe, RunConfig, check, choose
@@ -516,7 +517,8 @@ def _train_adapted(
     fit.seconds += seconds
     fit.macs += len(part) * ledger.macs(cut.front)
     kept = {*adapted.parameters()} - {*cut.tail.parameters()}
-    fit.peak_memory += features.images.nbytes + sum(p.nbytes for p in kept)
+    fit.peak_memory += store.held(features.images, recipe.batch_size)
+    fit.peak_memory += sum(p.nbytes for p in kept)
     return fit, True
 
 

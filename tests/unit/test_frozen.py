@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import frozen, lora, models, pruning, training, unlearning
+from helpers import frozen, lora, models, pruning, store, training, unlearning
 from helpers.config import InputError, Recipe
 from helpers.data import ImageSet
 
@@ -102,6 +102,28 @@ def test_colour_images_keep_their_channels_last_through_the_cache(method, cfg, d
     assert not anew.frozen_once
     apart = 0 if cfg.device == "cpu" else 1e-4  # the same to the last bit: laid out alike too
     assert kept.fit.history[0]["loss"] == pytest.approx(anew.fit.history[0]["loss"], abs=apart)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "amp"])
+def test_features_in_a_file_give_the_same_losses(precision, cfg, dataset, original, monkeypatch):
+    one = cfg.but(method="prunelora", epochs=2, precision=precision)
+    monitor = {"5": dataset.validation.sample(50)}
+    caches = [frozen.Cache(10**9) for _ in range(2)]
+    memory = unlearning.unlearn(original, dataset, one, cache=caches[0], monitor=monitor)
+    monkeypatch.setattr(frozen, "IN_MEMORY", 0)
+    file = unlearning.unlearn(original, dataset, one, cache=caches[1], monitor=monitor)
+    assert memory.fit.history == file.fit.history
+    (a, b), (c, d) = ([part.images for part, _ in cache._kept.values()] for cache in caches)
+    assert isinstance(a, torch.Tensor)
+    assert isinstance(d, store.Spilled)
+    assert torch.equal(a, c[:])
+    assert torch.equal(b, d[:])
+    assert b.dtype == d.dtype
+    saved = b.nbytes - 4 * one.unlearn.batch_size * b[0].nbytes  # four batches are read ahead
+    assert memory.fit.peak_memory - file.fit.peak_memory == saved > 0
+    again = unlearning.unlearn(original, dataset, one.but(rank=2), cache=caches[1])
+    assert again.frozen_once
+    assert len(caches[1]._kept) == 2, "found again"
 
 
 def test_statistics_before_the_first_adapter_do_not_move(cfg, dataset, original):
