@@ -7,15 +7,14 @@
 in progress at least once a minute: stop it at will and run it again to go on. First the networks
 (three originals, three oracles a class), then, with recipes that ``tune_cifar.py`` found, every
 method and its audit. A cell is a class and the training seed of an original; ``--cells 1`` takes
-the first one alone. The record is ``results/audit-cifar.json``, with every cell that is finished,
-and with the seconds of each training.
+the first one alone. The record is ``results/audit-cifar.json``, with all that is finished.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,15 +27,18 @@ from helpers.data import Dataset
 
 RECORD = Path(__file__).parents[1] / "results" / "audit-cifar.json"
 PAPER = ("finetune", "prune_finetune", "lora", "prunelora")
-METHODS = (
-    "original", *PAPER, "prunelora_channels", "finetune_sgd", "neggrad_plus", "salun", "logit_mask",
-    "head_only", "prototype",
+OTHERS = (
+    "prunelora_channels", "finetune_sgd", "neggrad_plus", "salun", "logit_mask", "head_only",
+    "prototype",
 )  # fmt: skip
-SETTINGS = {name: {"method": name} for name in METHODS} | {
-    f"{name}, as published": {"method": name, "mode": "paper"} for name in PAPER
-}
+GROUPS: tuple[dict[str, dict[str, str]], ...] = (  # of each cell, each a job of its own
+    {name: {"method": name} for name in ("original", *PAPER)}
+    | {f"{name}, as published": {"method": name, "mode": "paper"} for name in PAPER},
+    {name: {"method": name} for name in OTHERS},
+)
+SETTINGS = GROUPS[0] | GROUPS[1]
 CELLS = ((3, 0), (9, 0), (8, 0), (3, 1), (3, 2))  # class, training seed of its original
-ORACLES, PARTS = 3, 2  # retrained networks for each class; jobs for each cell
+ORACLES = 3  # retrained networks for each class
 
 
 def main() -> None:
@@ -69,28 +71,21 @@ def networks(cfg: RunConfig, cells: Sequence[tuple[int, int]]) -> list[RunConfig
 def audits(
     cfg: RunConfig, cells: Sequence[tuple[int, int]], workers: int, dataset: Dataset
 ) -> None:
-    """Do and audit every method; keep the record of all cells that are finished, cell by cell."""
-    names = [list(SETTINGS)[part::PARTS] for part in range(PARTS)]
+    """Do and audit every method; the record grows by a group of methods at a time."""
     jobs = (
-        delayed(study.run)(
-            cfg, {name: SETTINGS[name] for name in some}, [forget], [seed], oracles=ORACLES
-        )
-        for forget, seed in cells for some in names
+        delayed(study.run)(cfg, group, [forget], [seed], oracles=ORACLES)
+        for forget, seed in cells for group in GROUPS
     )  # fmt: skip
-    about: dict[str, Any] = {
-        "settings": {
-            name: {**how, "epochs": epochs(cfg.but(**how))} for name, how in SETTINGS.items()
-        }
-    }
-    parts = Parallel(n_jobs=workers, return_as="generator")(jobs)
+    how = {name: {**one, "epochs": epochs(cfg.but(**one))} for name, one in SETTINGS.items()}
     finished: list[study.Study] = []
-    for number in range(1, len(cells) + 1):
-        finished += itertools.islice(parts, PARTS)
+    for part in Parallel(n_jobs=workers, return_as="generator")(jobs):
+        finished.append(part)
         found = study.join(finished)
         order = found.table["method"].map(list(SETTINGS).index).argsort(kind="stable")
-        about["core_seconds"] = float(found.table["wall"].sum())
-        about["training"] = [training_row(one, dataset) for one in networks(cfg, cells[:number])]
-        found.about.update(about)
+        begun = cells[: math.ceil(len(finished) / len(GROUPS))]
+        training = [training_row(one, dataset) for one in networks(cfg, begun)]
+        seconds = float(found.table["wall"].sum())
+        found.about.update(settings=how, training=training, core_seconds=seconds)
         study.save(dataclasses.replace(found, table=found.table.iloc[order]), RECORD)
 
 
