@@ -1,4 +1,4 @@
-"""Train, forget and audit on CIFAR-10 with ResNet-20, on any two cores, in some hours.
+"""Train, forget and audit on CIFAR-10 with ResNet-20, on any two cores, in a day.
 
     python benchmarks/audit_cifar.py --data folder:PATH [--workers 2] [--only networks|audit]
         [--cells 5]

@@ -82,11 +82,16 @@ def kill_after(home: Path, files_written: int, delay: float) -> bool:
     return not ended
 
 
-def kill_at_random(home: Path, times: int, draw: random.Random) -> int:
-    """Kill a sweep again and again, each time somewhat later in its work, then let it end."""
-    killed, most = 0, 6 * (POINTS + STARTS)
+def kill_at_random(home: Path, times: int, draw: random.Random, most: int) -> int:
+    """Kill a sweep again and again, each time somewhat later in its work, then let it end.
+
+    The moments are spread over the first nine tenths of the files that a whole sweep writes: one
+    that has ended cannot be killed.
+    """
+    killed = 0
     for number in range(times):
-        killed += kill_after(home, 1 + number * most // times, draw.uniform(0, 0.6))
+        moment = 1 + int(0.9 * number * most / times)
+        killed += kill_after(home, moment, draw.uniform(0, 0.3))
     status, _, error = finish(home)
     assert status == 0, error
     return killed
@@ -178,13 +183,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="three moments; only printed")
     quick = parser.parse_args().quick
     times, draw = 3 if quick else 20, random.Random(SEED)
-    faults: dict[str, tuple[str, Callable[[Path], int]]] = {
-        "killed": ("moments", lambda home: kill_at_random(home, times, draw)),
-        "worker": ("workers killed", kill_a_worker),
-        "two": ("points of the slower process", two_at_once),
-        "full disk": ("runs kept before it was full", full_disk),
-        "read-only": ("runs kept before", read_only),
-    }
     found = []
     with tempfile.TemporaryDirectory() as place:
         calm = Path(place) / "calm"
@@ -192,6 +190,13 @@ def main() -> None:
         assert status == 0, error
         wanted = records(calm)
         assert len(wanted) == POINTS + STARTS
+        faults: dict[str, tuple[str, Callable[[Path], int]]] = {
+            "killed": ("moments", lambda home: kill_at_random(home, times, draw, written(calm))),
+            "worker": ("workers killed", kill_a_worker),
+            "two": ("points of the slower process", two_at_once),
+            "full disk": ("runs kept before it was full", full_disk),
+            "read-only": ("runs kept before", read_only),
+        }
         for name, (what, disturb) in faults.items():
             home = Path(place) / name.replace(" ", "-")
             home.mkdir()
