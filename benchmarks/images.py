@@ -458,7 +458,7 @@ def cost(
                for seed, (x, count, how) in enumerate(mine)]
         for work, mine in points.items()
     }  # fmt: skip
-    counts = [*range(1, WORKERS + 1)] * repeats
+    counts = [*range(1, WORKERS + 1)] * (1 + repeats)
     rows["workers"] = [{"x": n, **shared_out(n, jobs, few)} for n in counts]
     laws = {
         work: {what: power_law([r["x"] for r in mine], [r[what] for r in mine])
@@ -504,7 +504,9 @@ def shared_out(workers: int, jobs: int, images: int) -> dict[str, float]:
 def power_law(x: list[float], y: list[float]) -> dict[str, float]:
     """Fit y = factor * x ** exponent, with the exponent's 95 % interval (Student's t)."""
     found = stats.linregress([math.log(v) for v in x], [math.log(v) for v in y])
-    half = stats.t.ppf(0.975, len(x) - 2) * found.stderr
+    # where nothing differs scipy has no error to tell, and there is none
+    error = found.stderr if len({*y}) > 1 else 0.0
+    half = stats.t.ppf(0.975, len(x) - 2) * error
     return {
         "exponent": found.slope, "factor": math.exp(found.intercept),
         "lowest": found.slope - half, "highest": found.slope + half,

@@ -50,6 +50,9 @@ def test_a_power_law_is_found_with_its_interval():
     assert exact["lowest"] == pytest.approx(exact["highest"])
     noisy = images.power_law([1, 2, 4, 8], [1, 3, 3, 9])
     assert noisy["lowest"] < 1 < noisy["highest"]
+    still = images.power_law([1, 2, 4], [5, 5, 5])
+    assert (still["exponent"], still["lowest"], still["highest"]) == (0, 0, 0), "a constant cost"
+    assert still["factor"] == pytest.approx(5)
 
 
 def test_ratios_are_taken_turn_by_turn_and_held_against_a_limit():
