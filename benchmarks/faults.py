@@ -9,7 +9,8 @@ then can. After each the weights (SHA-256), metrics and histories of all runs ar
 those of a sweep that nobody disturbed. A disk and a folder need the right to mount a file system;
 without it they are left out, and the record says so.
 
-The record is ``results/faults.json``; ``--quick`` tries three moments and keeps nothing.
+The record is ``results/faults.json``, from which the table of ``benchmarks/README.md`` is rendered;
+``--quick`` tries three moments and keeps nothing.
 """
 
 from __future__ import annotations
@@ -30,11 +31,19 @@ from typing import Any
 
 import psutil
 
-from helpers import files, runs
+from helpers import files, report, runs
 
 RECORD = Path(__file__).parents[1] / "results" / "faults.json"
+TEXT = Path(__file__).with_name("README.md")
 GRID = ("--preset", "smoke", "--method", "lora,prunelora", "--rank", "1,2", "--seed", "0..1",
         "--epochs", "2", "--quiet")  # fmt: skip
+TITLES = {  # fault -> what happened, with the count
+    "killed": "`kill -9` of the whole sweep, at {} moments one after another",
+    "worker": "`kill -9` of {} of two workers",
+    "two": "two processes on one folder; the slower one did {} of the points",
+    "full disk": "a disk that was full after {} runs, then made larger",
+    "read-only": "a folder that could not be written after {} runs, then could",
+}
 POINTS, STARTS = 8, 2  # of that grid, and the networks they start from
 SAME = ("metrics", "history", "weights_sha256", "steps", "trainable", "macs", "peak_memory",
         "sparsity", "file_bytes", "patch_bytes", "identity")  # fmt: skip
@@ -178,6 +187,16 @@ def keep(home: Path) -> None:
     subprocess.run(["cp", "-r", str(home), str(kept)], check=True)
 
 
+def rendered(text: str, record: dict[str, Any]) -> str:
+    """Put the table of faults between its marks."""
+    words = {True: "the same", False: "other ones", None: "not tried: mounting is not allowed"}
+    table = [["what happened", "records in the end"]]
+    table += [[TITLES[row["fault"]].format(row["count"]), words[row["same"]]]
+              for row in record["faults"]]  # fmt: skip
+    about = f"{record['runs']} runs each. {report.provenance(record)}"
+    return report.filled(text, {"faults": f"{report.markdown_table(table)}\n{about}\n"})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="three moments; only printed")
@@ -211,6 +230,7 @@ def main() -> None:
     if not quick:
         record = {"grid": list(GRID), "runs": POINTS + STARTS, "faults": found, "seed": SEED}
         print(files.write_json(RECORD, {**record, **runs.environment()}))
+        TEXT.write_text(rendered(TEXT.read_text(), files.read_json(RECORD)))
     if any(row["same"] is False for row in found):
         sys.exit("a disturbed sweep ended with other records")
 

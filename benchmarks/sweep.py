@@ -210,15 +210,10 @@ def rendered(text: str, record: dict[str, Any]) -> str:
     if not measured[1:]:
         return text
     provenance = report.provenance(next(record[n] for n in SECTIONS if n in record))
-    parts = {"measured": f"{report.markdown_table(measured)}\n{provenance}"}
+    parts = {"measured": f"{report.markdown_table(measured)}\n{provenance}\n"}
     if {*SECTIONS} <= {*record}:
-        parts["paper"] = f"{report.markdown_table(on_paper(record))}\n{storage(record)}"
-    for name, new in parts.items():
-        before, _, rest = text.partition(f"<!-- {name} -->\n")
-        _, mark, after = rest.partition(f"<!-- end {name} -->")
-        assert mark, f"no mark {name} in {TEXT}"
-        text = f"{before}<!-- {name} -->\n{new}\n{mark}{after}"
-    return text
+        parts["paper"] = f"{report.markdown_table(on_paper(record))}\n{storage(record)}\n"
+    return report.filled(text, parts)
 
 
 SECTIONS = {"overhead": overhead, "workers": workers}

@@ -626,6 +626,30 @@ def _spread(values: pd.Series) -> str:
     return f"{values.mean():.2f} ± {values.std():.2f}"
 
 
+def filled(text: str, blocks: Mapping[str, str]) -> str:
+    """Put texts between their markers, ``<!-- NAME -->`` and ``<!-- end NAME -->``.
+
+    Args:
+        text: What has the markers, each on a line of its own.
+        blocks: Name -> what belongs there, ending with a newline; replaces what was there.
+
+    Returns:
+        The new text.
+
+    Raises:
+        InputError: If a marker is missing.
+
+    Source: this project.
+    Lesson: 00_start_here, "What it costs".
+    """
+    for name, block in blocks.items():
+        start, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
+        check("text", name, start in text and end in text, f"needs {start.strip()} and {end}")
+        before, rest = text.split(start, 1)
+        text = f"{before}{start}{block}{end}{rest.split(end, 1)[1]}"
+    return text
+
+
 def render_readme(path: Path) -> None:
     """Write the measured tables between their markers in the README. In place.
 
@@ -647,11 +671,5 @@ def render_readme(path: Path) -> None:
     blocks = {"comparison": f"{table}\n{provenance(record)} {NOTE}\n", "budget": budget("all"),
               "audits": audits(), "savings": savings(), "images": images(),
               "protocol": protocol(), "photographs": photographs()}  # fmt: skip
-    for name, block in blocks.items():
-        start, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
-        check(
-            "README", path.name, start in text and end in text, f"needs {start.strip()} and {end}"
-        )
-        before, rest = text.split(start, 1)
-        text = f"{before}{start}{block}{end}{rest.split(end, 1)[1]}"
+    text = filled(text, blocks)
     files.write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))

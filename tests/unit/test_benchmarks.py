@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import torch
 from helpers import files, models
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import faults
 import images
 import measure
+import sweep
 
 
 def test_the_plain_way_yields_the_same_pixels():
@@ -76,3 +79,9 @@ def test_a_finished_section_joins_the_record(tmp_path):
     measure.keep(path, {"first": {"n": 1}}, order, "cpu", {"about": "x"})
     record = files.read_json(path, ("about", "hardware", "versions", "date"))
     assert list(record["sections"].items()) == [("first", {"n": 1}), ("second", {"n": 2})]
+
+
+def test_the_tables_of_the_text_are_those_of_the_records():
+    text, results = sweep.TEXT.read_text(), sweep.RECORD.parent
+    made = sweep.rendered(text, json.loads((results / "sweep.json").read_text()))
+    assert faults.rendered(made, json.loads((results / "faults.json").read_text())) == text
