@@ -191,8 +191,9 @@ def rendered(text: str, record: dict[str, Any]) -> str:
     """Put the table of faults between its marks."""
     words = {True: "the same", False: "other ones", None: "not tried: mounting is not allowed"}
     table = [["what happened", "records in the end"]]
-    table += [[TITLES[row["fault"]].format("some" if row["same"] is None else row["count"]), words[row["same"]]]
-              for row in record["faults"]]  # fmt: skip
+    for row in record["faults"]:
+        count = "some" if row["same"] is None else row["count"]
+        table.append([TITLES[row["fault"]].format(count), words[row["same"]]])
     about = f"{record['runs']} runs each. {report.provenance(record)}"
     return report.filled(text, {"faults": f"{report.markdown_table(table)}\n{about}\n"})
 
