@@ -403,8 +403,8 @@ def _collect(
         key=lambda column: column.map(order) if column.name == "method" else column,
     ).reset_index(drop=True)
     bands = {int(job["forget"]): {k: _opened(b) for k, b in job["bands"].items()} for job in found}
-    data = {name: found[0][name] for name in ("data", "classes")}
-    about = {**where, "preset": cfg.preset, **data, "model": cfg.model}
+    images = {name: found[0][name] for name in ("data", "classes")}
+    about = {**where, "preset": cfg.preset, **images, "model": cfg.model}
     return Study(table, bands, oracles, about)
 
 
