@@ -5,7 +5,8 @@
 
 ``--data cifar10`` takes the original images. What is finished is kept in ``artifacts/``, training
 in progress at least once a minute: stop it at will and run it again to go on. First the networks
-(three originals, three oracles a class), then, with recipes that ``tune_cifar.py`` found, every
+(three originals, three oracles a class; those in ``benchmarks/networks/`` are trained already,
+on CIFAR-10 (JPEG)), then, with recipes that ``tune_cifar.py`` found, every
 method and its audit. A cell is a class and the training seed of an original; ``--cells 1`` takes
 the first one alone. The record is ``results/audit-cifar.json``, with all that is finished.
 """
@@ -14,18 +15,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from joblib import Parallel, delayed
 
-from helpers import data, runs, study, unlearning
-from helpers.config import RunConfig, get_config
+from helpers import data, runs, study, training, unlearning
+from helpers.config import RunConfig, get_config, home
 from helpers.data import Dataset
 
 RECORD = Path(__file__).parents[1] / "results" / "audit-cifar.json"
+NETWORKS = Path(__file__).with_name("networks")  # finished runs, as ``artifacts/`` has them
 PAPER = ("finetune", "prune_finetune", "lora", "prunelora")
 OTHERS = (
     "prunelora_channels", "finetune_sgd", "neggrad_plus", "salun", "logit_mask", "head_only",
@@ -38,6 +40,7 @@ GROUPS: tuple[dict[str, dict[str, str]], ...] = (  # of each cell, each a job of
 )
 SETTINGS = GROUPS[0] | GROUPS[1]
 CELLS = ((3, 0), (9, 0), (8, 0), (3, 1), (3, 2))  # class, training seed of its original
+PLACE = ("method", "forget", "original_seed")
 ORACLES = 3  # retrained networks for each class
 
 
@@ -50,8 +53,11 @@ def main() -> None:
     options = parser.parse_args()
     cfg, cells = get_config("cifar", data=options.data), CELLS[: options.cells]
     dataset = data.load_dataset(cfg)  # decoded once, before there are several workers
+    take(cfg)
     if options.only != "audit":
-        Parallel(n_jobs=options.workers)(delayed(runs.run)(one) for one in networks(cfg, cells))
+        jobs = (delayed(runs.run)(one) for one in networks(cfg, cells))
+        for done in Parallel(n_jobs=options.workers, return_as="generator_unordered")(jobs):
+            give(done)
     if options.only != "networks":
         audits(cfg, cells, options.workers, dataset)
 
@@ -68,24 +74,46 @@ def networks(cfg: RunConfig, cells: Sequence[tuple[int, int]]) -> list[RunConfig
     return list(dict.fromkeys(wanted))
 
 
+def take(cfg: RunConfig) -> None:
+    """Put the networks that come with the project among the finished runs, where they lack."""
+    for kept in NETWORKS.glob("*/run.json"):
+        folder = home() / "artifacts" / cfg.preset / kept.parent.name
+        if not runs.is_kept(folder):
+            shutil.copytree(kept.parent, folder, dirs_exist_ok=True)
+
+
+def give(done: runs.Run) -> None:
+    """Keep a network with the project; another data set's is another folder."""
+    if not runs.is_kept(NETWORKS / done.folder.name):
+        left_out = shutil.ignore_patterns("lock", "checkpoint.*")
+        shutil.copytree(done.folder, NETWORKS / done.folder.name, ignore=left_out)
+
+
 def audits(
     cfg: RunConfig, cells: Sequence[tuple[int, int]], workers: int, dataset: Dataset
 ) -> None:
     """Do and audit every method; the record grows by a group of methods at a time."""
-    jobs = (
-        delayed(study.run)(cfg, group, [forget], [seed], oracles=ORACLES)
-        for forget, seed in cells for group in GROUPS
-    )  # fmt: skip
+    finished = [study.load(RECORD)] if RECORD.exists() else []
+    known = {key for one in finished for key in zip(*(one.table[c] for c in PLACE), strict=True)}
+    trained = {one["key"]: one for past in finished for one in past.about["training"]}
+    jobs = [
+        (cell, group) for cell in cells for group in GROUPS
+        if not known >= {(name, *cell) for name in group}
+    ]  # fmt: skip
     how = {name: {**one, "epochs": epochs(cfg.but(**one))} for name, one in SETTINGS.items()}
-    finished: list[study.Study] = []
-    for part in Parallel(n_jobs=workers, return_as="generator")(jobs):
+    parts = Parallel(n_jobs=workers, return_as="generator")(
+        delayed(study.run)(cfg, group, [forget], [seed], oracles=ORACLES)
+        for (forget, seed), group in jobs
+    )
+    for (cell, _), part in zip(jobs, parts, strict=True):
         finished.append(part)
         found = study.join(finished)
         order = found.table["method"].map(list(SETTINGS).index).argsort(kind="stable")
-        begun = cells[: math.ceil(len(finished) / len(GROUPS))]
-        training = [training_row(one, dataset) for one in networks(cfg, begun)]
+        for one in networks(cfg, [cell]):
+            row = training_row(one, dataset)
+            trained[row["key"]] = row
         seconds = float(found.table["wall"].sum())
-        found.about.update(settings=how, training=training, core_seconds=seconds)
+        found.about.update(settings=how, training=[*trained.values()], core_seconds=seconds)
         study.save(dataclasses.replace(found, table=found.table.iloc[order]), RECORD)
 
 
@@ -98,11 +126,20 @@ def epochs(cfg: RunConfig) -> int | None:
 
 
 def training_row(cfg: RunConfig, dataset: Dataset) -> dict[str, Any]:
-    """Say what training one of the networks took, and how often it is right."""
+    """Say what training one of the networks took, and how often it is right on test images.
+
+    An oracle is asked about the classes that it was taught.
+    """
     done = runs.run(cfg, dataset, progress=False)
     forget = cfg.forget if cfg.method == "retrain" else None
-    return {"method": cfg.method, "seed": cfg.seed, "forget": forget,
-            "seconds": done.record["seconds"], "TA": done.metrics["TA"]}  # fmt: skip
+    right = training.predict(done.model(dataset), dataset.test, dataset).argmax(1)
+    labels = dataset.test.labels.cpu()
+    taught = labels >= 0 if forget is None else labels != forget
+    return {
+        "key": done.folder.name, "method": cfg.method, "seed": cfg.seed, "forget": forget,
+        "seconds": done.record["seconds"],
+        "accuracy": float((right == labels)[taught].double().mean()),
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ and how many times as fast as full precision, channels first, not compiled.
 
 Images and labels are random numbers, and networks have fresh weights: time does not depend on what
 they show. Finished networks are kept in ``results/precision.json``, each with its date and
-hardware; ``--quick`` shrinks the sizes, to see that everything works, and keeps nothing.
+hardware, and the table of ``benchmarks/README.md`` is rendered from it; ``--quick`` shrinks the
+sizes, to see that everything works, and keeps nothing.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helpers import files, models, runs, training, unlearning
+from helpers import files, models, report, runs, training, unlearning
 from helpers.config import DEVICES, PRECISIONS, Recipe, get_config
 from helpers.data import Dataset, ImageSet
 
 RECORD = Path(__file__).parents[1] / "results" / "precision.json"
+TEXT = Path(__file__).with_name("README.md")
 CLASSES, TURNS = 10, 5
 LAYOUTS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
 BASE = ("fp32", "channels first", False)
@@ -85,6 +87,7 @@ def main() -> None:
         table(rows)
         if not arguments.quick:
             keep(name, chosen, rows, cfg.device)
+            TEXT.write_text(rendered(TEXT.read_text(), files.read_json(RECORD)))
 
 
 def measure(name: str, chosen: Network, turns: int, device: str) -> list[dict[str, Any]]:
@@ -161,10 +164,36 @@ def keep(name: str, chosen: Network, rows: list[dict[str, Any]], device: str) ->
     files.write_json(RECORD, {"about": about, "devices": devices})
 
 
+def rendered(text: str, record: dict[str, Any]) -> str:
+    """Put the tables of all devices between the marks of a text, a line a network."""
+    made = ""
+    for device, networks in record["devices"].items():
+        every = list(itertools.product(PRECISIONS[1:], LAYOUTS, (False, True)))
+        shown = [[f"{device}, batch", "images per second: fp32, channels first",
+                  *(f"{words(*way)}, times" for way in every if way != BASE)]]  # fmt: skip
+        for name, found in networks.items():
+            ways = {(r["precision"], r["layout"], r["compile"]): r for r in found["rows"]}
+            base = ways[BASE]["images_per_second"]
+            shown.append([f"{name}, {found['batch']}", f"{base:,.0f}", *(
+                f"{r['times_as_fast']:.2f} ({r['lowest'] / base:.2f} – {r['highest'] / base:.2f})"
+                for way in every if way != BASE for r in [ways[way]]
+            )])  # fmt: skip
+        last = [*networks.values()][-1]
+        made += (
+            f"{report.markdown_table(shown)}\nMixed precision is {last['amp']}; instructions "
+            f"{last['instructions']}. {report.provenance(last)}\n"
+        )
+    return report.filled(text, {"precision": made})
+
+
+def words(precision: str, layout: str, compile: bool) -> str:
+    return f"{precision}, {layout}{', compiled' if compile else ''}"
+
+
 def table(rows: list[dict[str, Any]]) -> None:
     print(f"{'':32}{'images/s':>10}{'lowest..highest':>20}{'times':>7}{'first turn s':>14}")
     for r in rows:
-        way = f"{r['precision']}, {r['layout']}{', compiled' if r['compile'] else ''}"
+        way = words(r["precision"], r["layout"], r["compile"])
         span = f"{r['lowest']:.4g}..{r['highest']:.4g}"
         print(f"{way:32}{r['images_per_second']:>10.4g}{span:>20}{r['times_as_fast']:>7.2f}"
               f"{r['first_turn_seconds']:>14.1f}")  # fmt: skip

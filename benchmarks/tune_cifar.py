@@ -20,7 +20,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from audit_cifar import ORACLES
+from audit_cifar import ORACLES, take
 from joblib import Parallel, delayed
 from tqdm import tqdm
 from tune_digits import choice, validation
@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     cfg = get_config("cifar", data=options.data, forget=FORGET, seed=SEED)
+    take(cfg)
     record = files.read_json(RECORD) if RECORD.exists() else {}
     record |= {"seed": SEED, "class": FORGET, "share_of_images": 1 / SHARE}
     done, best = record.setdefault("trials", {}), record.setdefault("best", {})

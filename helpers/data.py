@@ -29,6 +29,7 @@ UPLOADS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # what a visitor
 MOST_AT_ONCE, PIXELS_AT_ONCE = 1000, 128 * 32 * 32
 MOST_BYTES, MOST_PIXELS = 10_000_000, 25_000_000
 SHARES = {"validation": 0.15, "test": 0.25}  # of each class, where the source has no such part
+MOST = 500  # images of a class: more tell nothing new about accuracy, and training wants them
 
 
 @dataclass(frozen=True)
@@ -414,7 +415,7 @@ def _divide(parts: dict[str, ImageSet], classes: tuple[str, ...], seed: int) -> 
                 f"needed, one each for {', '.join(['train', *missing])}"
             )
         mine = mine[torch.randperm(len(mine), generator=draw)]
-        sizes = {part: max(1, round(SHARES[part] * len(mine))) for part in missing}
+        sizes = {part: min(MOST, max(1, round(SHARES[part] * len(mine)))) for part in missing}
         for part, size in sizes.items():
             taken[part].append(mine[:size])
             mine = mine[size:]

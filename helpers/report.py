@@ -541,7 +541,7 @@ def photographs() -> str:
         for name in ("original", "retrain")
     }
     hours = sum(row["seconds"] for rows in trained.values() for row in rows) / 3600
-    right = ", ".join(f"{100 * row['TA']:.2f} %" for row in trained["original"])
+    right = ", ".join(f"{100 * row['accuracy']:.2f} %" for row in trained["original"])
     cells = found.table[["forget", "original_seed"]].drop_duplicates()
     return (
         f"{markdown_table(_protocol_cells(record))}\n{markdown_table(_inside_cells(found))}\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import files, models
+from helpers import files, models, runs
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import faults
 import images
 import measure
+import precision
 import sweep
 
 
@@ -85,3 +87,20 @@ def test_the_tables_of_the_text_are_those_of_the_records():
     text, results = sweep.TEXT.read_text(), sweep.RECORD.parent
     made = sweep.rendered(text, json.loads((results / "sweep.json").read_text()))
     assert faults.rendered(made, json.loads((results / "faults.json").read_text())) == text
+
+
+def test_each_way_of_training_is_told_beside_the_first():
+    rates = {way: 100.0 for way in itertools.product(("fp32", "amp"), precision.LAYOUTS, (0, 1))}
+    rates |= {precision.BASE: 50.0, ("amp", "channels last", True): 200.0}
+    rows = [precision.row(way, [0.9 * rate, rate, 1.1 * rate], 50.0, 1.0)
+            for way, rate in rates.items()]  # fmt: skip
+    found = {"batch": 8, "rows": rows, "amp": "bfloat16", "instructions": "AVX512"}
+    record = {"devices": {"cpu": {"vit": found | runs.environment("cpu")}}}
+    text = precision.rendered("<!-- precision -->\nold\n<!-- end precision -->\n", record)
+    head, _, line, *rest = text.splitlines()[1:]
+    assert head.endswith("amp, channels last, compiled, times |")
+    assert "old" not in text
+    assert line.startswith("| vit, 8 | 50 | 2.00 (1.80 – 2.20) |")
+    assert line.endswith("| 4.00 (3.60 – 4.40) |")
+    assert line.count("|") == head.count("|") == 10
+    assert rest[1].startswith("Mixed precision is bfloat16; instructions AVX512. Measured ")

@@ -64,6 +64,15 @@ def test_the_parts_are_all_digits_once_and_stratified():
             assert abs(mine - share * total) <= 0.5
 
 
+def test_many_images_leave_more_to_training():
+    labels = torch.arange(4000).remainder(2)
+    labels[:3000] = 0  # 3,500 of the one class, 500 of the other
+    whole = {"train": ImageSet(torch.zeros(4000, 1, 1, 1, dtype=torch.uint8), labels)}
+    found = data._divide(whole, ("a", "b"), seed=0)
+    counts = {name: part.labels.bincount().tolist() for name, part in found.items()}
+    assert counts == {"train": [2500, 300], "validation": [500, 75], "test": [500, 125]}
+
+
 def test_the_division_depends_on_its_seed_only():
     one, same, other = (
         data.load_dataset(get_config("cpu", split_seed=s, seed=t))
