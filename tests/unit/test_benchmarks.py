@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import sys
@@ -11,8 +12,10 @@ import pytest
 import torch
 
 from helpers import files, models, runs
+from helpers.config import get_config
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import audit_cifar
 import faults
 import images
 import measure
@@ -104,3 +107,25 @@ def test_each_way_of_training_is_told_beside_the_first():
     assert line.endswith("| 4.00 (3.60 – 4.40) |")
     assert line.count("|") == head.count("|") == 10
     assert rest[1].startswith("Mixed precision is bfloat16; instructions AVX512. Measured ")
+
+
+def test_networks_that_come_with_the_project_are_finished_runs_of_the_preset(tmp_path, monkeypatch):
+    monkeypatch.setenv("HELPERS_HOME", str(tmp_path))
+    cfg = get_config("cifar")
+    audit_cifar.take(cfg)
+    found = sorted((tmp_path / "artifacts" / "cifar").iterdir())
+    assert found
+    blank = torch.zeros(2, 3, 32, 32)
+    for folder in found:
+        assert runs.is_kept(folder)
+        record = files.read_json(folder / "run.json")
+        known = record["identity"]
+        forget = tuple(known.get("forgotten", (0,)))
+        one = cfg.but(method=known["method"], seed=known["seed"], forget=forget)
+        assert json.loads(json.dumps(runs.identity(one, known["data"]))) == known, "would be unused"
+        digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+        assert folder.name == digest[:16]
+        assert record["weights_sha256"] == files.sha256(folder / "model.safetensors")
+        assert record["config"]["data"].startswith("folder:data/"), "no path of somebody's machine"
+        model = models.load(folder, models.build_model("resnet20", 10, 3, 32))
+        assert model(blank).shape == (2, 10)
