@@ -22,7 +22,7 @@ from typing import Any
 
 from joblib import Parallel, delayed
 
-from helpers import data, runs, study, training, unlearning
+from helpers import data, files, runs, study, training, unlearning
 from helpers.config import RunConfig, get_config, home
 from helpers.data import Dataset
 
@@ -77,16 +77,20 @@ def networks(cfg: RunConfig, cells: Sequence[tuple[int, int]]) -> list[RunConfig
 def take(cfg: RunConfig) -> None:
     """Put the networks that come with the project among the finished runs, where they lack."""
     for kept in NETWORKS.glob("*/run.json"):
-        folder = home() / "artifacts" / cfg.preset / kept.parent.name
-        if not runs.is_kept(folder):
-            shutil.copytree(kept.parent, folder, dirs_exist_ok=True)
+        _copy(kept.parent, home() / "artifacts" / cfg.preset / kept.parent.name)
 
 
 def give(done: runs.Run) -> None:
     """Keep a network with the project; another data set's is another folder."""
-    if not runs.is_kept(NETWORKS / done.folder.name):
-        left_out = shutil.ignore_patterns("lock", "checkpoint.*")
-        shutil.copytree(done.folder, NETWORKS / done.folder.name, ignore=left_out)
+    _copy(done.folder, NETWORKS / done.folder.name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a finished run, unless it is there; its record last, so that it is whole or not done."""
+    if not runs.is_kept(target):
+        left_out = shutil.ignore_patterns("lock", "checkpoint.*", "run.json")
+        shutil.copytree(source, target, ignore=left_out, dirs_exist_ok=True)
+        files.write_json(target / "run.json", files.read_json(source / "run.json"))
 
 
 def audits(
@@ -110,8 +114,8 @@ def audits(
         found = study.join(finished)
         order = found.table["method"].map(list(SETTINGS).index).argsort(kind="stable")
         for one in networks(cfg, [cell]):
-            row = training_row(one, dataset)
-            trained[row["key"]] = row
+            if (key := runs.folder_of(one, dataset).name) not in trained:
+                trained[key] = {"key": key, **training_row(one, dataset)}
         seconds = float(found.table["wall"].sum())
         found.about.update(settings=how, training=[*trained.values()], core_seconds=seconds)
         study.save(dataclasses.replace(found, table=found.table.iloc[order]), RECORD)
@@ -132,13 +136,11 @@ def training_row(cfg: RunConfig, dataset: Dataset) -> dict[str, Any]:
     """
     done = runs.run(cfg, dataset, progress=False)
     forget = cfg.forget if cfg.method == "retrain" else None
-    right = training.predict(done.model(dataset), dataset.test, dataset).argmax(1)
-    labels = dataset.test.labels.cpu()
-    taught = labels >= 0 if forget is None else labels != forget
+    part = dataset.test if forget is None else dataset.split(forget).test_retain
+    right = training.predict(done.model(dataset), part, dataset).argmax(1) == part.labels.cpu()
     return {
-        "key": done.folder.name, "method": cfg.method, "seed": cfg.seed, "forget": forget,
-        "seconds": done.record["seconds"],
-        "accuracy": float((right == labels)[taught].double().mean()),
+        "method": cfg.method, "seed": cfg.seed, "forget": forget,
+        "seconds": done.record["seconds"], "accuracy": float(right.double().mean()),
     }  # fmt: skip
 
 

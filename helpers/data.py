@@ -29,7 +29,7 @@ UPLOADS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # what a visitor
 MOST_AT_ONCE, PIXELS_AT_ONCE = 1000, 128 * 32 * 32
 MOST_BYTES, MOST_PIXELS = 10_000_000, 25_000_000
 SHARES = {"validation": 0.15, "test": 0.25}  # of each class, where the source has no such part
-MOST = 500  # images of a class: more tell nothing new about accuracy, and training wants them
+MOST = 500  # images of a class in such a part; whatever else there is, training gets
 
 
 @dataclass(frozen=True)

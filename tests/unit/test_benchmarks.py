@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import files, models, runs
+from helpers import data, files, models, runs
 from helpers.config import get_config
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -129,3 +129,44 @@ def test_networks_that_come_with_the_project_are_finished_runs_of_the_preset(tmp
         assert record["config"]["data"].startswith("folder:data/"), "no path of somebody's machine"
         model = models.load(folder, models.build_model("resnet20", 10, 3, 32))
         assert model(blank).shape == (2, 10)
+
+
+def test_a_network_whose_copying_was_cut_off_is_copied_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("HELPERS_HOME", str(tmp_path))
+    cfg, source = get_config("cifar"), next(audit_cifar.NETWORKS.iterdir())
+    cut = tmp_path / "artifacts" / "cifar" / source.name
+    cut.mkdir(parents=True)
+    (cut / "model.safetensors").write_bytes(b"half")
+    audit_cifar.take(cfg)
+    for name in ("model.safetensors", "architecture.json", "run.json"):
+        assert (cut / name).read_bytes() == (source / name).read_bytes()
+    (cut / "run.json").write_text("{}")  # a finished run is left as it is
+    audit_cifar.take(cfg)
+    assert (cut / "run.json").read_text() == "{}"
+
+
+def test_the_record_of_photographs_grows_over_calls_and_nothing_is_done_twice(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HELPERS_HOME", str(tmp_path / "first"))
+    groups = ({"original": {"method": "original"}}, {"logit_mask": {"method": "logit_mask"}})
+    monkeypatch.setattr(audit_cifar, "RECORD", tmp_path / "record.json")
+    monkeypatch.setattr(audit_cifar, "GROUPS", groups)
+    monkeypatch.setattr(audit_cifar, "SETTINGS", groups[0] | groups[1])
+    cfg = get_config("smoke")
+    dataset = data.load_dataset(cfg)
+    audit_cifar.audits(cfg, [(3, 0)], 1, dataset)
+    first = json.loads(audit_cifar.RECORD.read_text())
+    assert len(first["rows"]) == 2
+    assert len(first["training"]) == 1 + audit_cifar.ORACLES
+    monkeypatch.setenv("HELPERS_HOME", str(tmp_path / "elsewhere"))  # another machine
+    audit_cifar.audits(cfg, [(3, 0)], 1, dataset)
+    assert not (tmp_path / "elsewhere").exists(), "all of it was recorded"
+    audit_cifar.audits(cfg, [(3, 0), (5, 0)], 1, dataset)
+    second = json.loads(audit_cifar.RECORD.read_text())
+    assert [row for row in second["rows"] if row[first["columns"].index("forget")] == 3] == first[
+        "rows"
+    ]
+    assert second["bands"]["3"] == first["bands"]["3"]
+    assert {*second["bands"]} == {"3", "5"}
+    assert len(second["training"]) == 1 + 2 * audit_cifar.ORACLES, "the original counts once"
