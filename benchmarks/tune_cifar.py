@@ -113,4 +113,6 @@ def trial(cfg: RunConfig, recipe: Recipe) -> tuple[str, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    import tune_cifar  # by its name: workers cannot be sent a cached function of ``__main__``
+
+    tune_cifar.main()
