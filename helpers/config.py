@@ -194,8 +194,8 @@ class Recipe:
 # The paper's unlearning stage, the same for every method (arXiv 2411.11907, section 3 and code).
 PAPER_UNLEARN = Recipe(epochs=10, lr=1e-3, optimizer="adam")
 
-# Tuned on the validation part with the same trials for every method by benchmarks/tune_digits.py;
-# a test compares them with its record, results/tuning-digits.json.
+# Tuned on the validation part with the same trials for every method by benchmarks/tune_digits.py
+# and tune_cifar.py; tests compare them with the records, results/tuning-*.json.
 TUNED = {
     "digits": {
         "finetune": Recipe(epochs=10, lr=0.01, schedule="cosine"),
@@ -244,6 +244,24 @@ TUNED = {
             augment="crop",
         ),
     },
+    "cifar": {
+        "finetune": Recipe(epochs=5, lr=0.001),
+        "prune_finetune": Recipe(epochs=5, lr=0.003, schedule="cosine"),
+        "lora": Recipe(epochs=5, lr=0.003, schedule="cosine"),
+        "prunelora": Recipe(epochs=5, lr=0.01, schedule="cosine"),
+        "prunelora_channels": Recipe(epochs=5, lr=0.01, schedule="cosine"),
+        "finetune_sgd": Recipe(
+            epochs=5,
+            lr=0.1,
+            optimizer="sgd",
+            weight_decay=0.0005,
+            schedule="onecycle",
+            augment="crop+flip",
+        ),
+        "neggrad_plus": Recipe(epochs=5, lr=0.0003, schedule="cosine", strength=0.05),
+        "salun": Recipe(epochs=5, lr=0.001, schedule="cosine", strength=0.3),
+        "head_only": Recipe(epochs=5, lr=0.01),
+    },
 }
 
 _DIGITS = Recipe(epochs=20, lr=0.1, optimizer="sgd", weight_decay=1e-4, batch_size=64,
@@ -262,7 +280,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # photographs on any two cores: a day, in as many calls as one likes. Mixed precision is
     # fast where the processor has bfloat16 (AVX-512 BF16, AMX); elsewhere take precision="fp32".
     "cifar": {
-        "data": "cifar10", "model": "resnet20", "precision": "amp", "tuned": "",
+        "data": "cifar10", "model": "resnet20", "precision": "amp", "tuned": "cifar",
         # small batches: in so few epochs the number of steps decides
         "train": Recipe(epochs=40, lr=0.1, optimizer="sgd", weight_decay=5e-4, batch_size=64,
                         schedule="onecycle", augment="crop+flip"),

@@ -216,6 +216,19 @@ def test_the_tuned_recipes_are_those_of_the_search():
     assert get_config("cpu").forget not in record["classes"]
 
 
+def test_the_recipes_for_photographs_are_those_of_their_search():
+    record = json.loads((RESULTS / "tuning-cifar.json").read_text())
+    best = {name: Recipe(**recipe) for name, recipe in record["best"].items()}
+    assert best == config.TUNED["cifar"]
+    counts = {name: len(trials) for name, trials in record["trials"].items()}
+    assert counts == dict.fromkeys(best, 6)
+    for name, recipe in best.items():
+        cfg = get_config("cifar", method=name)
+        assert cfg.unlearn == recipe
+        assert cfg.unlearn.epochs == cfg.epochs, "tuned for another number of epochs"
+        assert cfg.but(mode="paper").unlearn.lr == config.PAPER_UNLEARN.lr
+
+
 def test_a_recipe_tuned_for_so_few_epochs_is_taken():
     cfg = get_config("cpu", method="finetune_sgd")
     assert cfg.but(epochs=3).unlearn == config.TUNED["digits"]["finetune_sgd@3"]
