@@ -1,14 +1,16 @@
 """Train, forget and audit on CIFAR-10 with ResNet-20, on any two cores, in a day.
 
     python benchmarks/audit_cifar.py --data folder:PATH [--workers 2] [--only networks|audit]
-        [--cells 5]
+        [--cells 5] [--settings NAME ...]
 
 ``--data cifar10`` takes the original images. What is finished is kept in ``artifacts/``, training
 in progress at least once a minute: stop it at will and run it again to go on. First the networks
 (three originals, three oracles a class; those in ``benchmarks/networks/`` are trained already,
 on CIFAR-10 (JPEG)), then, with recipes that ``tune_cifar.py`` found, every
 method and its audit. A cell is a class and the training seed of an original; ``--cells 1`` takes
-the first one alone. The record is ``results/audit-cifar.json``, with all that is finished.
+the first one alone. The record is ``results/audit-cifar.json``; it grows by half of a cell's
+settings at a time. ``--settings`` takes those that are named alone: after a stop, what is done
+enters at once.
 """
 
 from __future__ import annotations
@@ -50,6 +52,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--cells", type=int, default=len(CELLS), help="how many, from the first")
     parser.add_argument("--only", choices=("networks", "audit"))
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS),
+                        metavar="NAME", help=f"of {', '.join(map(repr, SETTINGS))}")  # fmt: skip
     options = parser.parse_args()
     cfg, cells = get_config("cifar", data=options.data), CELLS[: options.cells]
     dataset = data.load_dataset(cfg)  # decoded once, before there are several workers
@@ -59,7 +63,7 @@ def main() -> None:
         for done in Parallel(n_jobs=options.workers, return_as="generator_unordered")(jobs):
             give(done)
     if options.only != "networks":
-        audits(cfg, cells, options.workers, dataset)
+        audits(cfg, cells, options.workers, dataset, options.settings)
 
 
 def networks(cfg: RunConfig, cells: Sequence[tuple[int, int]]) -> list[RunConfig]:
@@ -94,15 +98,17 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def audits(
-    cfg: RunConfig, cells: Sequence[tuple[int, int]], workers: int, dataset: Dataset
-) -> None:
-    """Do and audit every method; the record grows by a group of methods at a time."""
+    cfg: RunConfig, cells: Sequence[tuple[int, int]], workers: int, dataset: Dataset,
+    wanted: Sequence[str] | None = None,
+) -> None:  # fmt: skip
+    """Do and audit what the record lacks; it grows by a group of settings at a time."""
     finished = [study.load(RECORD)] if RECORD.exists() else []
     known = {key for one in finished for key in zip(*(one.table[c] for c in PLACE), strict=True)}
     trained = {one["key"]: one for past in finished for one in past.about["training"]}
     jobs = [
-        (cell, group) for cell in cells for group in GROUPS
-        if not known >= {(name, *cell) for name in group}
+        (cell, missing) for cell in cells for group in GROUPS
+        if (missing := {name: one for name, one in group.items()
+                        if (name, *cell) not in known and name in (wanted or group)})
     ]  # fmt: skip
     how = {name: {**one, "epochs": epochs(cfg.but(**one))} for name, one in SETTINGS.items()}
     parts = Parallel(n_jobs=workers, return_as="generator")(

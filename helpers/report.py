@@ -544,10 +544,12 @@ def photographs() -> str:
     right = ", ".join(f"{100 * row['accuracy']:.2f} %" for row in trained["original"])
     cells = found.table[["forget", "original_seed"]].drop_duplicates()
     return (
-        f"{markdown_table(_protocol_cells(record))}\n{markdown_table(_inside_cells(found))}\n"
-        f"{record['data']}, {record['model']}; {len(cells)} networks unlearned with each method "
-        f"(a class and a training seed each), {found.oracles} oracles a class. Test accuracy of "
-        f"the originals: {right}. Training these and the oracles took {hours:.1f} core hours, "
+        f"{markdown_table(_protocol_cells(record, _COUNTED))}\n"
+        f"{markdown_table(_inside_cells(found))}\n"
+        f"{record['data']}, {record['model']}. Networks unlearned with each method: {len(cells)}, "
+        f"a class and a training seed each; {found.oracles} oracles a class. Test accuracy of the "
+        f"originals: {right}. TMACs: 10^12 multiply-accumulates of training. By the clock, with "
+        f"other jobs beside it, training these and the oracles took {hours:.1f} hours of a core, "
         f"unlearning and its audits {record['core_seconds'] / 3600:.1f}. {provenance(record)}\n"
     )
 
@@ -577,7 +579,8 @@ def protocol() -> str:
     for name, rows in paper["models"].items():
         text += f"\n{markdown_table(_paper_cells(name, rows))}"
         if ours and name in ours["models"]:
-            text += f"\nOurs, {name}:\n\n{markdown_table(_protocol_cells(ours['models'][name]))}"
+            table = markdown_table(_protocol_cells(ours["models"][name], _MEASURED))
+            text += f"\nOurs, {name}:\n\n{table}"
     if ours is None:
         return f"{text}\nNot measured here yet, for want of a GPU; `benchmarks/gpu/` would do it.\n"
     return f"{text}\n{provenance(ours)} Mean ± standard deviation over training seeds.\n"
@@ -602,21 +605,34 @@ def _paper_cells(name: str, rows: Mapping[str, Mapping[str, Any]]) -> list[list[
     return made
 
 
-def _protocol_cells(record: Mapping[str, Any]) -> list[list[str]]:
+# what a method's audits cost, from their rows and the number of epochs
+_Costs = Mapping[str, Callable[[pd.DataFrame, int | None], str]]
+_MEASURED: _Costs = {
+    "s / epoch": lambda rows, epochs: f"{rows['seconds'].mean() / epochs:.1f}" if epochs else "–",
+    "GB": lambda rows, _: f"{rows['memory_mb'].mean() / 1e3:.1f}",
+}
+_COUNTED: _Costs = {  # where several jobs share a machine, and seconds say nothing
+    "TMACs": lambda rows, _: f"{rows['gmacs'].mean() / 1e3:.1f}",
+    "trainable": lambda rows, _: f"{rows['trainable'].mean():,.0f}",
+    "file kB": lambda rows, _: f"{rows['file_bytes'].mean() / 1e3:.0f}",
+}
+
+
+def _protocol_cells(record: Mapping[str, Any], costs: _Costs) -> list[list[str]]:
     """Format our rows: a method and a class in each, over the training seeds."""
     table = pd.DataFrame(record["rows"], columns=record["columns"])
-    made = [["method", "class", *(COLUMNS[m][0] for m in _WITH_GAP), "s / epoch", "GB", "seeds"]]
+    made = [["method", "class", *(COLUMNS[m][0] for m in _WITH_GAP), *costs, "seeds"]]
     names = dict(enumerate(record["classes"]))
     for forget, limits in record["bands"].items():
         center = [f"{100 * limits[m][2]:.2f}" for m in audit.GAP_METRICS]
         oracles = f"{record['oracles']} oracles"
-        made.append(["retrain", names[int(forget)], *center, "0.00", "–", "–", oracles])
+        without = ["–"] * len(costs)
+        made.append(["retrain", names[int(forget)], *center, "0.00", *without, oracles])
     for (method, forget), group in table.groupby(["method", "forget"], sort=False):
         epochs = record["settings"][method].get("epochs")
         shown = [_spread(100 * group[m].astype(float)) for m in _WITH_GAP]
-        time = f"{group['seconds'].mean() / epochs:.1f}" if epochs else "–"
-        room = f"{group['memory_mb'].mean() / 1e3:.1f}"
-        made.append([method, names[forget], *shown, time, room, str(len(group))])
+        spent = [show(group, epochs) for show in costs.values()]
+        made.append([method, names[forget], *shown, *spent, str(len(group))])
     return made
 
 

@@ -149,15 +149,20 @@ def test_the_record_of_photographs_grows_over_calls_and_nothing_is_done_twice(
     tmp_path, monkeypatch
 ):
     monkeypatch.setenv("HELPERS_HOME", str(tmp_path / "first"))
-    groups = ({"original": {"method": "original"}}, {"logit_mask": {"method": "logit_mask"}})
+    cheats = {name: {"method": name} for name in ("logit_mask", "prototype")}
+    groups = ({"original": {"method": "original"}}, cheats)
     monkeypatch.setattr(audit_cifar, "RECORD", tmp_path / "record.json")
     monkeypatch.setattr(audit_cifar, "GROUPS", groups)
     monkeypatch.setattr(audit_cifar, "SETTINGS", groups[0] | groups[1])
     cfg = get_config("smoke")
     dataset = data.load_dataset(cfg)
+    audit_cifar.audits(cfg, [(3, 0)], 1, dataset, ["original", "prototype"])
+    named = json.loads(audit_cifar.RECORD.read_text())
+    assert [row[0] for row in named["rows"]] == ["original", "prototype"]
     audit_cifar.audits(cfg, [(3, 0)], 1, dataset)
     first = json.loads(audit_cifar.RECORD.read_text())
-    assert len(first["rows"]) == 2
+    assert [row[0] for row in first["rows"]] == ["original", "logit_mask", "prototype"]
+    assert [first["rows"][0], first["rows"][2]] == named["rows"]
     assert len(first["training"]) == 1 + audit_cifar.ORACLES
     monkeypatch.setenv("HELPERS_HOME", str(tmp_path / "elsewhere"))  # another machine
     audit_cifar.audits(cfg, [(3, 0)], 1, dataset)

@@ -304,8 +304,8 @@ def test_the_audit_on_photographs_is_told_as_it_was_recorded(monkeypatch, tmp_pa
     monkeypatch.setattr(runs, "results_folder", lambda: tmp_path)
     assert report.photographs() == "Not measured yet.\n"
     columns = ["method", "forget", "original_seed", "seed", "repetition", "UA", "RA", "TA", "MIA",
-               "Avg Gap", "head_refit", "seconds", "memory_mb"]  # fmt: skip
-    rows = [["lora", c, s, s, 0, 1.0, 0.9, 0.8 + s / 100, 1.0, 0.02, 0.5 * s, 60.0, 400.0]
+               "Avg Gap", "head_refit", "gmacs", "trainable", "file_bytes"]  # fmt: skip
+    rows = [["lora", c, s, s, 0, 1.0, 0.9, 0.8 + s / 100, 1.0, 0.02, 0.5 * s, 12340, 5678, 91e3]
             for c, s in ((3, 0), (3, 2), (1, 0))]  # fmt: skip
     band = {m: [0.8, 0.81, 0.805] for m in ("UA", "RA", "TA", "MIA")} | {"head_refit": [0, 0.1, 0]}
     training = [{"method": "original", "seconds": 1800, "accuracy": 0.9 + s} for s in (0, 0.01)]
@@ -319,12 +319,13 @@ def test_the_audit_on_photographs_is_told_as_it_was_recorded(monkeypatch, tmp_pa
     (tmp_path / "audit-cifar.json").write_text(json.dumps(record))
     text = report.photographs()
     row = "| lora | cat | 100.00 ± 0.00 | 90.00 ± 0.00 | 81.00 ± 1.41 | 100.00 ± 0.00 |"
-    assert f"{row} 2.00 ± 0.00 | 12.0 | 0.4 | 2 |" in text
-    assert "| lora | car | 100.00 | 90.00 | 80.00 | 100.00 | 2.00 | 12.0 | 0.4 | 1 |" in text
+    assert f"{row} 2.00 ± 0.00 | 12.3 | 5,678 | 91 | 2 |" in text
+    assert "| lora | car | 100.00 | 90.00 | 80.00 | 100.00 | 2.00 | 12.3 | 5,678 | 91 | 1 |" in text
     # TA is inside in 2 of 3, UA, RA and MIA nowhere: 1 / 6; the refitted head in 2 of 3
     assert "| lora | 17 | 67 |" in text
-    assert "3 networks unlearned with each method" in text
-    assert "originals: 90.00 %, 91.00 %. Training these and the oracles took 2.0 core hours" in text
+    assert "unlearned with each method: 3," in text
+    assert "originals: 90.00 %, 91.00 %." in text
+    assert "training these and the oracles took 2.0 hours of a core" in text
     assert "its audits 2.5." in text
     (tmp_path / "audit-cifar.json").write_text("{}")
     with pytest.raises(FileProblem, match="audit-cifar"):
