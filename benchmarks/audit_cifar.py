@@ -10,7 +10,7 @@ on CIFAR-10 (JPEG)), then, with recipes that ``tune_cifar.py`` found, every
 method and its audit. A cell is a class and the training seed of an original; ``--cells 1`` takes
 the first one alone. The record is ``results/audit-cifar.json``; it grows by half of a cell's
 settings at a time. ``--settings`` takes those that are named alone: after a stop, what is done
-enters at once.
+enters at once. The figure beside it and the tables of the README are made from it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 from joblib import Parallel, delayed
 
-from helpers import data, files, runs, study, training, unlearning
+from helpers import data, files, plots, report, runs, study, training, unlearning
 from helpers.config import RunConfig, get_config, home
 from helpers.data import Dataset
 
@@ -63,7 +63,9 @@ def main() -> None:
         for done in Parallel(n_jobs=options.workers, return_as="generator_unordered")(jobs):
             give(done)
     if options.only != "networks":
+        plots.style()
         audits(cfg, cells, options.workers, dataset, options.settings)
+        report.render_readme(RECORD.parents[1] / "README.md")
 
 
 def networks(cfg: RunConfig, cells: Sequence[tuple[int, int]]) -> list[RunConfig]:
@@ -124,7 +126,10 @@ def audits(
                 trained[key] = {"key": key, **training_row(one, dataset)}
         seconds = float(found.table["wall"].sum())
         found.about.update(settings=how, training=[*trained.values()], core_seconds=seconds)
-        study.save(dataclasses.replace(found, table=found.table.iloc[order]), RECORD)
+        found = dataclasses.replace(found, table=found.table.iloc[order])
+        study.save(found, RECORD)
+        figure = plots.lie_detector(study.panel(found)).figure
+        figure.savefig(RECORD.with_suffix(".png"), dpi=110)
 
 
 def epochs(cfg: RunConfig) -> int | None:

@@ -529,7 +529,7 @@ def photographs() -> str:
         FileProblem: If the record is damaged.
 
     Source: ``results/audit-cifar.json``, written by ``benchmarks/audit_cifar.py``.
-    Lesson: 05_evaluation, "The comparison".
+    Lesson: 05_evaluation, "On photographs".
     """
     path = runs.results_folder() / "audit-cifar.json"
     if not path.is_file():
