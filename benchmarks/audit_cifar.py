@@ -52,8 +52,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--cells", type=int, default=len(CELLS), help="how many, from the first")
     parser.add_argument("--only", choices=("networks", "audit"))
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS),
-                        metavar="NAME", help=f"of {', '.join(map(repr, SETTINGS))}")  # fmt: skip
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, metavar="NAME",
+                        help=f"of {', '.join(map(repr, SETTINGS))}")  # fmt: skip
     options = parser.parse_args()
     cfg, cells = get_config("cifar", data=options.data), CELLS[: options.cells]
     dataset = data.load_dataset(cfg)  # decoded once, before there are several workers
@@ -63,8 +63,10 @@ def main() -> None:
         for done in Parallel(n_jobs=options.workers, return_as="generator_unordered")(jobs):
             give(done)
     if options.only != "networks":
-        plots.style()
         audits(cfg, cells, options.workers, dataset, options.settings)
+        plots.style()
+        figure = plots.lie_detector(study.panel(study.load(RECORD))).figure
+        figure.savefig(RECORD.with_suffix(".png"), dpi=110)
         report.render_readme(RECORD.parents[1] / "README.md")
 
 
@@ -126,10 +128,7 @@ def audits(
                 trained[key] = {"key": key, **training_row(one, dataset)}
         seconds = float(found.table["wall"].sum())
         found.about.update(settings=how, training=[*trained.values()], core_seconds=seconds)
-        found = dataclasses.replace(found, table=found.table.iloc[order])
-        study.save(found, RECORD)
-        figure = plots.lie_detector(study.panel(found)).figure
-        figure.savefig(RECORD.with_suffix(".png"), dpi=110)
+        study.save(dataclasses.replace(found, table=found.table.iloc[order]), RECORD)
 
 
 def epochs(cfg: RunConfig) -> int | None:
