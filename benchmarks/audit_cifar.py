@@ -41,7 +41,7 @@ GROUPS: tuple[dict[str, dict[str, str]], ...] = (  # of each cell, each a job of
     {name: {"method": name} for name in OTHERS},
 )
 SETTINGS = GROUPS[0] | GROUPS[1]
-CELLS = ((3, 0), (9, 0), (8, 0), (3, 1), (3, 2))  # class, training seed of its original
+CELLS = ((3, 0), (3, 1), (3, 2), (9, 0), (8, 0))  # class, training seed of its original
 PLACE = ("method", "forget", "original_seed")
 ORACLES = 3  # retrained networks for each class
 

@@ -591,7 +591,8 @@ def _guide(record: Mapping[str, Any]) -> Section:
         "Accuracy on the other classes is the exception: there the original belongs inside.",
         "One metric outside its band is enough to leave a claim without support; many inside are "
         f"no proof. By chance alone a network that never saw the class misses about {chance} % "
-        "of the bands; so look at how far outside, not only whether.",
+        "of the bands, and of those of distances to the oracles up to one in six where there are "
+        "but three of them; so look at how far outside, not only whether.",
     ])  # fmt: skip
 
 

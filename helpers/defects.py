@@ -306,7 +306,7 @@ def unbalanced_attack(cfg: RunConfig, dataset: Dataset) -> Defect:
     return Defect(
         "attacks with more members than non-members, on slices of a shuffled loader",
         values,
-        f"finds {values['unbalanced out']:.0%} of the real non-members (balanced "
+        f"by the loss it finds {values['unbalanced out']:.0%} of the real non-members (balanced "
         f"{values['balanced out']:.0%}); MIA-Efficacy of the original {values['unbalanced f']:.0%} "
         f"({values['balanced f']:.0%}); {values['share']:.0%} of such a slice are of the class",
         "05, The membership attack",
@@ -324,7 +324,7 @@ def flipped_sign(cfg: RunConfig, dataset: Dataset) -> Defect:
         UA of the original, and what the published code would print for it.
 
     Source: the evaluation script of the published code.
-    Lesson: 04_class_unlearning, "Limits and pitfalls".
+    Lesson: 05_evaluation, "Four classic numbers".
     """
     run = runs.run(cfg.but(method="original"), dataset, progress=False)
     values = {"UA": run.metrics["UA"], "printed": 1 - run.metrics["UA"]}
@@ -332,7 +332,7 @@ def flipped_sign(cfg: RunConfig, dataset: Dataset) -> Defect:
         "prints the forget accuracy as “unlearning accuracy”",
         values,
         f"an original that forgot nothing: UA {values['UA']:.0%}, printed {values['printed']:.0%}",
-        "04, Limits and pitfalls",
+        "05, Four classic numbers",
     )
 
 
@@ -390,7 +390,7 @@ def masked_logit(cfg: RunConfig, dataset: Dataset) -> Defect:
         values,
         f"one logit overwritten, nothing forgotten: UA {found['UA']:.0%}, MIA-Efficacy "
         f"{found['MIA']:.0%}, Avg Gap {100 * gap:.2f} pp",
-        "05, What these numbers cannot see",
+        "05, Four classic numbers",
     )
 
 

@@ -22,7 +22,7 @@ HEAD_INPUT = "features"  # the key of what the classifier receives, whatever the
 LOGITS = "logits"  # the key of what the network returns
 PENALTY = 1.0  # of the linear probe; a standardised feature has variance 1, see linear_probe
 LEAST_INFORMATION = 0.01  # nats: below it the original and the oracle cannot be told apart
-_DEAD = 1e-6  # a feature whose deviation is below this share of the largest one is constant
+_DEAD = 1e-6  # a feature whose deviation is below this share of its own size is constant
 
 
 # ------------------------------------------------------------------------------------------------
@@ -235,7 +235,8 @@ def knn_probe(
 ) -> float:
     """Let the nearest training images vote, and measure it on the forgotten class.
 
-    Nearest by the cosine. Equal votes go to the class whose neighbours are nearer, then to the
+    Nearest by the cosine of standardised features, so that no feature counts for more because the
+    network multiplies it. Equal votes go to the class whose neighbours are nearer, then to the
     lower index. With all training images a neighbour of the own class is always near on digits,
     whatever the network knows; with few a class must lie together to win.
 
@@ -266,6 +267,8 @@ def knn_probe(
         sizes = dict.fromkeys(sizes, per_class)
     check("k", k, 1 <= k <= sum(sizes.values()), f"from 1 to {sum(sizes.values())} neighbours")
     chosen = _few(labels, sizes, seed, 1 if per_class is None else draws)
+    mean, factor = train.mean(0), scale(train)
+    train, test = (train - mean) * factor, (test - mean) * factor
     train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
     found = [_right(_votes(test @ train[few].T, labels[few], k), truth) for few in chosen]
     return sum(found) / len(found)
@@ -280,8 +283,8 @@ def _votes(similarity: Tensor, labels: Tensor, k: int) -> Tensor:
 
 def _ridge(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
     """Fit one column a class by least squares with a penalty; return scores of the test images."""
-    mean, scale = _scale(train)
-    x, unseen = (train - mean) * scale, (test - mean) * scale
+    mean, factor = train.mean(0), scale(train)
+    x, unseen = (train - mean) * factor, (test - mean) * factor
     classes, column = labels.unique(return_inverse=True)
     share = F.one_hot(column).double()
     prior = share.mean(0)
@@ -297,15 +300,25 @@ def _ridge(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
     return scores
 
 
-def _scale(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean and what to multiply with: 1 / deviation, and 0 for features that are dead.
+def scale(features: Tensor) -> Tensor:
+    """Return what each feature is multiplied with to have the deviation 1; 0 where it is constant.
 
-    A dead feature would otherwise turn rounding errors, or the first test image on which it is not
-    constant, into the largest number of all.
+    A constant one would otherwise turn rounding errors, or the first test image on which it is not
+    constant, into the largest number of all. Each is compared with itself: beside the largest of
+    all, one that somebody multiplied (and its weights divided) would make the others look constant.
+
+    Args:
+        features: (N, K) float.
+
+    Returns:
+        (K,) of the same type.
+
+    Source: this project.
+    Lesson: 05_evaluation, "What the features still know".
     """
     deviation = features.std(0, correction=0)
-    alive = deviation > _DEAD * deviation.max()
-    return features.mean(0), torch.where(alive, 1 / deviation.clamp_min(1e-300), 0.0)
+    alive = deviation > _DEAD * features.abs().amax(0)
+    return torch.where(alive, 1 / deviation.clamp_min(torch.finfo(deviation.dtype).tiny), 0.0)
 
 
 def prototype_attack(
@@ -324,10 +337,11 @@ def prototype_attack(
 
     Nothing is trained. The row points from the mean of the retained images to the mean of k images
     of the class, and has the mean length and the mean bias of the other rows: the shape that
-    trained classifiers take by themselves. The class's own row is never read. Public code of the
-    attack mixes the uncentred mean with the old row, and tunes the mixture: a masked row would then
-    stay masked, and behind a ReLU, where all features are positive, an uncentred row wins for every
-    network, the oracle too.
+    trained classifiers take by themselves. Every feature is divided by its deviation first, and its
+    column of the classifier multiplied, so that it does not matter how the network scales it. The
+    class's own row is never read. Public code of the attack mixes the uncentred mean with the old
+    row, and tunes the mixture: a masked row would then stay masked, and behind a ReLU, where all
+    features are positive, an uncentred row wins for every network, the oracle too.
 
     Args:
         train_features: (N, K) float, of training images, the forgotten class's among them.
@@ -364,6 +378,9 @@ def prototype_attack(
     _check_finite("bias", bias[others])
     retained = ~torch.isin(labels, torch.tensor(gone))
     check("images", "all of forgotten classes", bool(retained.any()), "some of retained ones too")
+    factor = scale(train)
+    train, test = train * factor, test * factor
+    weight = torch.where(factor > 0, weight / factor, 0.0)
     centre = train[retained].mean(0)
     length, level = weight[others].norm(dim=1).mean(), bias[others].mean()
     logits = torch.full((len(test), len(weight)), -math.inf, dtype=torch.float64)
@@ -582,9 +599,9 @@ def information(
     size = min(per_side, int(torch.bincount(train_y).min()))
     few = _few(train_y, {0: size, 1: size}, seed, 1)[0]
     z = train_z.detach().float().cpu()
-    mean, scale = _scale(z.double())
+    mean, factor = z.double().mean(0), scale(z.double())
     z, unseen = (
-        ((rows.double() - mean) * scale / math.sqrt(z.shape[1])).float()
+        ((rows.double() - mean) * factor / math.sqrt(z.shape[1])).float()
         for rows in (z[few], test_z.detach().cpu())
     )
     return _bound(z, train_y[few], unseen, test_y, seed, steps)

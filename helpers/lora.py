@@ -394,22 +394,20 @@ def audit_adapters(adapted: PeftModel, images: Tensor | None = None) -> list[Ada
     """
     plain = adapted.get_base_model()
     images = models.example(plain, 8) if images is None else images
-    mode, layers = adapted.training, adapters(adapted)
+    layers = adapters(adapted)
     tensors = {name: layer.lora_B[layer.active_adapters[0]].weight for name, layer in layers}
-    adapted.eval()
     generator = torch.Generator().manual_seed(0)
     before = {name: b.detach().clone() for name, b in tensors.items()}
-    with torch.no_grad():
+    with models.evaluating(adapted), torch.no_grad():
         unchanged, effects = adapted(images), {}
         for name, b in tensors.items():
             b.copy_(torch.randn(b.shape, generator=generator))
             effects[name] = (adapted(images) - unchanged).abs().max().item()
             b.copy_(before[name])
-    with torch.enable_grad():
+    with models.evaluating(adapted), torch.enable_grad():
         labels = torch.arange(len(images), device=images.device) % unchanged.shape[1]
         loss = nn.functional.cross_entropy(adapted(images), labels)
         found = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
-    adapted.train(mode)
     sizes = [0.0 if g is None else g.abs().max().item() for g in found]
     return [AdapterAudit(n, effects[n], g) for n, g in zip(tensors, sizes, strict=True)]
 

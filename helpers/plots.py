@@ -281,8 +281,10 @@ def roc(
     ax = _axes(ax, (5.5, 4))
     low, high = (1e-3, 1.05) if log else (-0.02, 1.02)
     for method, (false, true) in curves.items():
-        ax.plot(np.maximum(false, low), np.maximum(true, low), color=COLORS[method], label=method,
-                marker=MARKERS[method], markevery=0.1, ms=6)  # fmt: skip
+        first = max(int(np.searchsorted(false, low, side="right")) - 1, 0)  # the last at the edge
+        x, y = (np.maximum(rates[first:], low) for rates in (false, true))
+        ax.plot(x, y, color=COLORS[method], label=method, marker=MARKERS[method], markevery=0.1,
+                ms=6)  # fmt: skip
     ax.plot([max(low, 0), 1], [max(low, 0), 1], color=CHANCE, ls=":", lw=1.2, label="chance")
     ax.set(xlabel="false positive rate", ylabel="true positive rate")
     if log:
@@ -601,10 +603,11 @@ def lie_detector(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
                     size=7, color=_ink(picture[y, x]))  # fmt: skip
     ax.imshow(picture, aspect="auto")
     _headings(ax, methods, metrics)
-    keys = {"inside the band in all runs": ORACLE, "in half of them": "#ffffff",
-            "in none": FORGET, "not measured": UNKNOWN}  # fmt: skip
-    handles = [Patch(facecolor=c, edgecolor=CHANCE, lw=0.6) for c in keys.values()]
-    ax.legend(handles, list(keys), loc="lower left", ncols=4, frameon=False, fontsize=8,
+    keys = {"all runs inside the band": ORACLE, "half of them": "#ffffff", "none": FORGET,
+            "not measured": UNKNOWN, "number: the runs' mean": "none"}  # fmt: skip
+    handles = [Patch(facecolor=c, edgecolor="none" if c == "none" else CHANCE, lw=0.6)
+               for c in keys.values()]  # fmt: skip
+    ax.legend(handles, list(keys), loc="lower left", ncols=5, frameon=False, fontsize=8,
               bbox_to_anchor=(0, 1, 1, 0.2), borderaxespad=2.2)  # fmt: skip
     return ax
 
@@ -760,7 +763,8 @@ def tradeoff(
         ax.axvspan(-0.3, 1, color=ORACLE, alpha=0.15, lw=0)
         ax.set_xlim(-0.3, max(2.0, table["cost"].max()) + 0.3 if len(table) else 2.0)
     front = table[table["front"]].sort_values("cost")
-    ax.plot(front["cost"], _at_edge(front["away"]), "-", color=CHANCE, lw=1.5, zorder=1)
+    ax.plot(front["cost"], _at_edge(front["away"]), "s-", color=CHANCE, lw=1.5, mfc="none", ms=11,
+            label="Pareto front", zorder=1)  # fmt: skip
     for method, part in table.groupby("method", sort=False):
         edge = {"mec": "white", "mew": 0.5} if MarkerStyle(MARKERS[method]).is_filled() else {}
         ax.plot(part["cost"], _at_edge(part["away"]), MARKERS[method], color=COLORS[method],

@@ -187,7 +187,7 @@ def identity(cfg: RunConfig, fingerprint: str) -> dict[str, Any]:
     fields = ["model", "method", "seed", "device", "precision", "threads"]
     fields += ["compile"] if cfg.compile else []
     recipes = {"train": dataclasses.asdict(cfg.train)}
-    if method.data == "retain":
+    if method.start == "original" or method.data == "retain":  # all but original know the class
         fields += ["forgotten"]
     if method.start == "original":
         fields += ["mode", "earlier", "start_seed"]

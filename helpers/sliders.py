@@ -473,7 +473,8 @@ def _draw_groups(ax: Any, rows: pd.DataFrame, position: int, steps: list[float])
     side = "left" if position < 0.7 * len(rows) else "right"
     ax.text(position, 1.01, "called member →", transform=ax.get_xaxis_transform(), ha=side, size=9)
     marked = range(0, len(steps), 4)
-    ax.set_xticks(list(marked), [f"{steps[i]:.3f}" for i in marked])
-    ax.set(xlabel="score of the attack (steps of equally many images)", ylabel="share of the group")
+    ax.set_xticks(list(marked), [f"{steps[i]:.4f}" for i in marked])
+    ax.set(xlabel="score of the attack (steps: equally many images of all networks together)",
+           ylabel="share of the group")  # fmt: skip
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.legend(loc="upper left")

@@ -105,7 +105,9 @@ def band(
     Returns:
         Mean ± Student's t quantile (n - 1 degrees of freedom) * sd * sqrt(1 + 1/n), widened where
         needed to the resolution and to the values themselves. The last makes it hold more than the
-        level asks for where that is low or the oracles are many (over 40 for 95 %).
+        level asks for where that is low or the oracles are many (over 40 for 95 %). Values that
+        are each an oracle's mean distance to the others depend on each other, and it holds less:
+        84 to 90 % with three, 91 to 94 % with ten (simulated, in one dimension and in twenty).
 
     Raises:
         InputError: If there are fewer than 3 oracles or a value is not finite.

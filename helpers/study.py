@@ -324,7 +324,8 @@ def _folder(cfg: RunConfig, dataset: data.Dataset, oracles: int) -> Path:
     first = cfg.but(method="original", seed=0, original_seed=None)
     oracle = first.but(method="retrain")
     plain = [runs.identity(one, dataset.fingerprint) for one in (first, oracle)]
-    return home() / "artifacts" / "audits" / _hash([*plain, oracles, *audit.METRICS])
+    what = _hash([*plain, oracles, audit.VERSION, *audit.METRICS])
+    return home() / "artifacts" / "audits" / what
 
 
 def _hash(plain: Any) -> str:
@@ -404,7 +405,7 @@ def _collect(
     ).reset_index(drop=True)
     bands = {int(job["forget"]): {k: _opened(b) for k, b in job["bands"].items()} for job in found}
     images = {name: found[0][name] for name in ("data", "classes")}
-    about = {**where, "preset": cfg.preset, **images, "model": cfg.model}
+    about = {**where, "audit": audit.VERSION, "preset": cfg.preset, **images, "model": cfg.model}
     return Study(table, bands, oracles, about)
 
 

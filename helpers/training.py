@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers import files, parallel
+from helpers import files, models, parallel
 from helpers.config import InputError, Recipe, check
 from helpers.data import Dataset, ImageSet, batches, per_pass
 from helpers.ledger import count_saved
@@ -521,14 +521,12 @@ def predict(
     Returns:
         (N, classes) float32 on the CPU, unnormalised.
 
-    Source: the evaluation that paper.md's defects 1 and 6 get wrong.
+    Source: the evaluation that the published code gets wrong, see :mod:`helpers.defects`.
     Lesson: 01_baseline_training, "Train".
     """
-    training = model.training
-    model.eval()
     size = batch_size or per_pass(part.images)
-    logits = [model(dataset.normalise(x)).float().cpu() for x, _ in batches(part, size)]
-    model.train(training)
+    with models.evaluating(model):
+        logits = [model(dataset.normalise(x)).float().cpu() for x, _ in batches(part, size)]
     return torch.cat(logits) if logits else torch.zeros(0, len(dataset.classes))
 
 
@@ -555,15 +553,14 @@ def recalibrate_batchnorm(
     """
     check("images", len(part), len(part) > 1, "at least two, to have a variance")
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta, training = [m.momentum for m in norms], model.training
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the batches
-        norm.train()
+    momenta = [m.momentum for m in norms]
     chosen = part.sample(limit, seed).images[:]
-    for images in chosen.chunk(-(-len(chosen) // 256)):  # even parts: each counts the same
-        model(dataset.normalise(images))
+    with models.evaluating(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain mean over the batches
+            norm.train()
+        for images in chosen.chunk(-(-len(chosen) // 256)):  # even parts: each counts the same
+            model(dataset.normalise(images))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    model.train(training)

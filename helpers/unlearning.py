@@ -213,9 +213,11 @@ def validate(cfg: RunConfig, dataset: Dataset) -> None:
     Source: this project.
     Lesson: 00_start_here, "One configuration".
     """
-    chosen = method(cfg.method)
-    retained = len(dataset.split(cfg.forgotten).retain)
+    chosen, split = method(cfg.method), dataset.split(cfg.forgotten)
+    retained, what = len(split.retain), f"{', '.join(map(str, split.forgotten))}"
     check("retained training images", retained, retained > 1, "at least two, for BatchNorm")
+    for name, part in (("training", split.forget), ("test", split.test_forget)):
+        check(f"{name} images of class {what}", len(part), len(part) > 0, "at least one")
     model = new_model(cfg, dataset)
     layers, kind = models.layers(model), pruning_of(cfg)
     if kind in ("channels", "mask_nm") and cfg.mode == "default":  # may refuse, or change the sizes

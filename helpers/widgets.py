@@ -732,8 +732,8 @@ def ledger_table(stored: grid.Grid, point: grid.Point, live: grid.Live | None) -
         live: What was trained now, if it was.
 
     Returns:
-        One row a quantity, formatted: stored (mean over seeds), as a share of dense fine-tuning,
-        live.
+        One row a quantity, formatted: stored (see :meth:`helpers.grid.Grid.costs`), as a share of
+        dense fine-tuning, live.
 
     Source: this project.
     Lesson: 06_explorer, "The explorer".

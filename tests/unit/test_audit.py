@@ -35,6 +35,10 @@ from helpers.config import InputError, Recipe
 ORACLES = tuple(f"oracle {i}" for i in range(5))
 HELD_OUT = tuple(f"held out {i}" for i in range(4))
 CHEATS = ("logit_mask", "head_only", "prototype")
+REWRITTEN = {  # masked logits in other words: what features are multiplied with, and how many
+    "features 1/64": (2.0**-6, 64), "features x 8": (8.0, 64), "some x 16": (16.0, 8),
+    "some x 2^24": (2.0**24, 8),
+}  # fmt: skip
 
 # What cannot be counted upon to tell the original from the oracles on these images, and why. With
 # fewer images in the published attacks' samples, or other classes, the list is another.
@@ -57,10 +61,25 @@ def networks(cfg, dataset, original_run):
     wanted |= {name: ("retrain", study.ORACLE_SEED + i) for i, name in enumerate(ORACLES)}
     wanted |= {name: ("retrain", i) for i, name in enumerate(HELD_OUT)}
     wanted |= {name: (name, 0) for name in (*CHEATS, "prunelora_channels")}
-    return {
+    made = {
         name: runs.run(cfg.but(method=method, seed=seed), dataset, progress=False).model(dataset)
         for name, (method, seed) in wanted.items()
     }
+    return made | {n: rewritten(made["logit_mask"], *how) for n, how in REWRITTEN.items()}
+
+
+def rewritten(network, factor, count):
+    """Multiply what the last block gives and divide the classifier: the same function."""
+    network = copy.deepcopy(network)
+    scales = torch.ones(64)
+    scales[:count] = factor
+    block = network.layer3[-1]
+    with torch.no_grad():
+        for norm in (block.bn2, block.shortcut[1]):
+            norm.weight *= scales
+            norm.bias *= scales
+        network.fc.weight /= scales
+    return network
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +122,20 @@ def test_the_original_fails_wherever_it_can_be_told_apart(inside):
     assert {"RA", "TA"} <= unseen <= {*BLIND}, unseen ^ {*BLIND}
     groups = {audit.METRICS[m].group for m in audit.METRICS.keys() - {*BLIND}}
     assert groups == {m.group for m in audit.METRICS.values()}, "each group has a part in it"
+
+
+@pytest.mark.parametrize("cheat", REWRITTEN)
+def test_a_cheat_in_other_words_is_caught_as_well(networks, inside, looks, dataset, cheat):
+    """No probe, and no attacker who relearns, may depend on how a function is written."""
+    images = dataset.normalise(dataset.test.images[:])
+    assert torch.equal(networks[cheat](images), networks["logit_mask"](images))
+    own, plain = looks[cheat].own, looks["logit_mask"].own
+    for name in ("linear_probe", "knn_probe", "head_refit", "prototype_attack"):
+        assert own[name] == pytest.approx(plain[name], abs=1e-6)
+    told = [looks[name].information for name in (cheat, "logit_mask")]
+    assert all(told[0][p] == pytest.approx(told[1][p], abs=1e-4) for p in told[0])
+    caught = {name for name, fine in inside[cheat].items() if not fine}
+    assert {"prototype_attack", "relearn_steps", "relearn_area"} <= caught
 
 
 @pytest.mark.parametrize("cheat", CHEATS)

@@ -201,14 +201,17 @@ def test_few_images_are_drawn_from_every_class(monkeypatch):
 
 
 def test_neighbours_by_hand():
-    x = torch.tensor([[1.0, 0], [4, 1], [0, 2], [1, 9], [1, 7]])
-    y = torch.tensor([0, 1, 1, 0, 2])
+    """Both features have mean 0 and the same deviation, so that angles stay as they are."""
+    x = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]])
+    y = torch.tensor([0, 2, 1, 2])
     t, u = torch.tensor([[3.0, 0.1], [0.1, 5]]), torch.tensor([1, 1])
-    # nearest of the first: images 0, 1; of the second: 2, 3
+    # nearest of the first: images 0, 2; of the second: 2, 0
     assert features.knn_probe(x, y, t, u, 1, k=1, per_class=None) == 0.5
     # a tie of one vote each: the nearer neighbour decides, not the lower index
     assert features.knn_probe(x, y, t, u, 1, k=2, per_class=None) == 0.5
     assert features.knn_probe(x * 5, y, t, u, 1, k=2, per_class=None) == 0.5
+    scales = torch.tensor([16.0, 1])  # by feature: nearest by the angle would be others
+    assert features.knn_probe(x * scales, y, t * scales, u, 1, k=1, per_class=None) == 0.5
     # the same place: the lower index
     same = torch.ones(4, 2), torch.tensor([1, 0, 0, 1]), torch.ones(1, 2)
     assert features.knn_probe(*same, torch.tensor([0]), 0, k=4, per_class=None) == 1
@@ -219,8 +222,10 @@ def test_neighbours_equal_scikit_learns():
     from sklearn.neighbors import KNeighborsClassifier
 
     x, y, t, u = clusters(2.0, classes=2)  # two classes and an odd k: no ties
-    knn = KNeighborsClassifier(9, metric="cosine").fit(x.numpy(), y.numpy())
-    wanted = float((knn.predict(t[u == 1].numpy()) == 1).mean())
+    mean, deviation = x.mean(0), x.std(0, correction=0)
+    rows = ((z - mean).div(deviation).numpy() for z in (x, t[u == 1]))
+    knn = KNeighborsClassifier(9, metric="cosine").fit(next(rows), y.numpy())
+    wanted = float((knn.predict(next(rows)) == 1).mean())
     assert features.knn_probe(x, y, t, u, 1, k=9, per_class=None) == wanted
 
 
@@ -238,16 +243,40 @@ def test_the_prototype_attack_never_reads_the_own_row(row):
 
 
 def test_the_prototype_by_hand():
-    """The retained mean is (0, 0); the row of class 2 becomes (0, 1) times the mean length 2."""
+    """Divided by the deviations, 1 to 3, the row of class 2 is (0, 1) times the mean length, 2."""
     x = torch.tensor([[1.0, 0], [-1, 0], [0, 3], [0, 5]])
     y = torch.tensor([0, 1, 2, 2])
     weight, bias = torch.tensor([[2.0, 0], [-2, 0], [9, 9]]), torch.tensor([1.0, 1, 9])
-    t = torch.tensor([[1.0, 1.1], [1.0, 0.9], [-1, 1.1], [-1, 0.9]])
+    t = torch.tensor([[1.0, 3.3], [1.0, 2.7], [-1, 3.3], [-1, 2.7]])
     u = torch.full((4,), 2)
     attack = features.prototype_attack
     assert attack(x, y, weight, bias, t, u, 2, k=2) == 0.5
     assert attack(x, y, weight, None, t, u, 2, k=2) == 0.5
+    scales = torch.tensor([1.0, 1000])
+    assert attack(x * scales, y, weight / scales, bias, t * scales, u, 2, k=2) == 0.5
     assert attack(x, y, weight, torch.tensor([5.0, -3, 0]), t, u, 2, k=2) == 0.25
+
+
+@pytest.mark.parametrize("factor", [16.0, 2.0**24])
+def test_multiplying_a_feature_hides_nothing(factor):
+    """A network may multiply what it likes, and divide the weights behind it: the same function."""
+    x, y, t, u = clusters(2.5)
+    scales = torch.ones(6)
+    scales[[0, 4]] = factor
+    for probe in (features.linear_probe, features.refit_head, features.knn_probe):
+        found = probe(x * scales, y, t * scales, u, 1)
+        assert found == pytest.approx(probe(x, y, t, u, 1), abs=1e-9)
+        assert found > 0.3
+    sides = y == 1, u == 1
+    told = [features.information(a, sides[0], b, sides[1])
+            for a, b in ((x, t), (x * scales, t * scales))]  # fmt: skip
+    assert told[0] == pytest.approx(told[1], abs=1e-5)
+    assert told[0] > 0.1
+
+
+def test_a_constant_feature_counts_for_nothing():
+    x = torch.tensor([[1.0, 5, 0, 1e-20], [3, 5, 0, 3e-20]]).double()
+    assert features.scale(x).tolist() == pytest.approx([1, 0, 0, 1e20])
 
 
 GOOD = clusters(2.0)

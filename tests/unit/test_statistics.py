@@ -501,3 +501,16 @@ def test_paired_differences_equal_scipys_interval():
     assert statistics.paired_difference(one, "a", "b") == (pytest.approx(-0.1), -INF, INF)
     with pytest.raises(InputError, match="common seed"):
         statistics.paired_difference(table, "a", "c")
+
+
+@pytest.mark.parametrize(("n", "least", "most"), [(3, 0.82, 0.90), (10, 0.905, 0.945)])
+@pytest.mark.parametrize("dimensions", [1, 20])
+def test_how_often_a_band_of_distances_holds_one_more_oracle(n, least, most, dimensions):
+    """Less than the 95 % asked for, because such distances share oracles: as documented."""
+    draw, held = np.random.default_rng(n + dimensions), 0
+    for _ in range(1500):
+        places = draw.standard_normal((n + 1, dimensions))
+        apart = np.linalg.norm(places[:, None] - places[None], axis=-1)
+        among = apart[:n, :n].sum(1) / (n - 1)
+        held += statistics.band(among.tolist(), side="upper").holds(apart[n, :n].mean())
+    assert least < held / 1500 < most
