@@ -10,7 +10,8 @@ on CIFAR-10 (JPEG)), then, with recipes that ``tune_cifar.py`` found, every
 method and its audit. A cell is a class and the training seed of an original; ``--cells 1`` takes
 the first one alone. The record is ``results/audit-cifar.json``; it grows by half of a cell's
 settings at a time. ``--settings`` takes those that are named alone: after a stop, what is done
-enters at once. The figure beside it and the tables of the README are made from it.
+enters at once. The figure beside it and the tables of the README are made from it. One whose metrics were measured
+in another way (``helpers.audit.VERSION``) is begun anew.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 
 from joblib import Parallel, delayed
 
-from helpers import data, files, plots, report, runs, study, training, unlearning
+from helpers import audit, data, files, plots, report, runs, study, training, unlearning
 from helpers.config import RunConfig, get_config, home
 from helpers.data import Dataset
 
@@ -107,6 +108,8 @@ def audits(
 ) -> None:  # fmt: skip
     """Do and audit what the record lacks; it grows by a group of settings at a time."""
     finished = [study.load(RECORD)] if RECORD.exists() else []
+    if finished and finished[0].about.get("audit") != audit.VERSION:
+        finished = []  # its metrics were others
     known = {key for one in finished for key in zip(*(one.table[c] for c in PLACE), strict=True)}
     trained = {one["key"]: one for past in finished for one in past.about["training"]}
     jobs = [

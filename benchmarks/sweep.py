@@ -195,11 +195,11 @@ def storage(record: dict[str, Any]) -> str:
     csv, plain = (size * POINTS / 1e6 for size in one["table_bytes"])
     return (
         f"On disk {one['on_disk'] * POINTS / 1e9:,.0f} GB in {one['files'] * POINTS:,.0f} files "
-        f"for the digits network of 78 k parameters ({one['bytes'] / 1e3:.0f} kB a point; a larger "
-        f"network in proportion); the table {csv:,.0f} MB as CSV and {plain:,.0f} MB as JSON. The "
-        f"one process that plans and collects needs {one['plan_ms'] * POINTS / 6e4:,.0f} minutes "
-        f"to check all points, and {one['read_ms'] * POINTS / 6e4:,.0f} to read all back when it "
-        "is started again."
+        f"for the digits network of 78 k parameters ({one['on_disk'] / 1e3:.0f} kB a point; a "
+        f"larger network in proportion); the table {csv:,.0f} MB as CSV and {plain:,.0f} MB as "
+        f"JSON. The one process that plans and collects needs {one['plan_ms'] * POINTS / 6e4:,.0f} "
+        f"minutes to check all points, and {one['read_ms'] * POINTS / 6e4:,.0f} to read all back "
+        "when it is started again."
     )
 
 

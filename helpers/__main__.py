@@ -59,11 +59,19 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["HELPERS_HOME"] = str(home())  # kernels work in another folder
         return _command(options)
     except (InputError, OSError) as error:  # FileProblem is an OSError
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_worded(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
         print(str(stopped) or "stopped; finished runs are kept", file=sys.stderr)
         return INTERRUPTED
+
+
+def _worded(error: Exception) -> str:
+    """Add what to do where the operating system says no more than that it is not permitted."""
+    from helpers import files
+
+    plain = isinstance(error, PermissionError) and error.filename is not None
+    return files.forbidden(error.filename) if plain else str(error)
 
 
 def _command(options: argparse.Namespace) -> int:
@@ -211,7 +219,7 @@ def _run(options: argparse.Namespace) -> int:
     unlearning.method(cfg.method)
     dataset = data.load_dataset(cfg, progress=not options.quiet)
     methods = dict.fromkeys(["original", "retrain", cfg.method])
-    done = runs.run_all(cfg, methods, [cfg.seed], dataset, not options.quiet)
+    done = runs.run_all(cfg, methods, [cfg.seed], dataset, not options.quiet, measured=None)
     if parallel.rank() > 0:
         return 0
     table = audit.compare(run.row for run in done)
@@ -236,8 +244,11 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from helpers import report, statistics, sweep
+    from helpers import files, report, statistics, sweep
 
+    out = Path(options.out)
+    check("out", options.out, out.name != "", "the path of a file, without its ending")
+    files.make_folder(out.parent)
     fields = [f.name for f in dataclasses.fields(RunConfig) if f.name != "preset"]
     given = {name: getattr(options, name, None) for name in fields}
     grid = {
@@ -259,7 +270,7 @@ def _sweep(options: argparse.Namespace) -> int:
               f"{row['problem']}")  # fmt: skip
     print(f"{len(done.rows)} points in {done.seconds:.1f} s: {done.done} done now, "
           f"{len(done.rows) - done.done - len(failed)} kept, {len(failed)} failed")  # fmt: skip
-    for path in sweep.save(done, Path(options.out)):
+    for path in sweep.save(done, out):
         print(path)
     return 2 if failed else 0
 
@@ -276,12 +287,13 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     cfg = _config(options)
-    from helpers import card, data, report, study
+    from helpers import card, data, files, report, study
 
+    out = files.make_folder(Path(options.out))
     dataset = data.load_dataset(cfg, progress=not options.quiet)
     record = study.audit_run(cfg, options.oracles, dataset, not options.quiet)
     print(report.text_table(report.audit_cells(record)))
-    for path in card.write(record, Path(options.out)).values():
+    for path in card.write(record, out).values():
         print(path)
     return 0
 
@@ -306,8 +318,10 @@ def _add_audit(parser: argparse.ArgumentParser) -> None:
 
 def _audit(options: argparse.Namespace) -> int:
     cfg = _config(options)
-    from helpers import audit, card, data, report, runs
+    from helpers import audit, card, data, files, report, runs
 
+    if options.out:
+        files.make_folder(Path(options.out))
     dataset = data.load_dataset(cfg, progress=not options.quiet)
     dataset = _normalised(dataset, options.mean, options.std)
     networks = [
@@ -352,7 +366,7 @@ def _own_network(built: str) -> nn.Module:
     sys.path.insert(0, os.getcwd())
     try:
         network = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError, SyntaxError) as error:
         raise InputError(
             f"architecture = {built!r} cannot be had: {error}; use MODULE:FUNCTION of a function "
             "without arguments in the working folder or an installed module"
@@ -385,7 +399,7 @@ def _normalised(dataset: Dataset, mean: str | None, std: str | None) -> Dataset:
 
 def _classes(field: str, text: str) -> tuple[int, ...]:
     parts = text.split(",")
-    ok = all(part.strip().isdecimal() for part in parts)
+    ok = all(part.strip().isdecimal() and len(part) < 20 for part in parts)
     check(field, text, ok, "class numbers, separated by commas: 3, or 3,5")
     return tuple(int(part) for part in parts)
 

@@ -699,7 +699,8 @@ def check_networks(
     Raises:
         InputError: If there are too few oracles or two are the same, an oracle recognises the
             forgotten class or knows nothing of another, the original does not know the class,
-            the outputs are in another order than the labels, or a network is on another device.
+            the outputs are in another order than the labels or do not come from the last linear
+            layer, or a network is on another device or of another type than float32.
 
     Source: this project.
     Lesson: 05_evaluation, "Audit your own model".
@@ -711,6 +712,8 @@ def check_networks(
     for name, network in named.items():
         device = next((p.device.type for p in network.parameters()), "no parameters")
         check(name, device, device == split.forget.images.device.type, "the device of the images")
+        types = {p.dtype for p in network.parameters() if p.is_floating_point()}
+        check(name, ", ".join(map(str, types)), types <= {torch.float32}, "float32: model.float()")
         twin = hashes.setdefault(models.fingerprint(network), name)
         check(name, f"the same weights as {twin}", twin == name or name == "original",
               "networks of their own; another seed gives another oracle")  # fmt: skip

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-LARGEST_JSON = 16 * 2**20  # bytes; parsing takes a multiple of it
+LARGEST_JSON = 128 * 2**20  # bytes; parsing takes a multiple of it
 
 
 class FileProblem(OSError):
@@ -59,6 +59,29 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
     return path
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder and try to write in it: before hours of work, not after.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        FileProblem: If it cannot be made or written.
+
+    Source: this project.
+    Lesson: 00_start_here, "The same from a shell".
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise FileProblem(_cannot_write(path, error)) from error
 
 
 def _cannot_write(path: Path, error: Exception) -> str:
@@ -117,13 +140,16 @@ def write_json(path: Path, content: Mapping[str, Any]) -> Path:
         ``path``.
 
     Raises:
-        FileProblem: If it cannot be written.
+        FileProblem: If it cannot be written, or is larger than what :func:`read_json` reads.
         ValueError: If a number is not finite or a value is not plain data.
 
     Source: RFC 8259.
     Lesson: 00_start_here, "Where results are kept".
     """
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    if len(text) > LARGEST_JSON:  # ASCII: a byte a character
+        raise FileProblem(f"cannot write {path}: {len(text):,} bytes of JSON, more than the "
+                          f"{LARGEST_JSON:,} that are read back: divide it")  # fmt: skip
     return write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
@@ -149,6 +175,8 @@ def read_json(path: Path, requires: tuple[str, ...] = ()) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FileProblem(f"{path} does not exist") from error
+    except PermissionError as error:
+        raise FileProblem(forbidden(path)) from error
     except (OSError, ValueError, RecursionError) as error:
         raise FileProblem(cannot_read(path, error)) from error
     missing = [k for k in requires if k not in content] if isinstance(content, dict) else ["{}"]
@@ -266,8 +294,25 @@ def sha256(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+    except PermissionError as error:
+        raise FileProblem(forbidden(path)) from error
     except OSError as error:
         raise FileProblem(cannot_read(path, error)) from error
+
+
+def forbidden(path: Path | str) -> str:
+    """Word the message for what may not be read.
+
+    Args:
+        path: The file or folder.
+
+    Returns:
+        One line with the file and the remedy.
+
+    Source: this project.
+    Lesson: 00_start_here, "Where results are kept".
+    """
+    return f"{path} may not be read: give yourself the right to, or use another folder"
 
 
 def cannot_read(path: Path, reason: object) -> str:

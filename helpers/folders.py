@@ -278,6 +278,13 @@ def _decode(
             # none of it is lost: each file is named with its reason, and the caller stops or goes
             # on
             except Exception as error:
+                if isinstance(error, OSError) and error.errno is not None:
+                    # the disk, or a right that lacks: it is no fault of the image, which may well
+                    # be read another time
+                    raise InputError(
+                        f"{root}: {name} cannot be read now: {error.strerror}; give yourself the "
+                        "right to, or look after the disk, and run the same again"
+                    ) from error
                 where = repr(os.fspath(file) if isinstance(file, Path) else file)
                 bad[name] = f"{type(error).__name__}: {str(error).replace(where, repr(name))}"
                 continue

@@ -130,7 +130,32 @@ def cut(plain: nn.Module, adapted: nn.Module, trained: Iterable[str]) -> Cut:
     check("frozen part", random, not random, "layers that give the same at every step")
     with torch.no_grad():
         shapes = [t.shape[1:] for t in front(images)]
-    return Cut(front, Tail(fx.GraphModule(adapted, _part(graph, crossing, None)), shapes))
+    tail = fx.GraphModule(adapted, _part(graph, crossing, None))
+    alike = _trains_alike(adapted, front, tail, images)
+    check("frozen part", "another in training", alike, "layers that give the same at every step")
+    return Cut(front, Tail(tail, shapes))
+
+
+@torch.no_grad()
+def _trains_alike(
+    adapted: nn.Module, front: fx.GraphModule, tail: fx.GraphModule, images: Tensor
+) -> bool:
+    """Say whether the whole network, while it trains, computes what its two parts do.
+
+    Tracing sees one path: noise, or a branch, that is there in training alone would be lost.
+    """
+    buffers = [(b, b.clone()) for b in adapted.buffers()]
+    outputs = []
+    with models.evaluating(adapted), torch.random.fork_rng([]):
+        for module in adapted.modules():
+            module.training = not isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for network in (adapted, lambda x: tail(*front(x))):
+            torch.default_generator.manual_seed(0)
+            outputs.append(network(images))
+    for buffer, before in buffers:
+        buffer.copy_(before)
+    size = outputs[0].abs().max()
+    return bool((outputs[0] - outputs[1]).abs().max() <= 1e-3 * size + 1e-6)
 
 
 def _split_first_adapters(graph: fx.Graph, moving: set[fx.Node], adapted: nn.Module) -> None:

@@ -415,8 +415,8 @@ def comparison(
 ) -> np.ndarray:
     """Draw the comparison table as a picture: one panel a metric, one line a method.
 
-    Every seed is a small dot, the mean a marker; the band spans the retrained networks. Where the
-    original is far from all others it would hide their differences: it is then written at the edge.
+    Every seed is a small dot, the mean a marker; the band spans the retrained networks. A mean far
+    from most would hide their differences: it is written at the edge.
 
     Args:
         table: From :func:`helpers.audit.compare`.
@@ -432,7 +432,9 @@ def comparison(
     across = min(3, len(metrics))
     down = -(-len(metrics) // across)
     size = (3.1 * across, 0.24 * len(methods) * down + 0.9 * down)
-    _, grid = plt.subplots(down, across, figsize=size, sharey=True, squeeze=False)
+    _, grid = plt.subplots(
+        down, across, figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
     for ax, metric in zip(grid.flat, metrics, strict=False):
         values = {name: table.loc[table["method"] == name, metric].dropna() for name in methods}
         _panel(ax, values, band=metric != "Avg Gap")
@@ -441,31 +443,45 @@ def comparison(
         ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")
         ax.xaxis.set_major_locator(MaxNLocator(4))
     grid[0, 0].invert_yaxis()
+    grey = {"color": CHANCE, "ls": ""}
+    keys = [Line2D([], [], marker=".", label="a seed", **grey),
+            Line2D([], [], marker="D", label="mean of the seeds", **grey),
+            Line2D([], [], marker="$◂$", label="mean far from most", **grey),
+            Patch(color=ORACLE, alpha=0.25, label="retrained networks")]  # fmt: skip
+    grid[0, 0].figure.legend(handles=keys, loc="outside upper center", ncols=4, frameon=False)
     for ax in grid.flat[len(metrics) :]:
         ax.remove()
     return grid.flatten()[: len(metrics)]
 
 
 def _panel(ax: Axes, values: Mapping[str, pd.Series], band: bool) -> None:
-    others = pd.concat([v for name, v in values.items() if name != "original"])
-    low, high = others.min(), others.max()
-    margin = max(0.12 * (high - low), 0.002)
+    means = pd.Series({name: seeds.mean() for name, seeds in values.items()})
+    low, high = _fences(means.drop("original", errors="ignore"))
+    drawn = []
     if band and len(values.get("retrain", ())):
         oracle = values["retrain"]
+        low, high = min(low, oracle.min()), max(high, oracle.max())
         ax.axvspan(oracle.min(), oracle.max(), color=ORACLE, alpha=0.25, lw=2)  # a line if equal
     for place, (name, seeds) in enumerate(values.items()):
-        mean = seeds.mean()
-        away = mean < low - 4 * (high - low + margin) or mean > high + 4 * (high - low + margin)
-        if name == "original" and away:
-            left = mean < low
-            text = f"◂ {100 * mean:.1f}" if left else f"{100 * mean:.1f} ▸"
-            edge, side = (0.02, "left") if left else (0.98, "right")
+        mean = means[name]
+        if not low <= mean <= high:
+            text = f"◂ {100 * mean:.1f}" if mean < low else f"{100 * mean:.1f} ▸"
+            edge, side = (0.02, "left") if mean < low else (0.98, "right")
             ax.text(edge, place, text, transform=ax.get_yaxis_transform(), ha=side, va="center")
-            continue
-        ax.plot(seeds, [place] * len(seeds), ".", color=COLORS[name], alpha=0.5)
-        ax.plot(mean, place, MARKERS[name], color=COLORS[name])
-        low, high = min(low, seeds.min()), max(high, seeds.max())
-    ax.set_xlim(low - margin, high + margin)
+        elif len(seeds):
+            ax.plot(seeds, [place] * len(seeds), ".", color=COLORS[name], alpha=0.5)
+            ax.plot(mean, place, MARKERS[name], color=COLORS[name])
+            drawn.append(seeds)
+    shown = pd.concat(drawn)
+    margin = max(0.12 * (shown.max() - shown.min()), 0.002)
+    ax.set_xlim(shown.min() - margin, shown.max() + margin)
+
+
+def _fences(means: pd.Series) -> tuple[float, float]:
+    """Return the limits beyond which a mean is far from most (Tukey's outer fences)."""
+    low, high = means.quantile([0.25, 0.75])
+    reach = 3 * max(high - low, 0.005)
+    return low - reach, high + reach
 
 
 def _plain_text(text: str) -> str:

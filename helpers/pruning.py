@@ -8,6 +8,7 @@ of each tensor, so that the smaller network can be cut out of the original again
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -21,9 +22,12 @@ from helpers.config import CRITERIA, KINDS, SCOPES, InputError, check, choose
 from helpers.data import Dataset, ImageSet, batches
 from helpers.training import recalibrate_batchnorm
 
+log = logging.getLogger(__name__)
+
 Masks = dict[str, Tensor]
 Kept = dict[str, tuple[Tensor | None, ...]]  # tensor -> indices kept along each dimension
 SCORED = 512  # images of which the criterion "taylor" takes the gradient
+_LITTLE = 0.2  # of all weights: where fewer can be pruned, that is said
 
 
 @dataclass
@@ -95,10 +99,18 @@ def prune(
     check(
         "names", names, names is None or kind != "channels", "None: what is coupled goes together"
     )
+    types = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    check("model", ", ".join(map(str, types)), types <= {torch.float32}, "float32: model.float()")
     known = dict(model.named_modules())
     unknown = [name for name in names or () if name not in known]
     check("names", unknown, not unknown, f"layers of {type(model).__name__}")
-    names = list(models.layers(model).prunable) if names is None else list(names)
+    if names is None:
+        names = list(models.layers(model).prunable)
+        share = sum(known[n].weight.numel() for n in names) / models.count_parameters(model)
+        if share < _LITTLE:
+            log.warning("%.1f %% of the weights of %s are in layers that can be pruned",
+                        100 * share, type(model).__name__)  # fmt: skip
+    names = list(names)
     made = Pruned(copy.deepcopy(model).eval())
     if criterion == "taylor":
         check("criterion", criterion, part is not None and dataset is not None, "needs images")
@@ -315,6 +327,10 @@ def remove_channels(
         "random": tp.importance.RandomImportance,
         "taylor": tp.importance.GroupTaylorImportance,
     }[criterion]()
+    named = list(model.named_parameters(remove_duplicate=False))
+    twice = sorted(n for n, p in named if sum(p is q for _, q in named) > 1)
+    check("model", f"shared weights, {', '.join(twice)}", not twice,
+          "one whose layers have weights of their own; or use a mask")  # fmt: skip
     attention = [m for m in model.modules() if isinstance(m, models.Attention)]
     heads = {layer: a.heads for a in attention for layer in (a.query, a.key, a.value)}
     requires = {n: p.requires_grad for n, p in model.named_parameters()}

@@ -103,6 +103,20 @@ def audit_cells(record: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
+def glossary() -> str:
+    """Say in a line what each metric of an audit is, and which side of the band counts against it.
+
+    Returns:
+        Markdown, one row a metric of ``helpers.audit.METRICS``.
+
+    Source: :mod:`helpers.audit`.
+    Lesson: 05_evaluation, "The lie detector".
+    """
+    against = {"both": "both sides", "upper": "above", "lower": "below"}
+    rows = [[m.group, m.title, m.what, against[m.side]] for m in audit.METRICS.values()]
+    return markdown_table([["group", "metric", "what it is", "against it"], *rows])
+
+
 def beside_bands(
     found: Mapping[str, Mapping[str, float]], bands: Mapping[str, statistics.Band], group: str
 ) -> pd.DataFrame:
@@ -671,7 +685,8 @@ def render_readme(path: Path) -> None:
 
     Args:
         path: The README; has ``<!-- NAME -->`` and ``<!-- end NAME -->`` for ``comparison``,
-            ``budget``, ``photographs``, ``protocol``, ``audits``, ``savings`` and ``images``.
+            ``budget``, ``photographs``, ``protocol``, ``audits``, ``glossary``, ``savings`` and
+            ``images``.
 
     Raises:
         InputError: If a marker is missing.
@@ -685,7 +700,7 @@ def render_readme(path: Path) -> None:
     table = markdown_table(cells(statistics.summary(audit.compare(record["rows"]))))
     text = path.read_text(encoding="utf-8")
     blocks = {"comparison": f"{table}\n{provenance(record)} {NOTE}\n", "budget": budget("all"),
-              "audits": audits(), "savings": savings(), "images": images(),
+              "audits": audits(), "glossary": glossary(), "savings": savings(), "images": images(),
               "protocol": protocol(), "photographs": photographs()}  # fmt: skip
     text = filled(text, blocks)
     files.write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))

@@ -18,7 +18,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import math
 import os
 import platform
 from collections.abc import Iterable, Iterator
@@ -54,8 +53,12 @@ MONITORED = 2000  # validation images, of all classes, that are followed through
 _VERSIONS = (
     "torch", "torchvision", "peft", "torch-pruning", "numpy", "scikit-learn", "safetensors",
 )  # fmt: skip
-_NUMBERS = ("seconds", "trainable", "peak_memory", "macs", "sparsity", "file_bytes")
-_REQUIRED = ("identity", "config", "metrics", "history", "ledger", "weights_sha256", *_NUMBERS)
+_NUMBERS = (
+    "seconds", "trainable", "peak_memory", "macs", "sparsity", "file_bytes", "patch_bytes",
+)  # fmt: skip
+_REQUIRED = ("identity", "config", "metrics", "history", "ledger", "weights_sha256", "date",
+             "versions", "hardware", *_NUMBERS)  # fmt: skip
+_LARGEST = 1e300  # of a number in a record
 
 
 class Claimed(Exception):
@@ -230,7 +233,7 @@ def run(
     cache: frozen.Cache | None = None,
     *,
     wait: bool = True,
-    measured: bool = True,
+    measured: bool | None = True,
     validated: bool = False,
 ) -> Run:
     """Do a run, or read it back if it was done before.
@@ -245,7 +248,8 @@ def run(
         progress: Whether to show bars.
         cache: Outputs of the frozen part, and the network to start from, kept from other runs.
         wait: Whether to wait while another process does this run.
-        measured: Whether to fill the ledger of stages, which takes some dozens of passes.
+        measured: Whether to fill the ledger of stages, which takes some dozens of passes; a run
+            that was kept without is then done again. None fills it, and takes that one as it is.
         validated: Whether the configuration is known to fit the data, and need not be checked.
 
     Returns:
@@ -289,13 +293,13 @@ def run(
             monitor={str(c): sample.where(sample.labels == c) for c in range(len(dataset.classes))},
             checkpoint=folder / "checkpoint.safetensors",
             progress=f"{cfg.method}, seed {cfg.seed}" if progress else None,
-            cache=cache, measured=measured and method.start == "original",
+            cache=cache, measured=measured is not False and method.start == "original",
         )  # fmt: skip
         return parallel.first(partial(_write, cfg, dataset, folder, outcome))
 
 
 def _kept(
-    cfg: RunConfig, dataset: data.Dataset, folder: Path, wait: bool, measured: bool,
+    cfg: RunConfig, dataset: data.Dataset, folder: Path, wait: bool, measured: bool | None,
     claimed: bool = False,
 ) -> Run | None:  # fmt: skip
     """Read a run back; None if it was not finished, or its ledger is wanted and was left out."""
@@ -389,6 +393,7 @@ def as_evaluated(dataset: data.Dataset, cfg: RunConfig) -> data.Dataset:
 
 def _write(cfg: RunConfig, dataset: data.Dataset, folder: Path, outcome: unlearning.Outcome) -> Run:
     model, fit = outcome.model, outcome.fit
+    (folder / "run.json").unlink(missing_ok=True)  # of a run without a ledger, done again
     path, rows, size = models.save(model, folder), outcome.ledger, 0
     weights = files.sha256(path)
     dense = unlearning.new_model(cfg, dataset)
@@ -459,8 +464,10 @@ def _sound(record: dict[str, Any]) -> bool:
     shares = [v.get(m) if isinstance(v, dict) else None for v in views for m in audit.CLASSIC]
     return (
         all(within(share, 1) for share in shares)
-        and all(within(record[name], math.inf) for name in _NUMBERS)
+        and all(within(record[name], _LARGEST) for name in _NUMBERS)
         and isinstance(record["history"], list)
+        and isinstance(record["date"], str)
+        and all(isinstance(record[name], dict) for name in ("versions", "hardware"))
     )
 
 
@@ -514,6 +521,7 @@ def run_all(
     seeds: Iterable[int] | None = None,
     dataset: data.Dataset | None = None,
     progress: bool = True,
+    measured: bool | None = True,
 ) -> list[Run]:
     """Do the runs of several methods and seeds, one after another; finished ones are read back.
 
@@ -525,6 +533,7 @@ def run_all(
         progress: Whether to show bars: one for each training and, where several are to be done,
             one above them, of all their epochs, with the time left. It counts an epoch of a method
             that trains little like any other, so it rather promises too long.
+        measured: As for :func:`run`.
 
     Returns:
         The runs, method by method.
@@ -549,9 +558,10 @@ def run_all(
     done: dict[RunConfig, Run] = {}
     with _bar(missing, progress) as bar:
         for one in missing:
-            done[one] = run(one, dataset, progress, cache)
+            done[one] = run(one, dataset, progress, cache, measured=measured)
             bar.update(_epochs(one))
-    return [done.get(one) or run(one, dataset, progress, cache) for one in wanted]
+    return [done.get(one) or run(one, dataset, progress, cache, measured=measured)
+            for one in wanted]  # fmt: skip
 
 
 def _missing(wanted: Iterable[RunConfig], dataset: data.Dataset) -> list[RunConfig]:

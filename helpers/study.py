@@ -211,7 +211,7 @@ def audit_run(
                 forget=cfg.forgotten)
         for i in range(oracles)
     ]  # fmt: skip
-    done = [runs.run(one, dataset, progress) for one in wanted]
+    done = [runs.run(one, dataset, progress, measured=None) for one in wanted]
     networks = [one.model(dataset) for one in done]
     split = runs.as_evaluated(dataset, cfg).split(cfg.forgotten)
     record = audit.audit(networks[0], networks[1], networks[2:], split, seed=cfg.seed)
@@ -433,8 +433,10 @@ def join(studies: Sequence[Study]) -> Study:
     import pandas as pd
 
     check("studies", len(studies), len(studies) > 0, "at least one")
-    kinds = {(one.about["data"], one.about["model"], one.oracles) for one in studies}
-    check("studies", sorted(kinds), len(kinds) == 1, "the same data, network and oracles for all")
+    kinds = {(one.about["data"], one.about["model"], one.oracles, str(one.about.get("audit")))
+             for one in studies}  # fmt: skip
+    same = "the same data, network, oracles and version of the audit for all"
+    check("studies", sorted(kinds), len(kinds) == 1, same)
     table = pd.concat([one.table for one in studies], ignore_index=True)
     place = ["method", "forget", "original_seed", "seed"]
     twice = table[table.duplicated(place)][place].to_dict("records")
@@ -495,10 +497,16 @@ def load(path: Path) -> Study:
         if not {"method", "forget"} <= {*columns} or any(len(r) != len(columns) for r in rows):
             raise ValueError("its rows and columns do not fit")
         table = pd.DataFrame(rows, columns=columns)
+        numbers = [c for c in (*audit.METRICS, *COSTS, "rank", "sparsity") if c in columns]
+        table = table.astype(dict.fromkeys(numbers, float))
         bands = {int(c): {k: _opened(b) for k, b in limits.items()}
                  for c, limits in record.pop("bands").items()}  # fmt: skip
+        for limits in bands.values():
+            for band in limits.values():
+                if not all(isinstance(v, int | float) for v in band):
+                    raise ValueError("a band is not made of numbers")
         oracles = int(record.pop("oracles"))
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise files.FileProblem(files.cannot_read(path, error)) from error
     return Study(table, bands, oracles, record)
 

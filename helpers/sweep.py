@@ -23,7 +23,7 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ _NUMBERS = ("sparsity", "alpha", "dropout", "lr")
 # field -> where runs.identity tells what it came to
 _CAME_TO = {"alpha": "lora_alpha", "dropout": "lora_dropout", "original_seed": "start_seed",
             "lr": "unlearn", "epochs": "unlearn"}  # fmt: skip
+_ASIDE = ("memory_mb", "cache_mb")  # change no network, and so make no points
 _SHOWN = ("method", "forget", "seed", "rank", "sparsity")
 
 
@@ -132,7 +133,8 @@ def values(field: str, text: str) -> list[Any]:
     Lesson: 00_start_here, "The same from a shell".
     """
     # a path may hold commas
-    parts = re.split(r",(?=digits|cifar10|folder:)" if field == "data" else ",", text)
+    several = r",(?=\s*(?:(?:digits|cifar10)\s*(?:,|$)|folder:))" if field == "data" else ","
+    parts = re.split(several, text)
     return [value for part in parts for value in _value(field, part.strip(), text)]
 
 
@@ -202,12 +204,12 @@ def plan(grid: Mapping[str, Sequence[Any]], preset: str | None = None, sweep: st
     preset = get_config(preset).preset
     found: dict[Any, Point] = {}
     impossible, tried = [], {}
-    varied = {field for field, several in grid.items() if len(several) > 1 or ALL in several}
+    varied = {field for field, several in grid.items()
+              if field not in _ASIDE and (len(several) > 1 or ALL in several)}  # fmt: skip
     for changes in _combinations(grid, preset, sweep):
         try:
             cfg = get_config(preset, **changes)
-            dataset, _ = _share(cfg, sweep)
-            _try(cfg, dataset, tried)
+            dataset = _try(cfg, sweep, tried)
         except InputError as error:
             name = ", ".join(f"{k} {_plain(v)}" for k, v in changes.items() if k in varied)
             impossible.append((name or "the only point", str(error)))
@@ -234,12 +236,23 @@ def _combinations(
         yield from ({**changes, "forget": c} for c in range(len(dataset.classes)))
 
 
-def _try(cfg: RunConfig, dataset: data.Dataset, tried: dict[RunConfig, str | None]) -> None:
-    """Validate a point, or remember what was found for one that differs in seeds and steps."""
-    key = cfg.but(seed=0, original_seed=None, lr=None, epochs=None, alpha=None)
+def _try(cfg: RunConfig, sweep: str, tried: dict[Any, str | None]) -> data.Dataset:
+    """Load the images and validate a point, or remember what was found for one like it.
+
+    Points that differ in seeds and steps alone are alike; of images that cannot be loaded all are.
+    """
+    images = tuple(getattr(cfg, name) for name in _IMAGES)
+    _once(images, tried, lambda: _share(cfg, sweep))
+    dataset, _ = _share(cfg, sweep)
+    like = cfg.but(seed=0, original_seed=None, lr=None, epochs=None, alpha=None)
+    _once(like, tried, lambda: unlearning.validate(cfg, dataset))
+    return dataset
+
+
+def _once(key: Any, tried: dict[Any, str | None], attempt: Callable[[], object]) -> None:
     if key not in tried:
         try:
-            unlearning.validate(cfg, dataset)
+            attempt()
             tried[key] = None
         except InputError as error:
             tried[key] = str(error)
@@ -541,7 +554,7 @@ def _reach(address: str) -> None:
         return
     try:
         socket.create_connection((found[1], int(found[2])), timeout=10).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise InputError(
             f"ray = {address!r} cannot be used: {error}; start a cluster there "
             "(ray start --head), or give local or auto"
@@ -557,7 +570,7 @@ class _Ray:
         except ImportError as error:
             raise InputError(
                 f"ray = {address!r} is not allowed: Ray is not installed; install it with "
-                'pip install "prunelora-course[ray]" on every machine, or leave --ray out'
+                'pip install "ray[default]" on every machine, or leave --ray out'
             ) from error
         self.ray = ray
         _reach(address)
@@ -654,8 +667,7 @@ def table(sweep: Sweep) -> Any:
     names = [name for name in sweep.varied if name not in ("method", "forget", "seed")]
     rows = []
     for row in sweep.rows:
-        parts = [f"{n} {row[n]:g}" if isinstance(row[n], float) else f"{n} {row[n]}"
-                 for n in names if row[n] is not None]  # fmt: skip
+        parts = [f"{n} {row[n]}" for n in names if row[n] is not None]  # floats with every digit
         numbers = {k: row.get(k) for k in (*audit.CLASSIC, "seconds", "trainable", "memory_mb",
                                            "gmacs", "file_kb")}  # fmt: skip
         rows.append({"method": ", ".join([row["method"], *parts]), "seed": row["seed"], **numbers,

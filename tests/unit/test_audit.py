@@ -464,6 +464,41 @@ def test_a_network_without_a_linear_classifier_is_refused(judge):
         judge(0, other)
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_classifier_that_is_not_what_answers_is_refused(judge, place):
+    """A head that is registered last and not used would be attacked in place of the real one."""
+
+    class Decoy(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model, self.head = model, nn.Linear(1, 10)
+
+        def forward(self, x):
+            self.head(x.mean((1, 2, 3))[:, None])
+            return self.model(x)
+
+    with refused(r"% of its answers from head' is not allowed: .*the linear layer that it regist"):
+        judge(place, Decoy)
+
+
+@pytest.mark.parametrize(("right", "fine"), [(8, True), (7, False)])
+def test_of_two_classes_three_quarters_must_be_known(monkeypatch, right, fine):
+    """Twice as good as guessing would be more than everything."""
+    answers = {"forget": [0] * right + [1] * (10 - right), "retain": [1] * 10}
+    answers |= {f"test_{part}": list(row) for part, row in answers.items()}
+    logits = {part: torch.eye(2)[row] for part, row in answers.items()}
+    labels = {part: torch.full((10,), int(part.endswith("retain"))) for part in answers}
+    found = audit.Look({}, logits, labels)
+    monkeypatch.setattr(audit, "_predictions", lambda *_: (found, {}))
+    monkeypatch.setattr(audit, "_check_head", lambda *_: None)
+    split = SimpleNamespace(dataset=SimpleNamespace(classes=("cat", "dog")), forgotten=(0,))
+    if fine:
+        audit._check_one("original", nn.Identity(), split)
+    else:
+        with refused(r"original = \"70% of \['cat'\] recognised\" is not allowed"):
+            audit._check_one("original", nn.Identity(), split)
+
+
 @pytest.mark.parametrize(
     ("part", "left", "message"),
     [

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import data, files, models, runs
+from helpers import audit, data, files, models, runs
 from helpers.config import get_config
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -164,6 +164,13 @@ def test_the_record_of_photographs_grows_over_calls_and_nothing_is_done_twice(
     assert [row[0] for row in first["rows"]] == ["original", "logit_mask", "prototype"]
     assert [first["rows"][0], first["rows"][2]] == named["rows"]
     assert len(first["training"]) == 1 + audit_cifar.ORACLES
+    old = first | {
+        "audit": audit.VERSION - 1,
+        "rows": [[*row[:4], 0.123, *row[5:]] for row in first["rows"]],
+    }
+    audit_cifar.RECORD.write_text(json.dumps(old))  # measured in another way
+    audit_cifar.audits(cfg, [(3, 0)], 1, dataset)
+    assert json.loads(audit_cifar.RECORD.read_text())["rows"] == first["rows"]
     monkeypatch.setenv("HELPERS_HOME", str(tmp_path / "elsewhere"))  # another machine
     audit_cifar.audits(cfg, [(3, 0)], 1, dataset)
     assert not (tmp_path / "elsewhere").exists(), "all of it was recorded"

@@ -50,6 +50,7 @@ def test_a_folder_of_images_runs_end_to_end(home, tmp_path, capsys):
         (("--pruning", "mask_nm", "--sparsity", "0.3"), "sparsity = 0.3 is not allowed: 0, 0.25"),
         (("--targets", "some"), "known are last_block, last_stage, blocks, all"),
         (("--forget", "3,x"), "forget = '3,x' is not allowed: class numbers"),
+        (("--forget", "9" * 5000), "is not allowed: class numbers"),
         (("--forget", "3,3"), "forget = (3, 3) is not allowed: a class"),
         (("--forget", "0,1,2,3,4,5,6,7,8,9"), "one class must be retained"),
         (("--earlier", "3"), "earlier = (3,) is not allowed: 3 is forgotten only now"),

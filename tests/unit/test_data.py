@@ -308,6 +308,23 @@ def test_corrupt_images_stop_the_run_or_are_left_out(tmp_path, home, caplog):
         load(root)
 
 
+def test_an_image_that_may_not_be_read_now_is_not_corrupt(tmp_path, home, monkeypatch):
+    """Skipped, it would be left out for ever: its right is no part of what names the cache."""
+    root = folder(tmp_path / "set", {"a": 8, "b": 8})
+    opened = Image.open
+
+    def refuse(file, *rest):
+        if str(file).endswith("a/0.png"):
+            raise PermissionError(13, "Permission denied", str(file))
+        return opened(file, *rest)
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(InputError, match=r"a/0\.png cannot be read now: Permission denied"):
+        load(root, on_corrupt="skip")
+    monkeypatch.setattr(Image, "open", opened)
+    assert not load(root, on_corrupt="skip").skipped
+
+
 def test_an_image_that_would_fill_the_memory_counts_as_corrupt(tmp_path, home, monkeypatch):
     root = folder(tmp_path / "set", {"a": 5, "b": 5})
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # the images have 1,200 pixels

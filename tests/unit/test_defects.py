@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+import nbformat
 import pytest
 
-from helpers import defects
+from helpers import defects, tutorial
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
 @pytest.fixture(scope="module")
@@ -13,6 +19,18 @@ def found(cfg, dataset):
     assert len(rows) == 10
     names = [experiment.__name__ for experiment in defects.EXPERIMENTS]
     return {name: row.values for name, row in zip(names, rows, strict=True)}
+
+
+def test_each_names_a_section_that_is_there(cfg, dataset, found):
+    headings = {
+        name[:2]: {line.lstrip("# ").split(" · ")[-1] for cell in nbformat.read(path, 4).cells
+                   for line in cell.source.splitlines() if line.startswith("#")}
+        for name in tutorial.SERIES for path in [NOTEBOOKS / f"{name}.ipynb"]
+    }  # fmt: skip
+    for defect in defects.measure(cfg, dataset):
+        for where in defect.lesson.split("; "):
+            notebook, heading = re.fullmatch(r"(\d\d), (.+)", where).groups()
+            assert heading in headings[notebook], where
 
 
 def test_1_another_normalisation_costs_accuracy(found):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -137,6 +138,37 @@ def test_damaged_or_foreign_json_is_refused(tmp_path, text):
     path.write_text(text, encoding="latin-1")
     with pytest.raises(FileProblem, match=r"run\.json"):
         files.read_json(path, ("identity",))
+
+
+def test_json_that_would_not_be_read_back_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGEST_JSON", 1000)
+    files.write_json(tmp_path / "a.json", {"rows": list(range(50))})
+    with pytest.raises(FileProblem, match=r"a\.json: .* bytes of JSON, more than the 1,000"):
+        files.write_json(tmp_path / "a.json", {"rows": list(range(500))})
+    assert files.read_json(tmp_path / "a.json")["rows"] == list(range(50))
+
+
+def test_what_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    path = files.write_json(tmp_path / "a.json", {"a": 1})
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
+    for read in (files.read_json, files.sha256):
+        with pytest.raises(FileProblem, match=r"a\.json may not be read") as caught:
+            read(path)
+        assert "delete" not in str(caught.value)
+
+
+def test_a_folder_is_tried_before_the_work(tmp_path):
+    assert files.make_folder(tmp_path / "a" / "b").is_dir()
+    assert not list((tmp_path / "a" / "b").iterdir())
+    (tmp_path / "file").write_text("")
+    for bad in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/none")):
+        with pytest.raises(FileProblem, match="cannot write"):
+            files.make_folder(bad)
 
 
 def test_missing_files_are_named(tmp_path):

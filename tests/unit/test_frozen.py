@@ -251,6 +251,8 @@ class Own(nn.Module):
         x = self.drop(self.norms[0](self.first(x)).relu())
         if self.trick == "dropout function":
             x = nn.functional.dropout(x, 0.5, self.training)
+        if self.trick == "noise" and self.training:
+            x = x + torch.randn_like(x)
         x = self.norms[1](self.second(x)) + self.pair.mean()
         x = torch.tanh(x) if self.trick == "tanh" else x.relu()
         return self.head(x.mean((2, 3)))
@@ -263,7 +265,13 @@ def trained(dataset, cfg, model, cache=None, **changes):
 
 @pytest.mark.parametrize(
     ("trick", "once"),
-    [("", True), ("assert", True), ("dropout module", False), ("dropout function", False)],
+    [
+        ("", True),
+        ("assert", True),
+        ("dropout module", False),
+        ("dropout function", False),
+        ("noise", False),
+    ],
 )
 def test_what_cannot_be_kept_is_computed_anew_with_the_same_result(trick, once, cfg, dataset):
     if trick == "assert":

@@ -134,7 +134,7 @@ def test_labels_and_costs_are_means_over_seeds(stored):
     assert stored.predicted(POINT)[5] == 60 / 81
     assert sum(stored.predicted(POINT)) == pytest.approx(1)
     costs = stored.costs(POINT)
-    assert costs["seconds"] == 1.5
+    assert costs["seconds"] == 1.0, "of the faster seed: other programs can only add to them"
     assert costs["zeros"] == 0.5
     assert "patch_bytes" not in stored.costs(Point("finetune", 3))
 

@@ -311,6 +311,38 @@ def test_a_network_that_cannot_be_followed_is_refused_in_one_line():
     assert "use a mask instead" in str(refused.value)
 
 
+def test_shared_weights_are_refused_where_channels_go(original):
+    original.layer1[0].conv2.weight = original.layer1[0].conv1.weight
+    with pytest.raises(InputError, match=r"shared weights, layer1\.0\.conv1\.weight, layer1"):
+        pruning.prune(original, 0.5, "channels", measured=False)
+    assert pruning.prune(original, 0.5, measured=False).masks, "a mask can be had"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_other_types_than_float32_are_refused_in_one_line(dtype, original):
+    with pytest.raises(InputError, match=r"torch\.float\d\d.*float32: model\.float\(\)"):
+        pruning.prune(original.to(dtype), 0.5)
+
+
+def test_it_is_said_where_little_can_be_pruned(caplog):
+    class Mixed(nn.Module):
+        input_shape = (3, 8, 8)
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.hidden, self.fc = (
+                nn.Conv2d(3, 4, 8),
+                nn.Linear(4, 400),
+                nn.Linear(400, 9),
+            )
+
+        def forward(self, x):
+            return self.fc(self.hidden(self.conv(x).flatten(1)))
+
+    pruning.prune(Mixed(), 0.5, measured=False)
+    assert "12.0 % of the weights of Mixed are in layers that can be pruned" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

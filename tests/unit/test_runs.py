@@ -95,6 +95,12 @@ def test_the_identity_changes_with_what_matters_and_with_nothing_else(cfg, metho
     assert runs.identity(one, "x") != runs.identity(one, "y"), "the data matter"
 
 
+@pytest.mark.parametrize("method", [*unlearning.METHODS, "prunelora+scrub", "lora+salun"])
+def test_two_classes_are_two_runs_of_every_method_but_the_original(cfg, dataset, method):
+    folders = {runs.folder_of(cfg.but(method=method, forget=c), dataset) for c in (3, 5, (3, 5))}
+    assert len(folders) == (1 if method == "original" else 3)
+
+
 def test_equal_settings_are_one_run(cfg):
     for same in ({"alpha": 16}, {"alpha": 16.0}, {"sparsity": 0.5, "epochs": None}):
         assert runs.identity(cfg, "x") == runs.identity(cfg.but(**same), "x"), same
@@ -189,6 +195,11 @@ def test_a_run_without_its_last_file_is_not_read_as_whole(quick, dataset, home):
         (lambda p: change(p, metrics={"default, class 3": 5}), "holds values that no run has"),
         (lambda p: change(p, metrics={"default, class 3": {"UA": 7}}), "values that no run has"),
         (lambda p: change(p, seconds=float("nan")), "holds values that no run has"),
+        (lambda p: change(p, file_bytes=float("inf")), "holds values that no run has"),
+        (lambda p: change(p, peak_memory=10**400), "holds values that no run has"),
+        (lambda p: change(p, patch_bytes=None), "holds values that no run has"),
+        (lambda p: change(p, hardware="a laptop"), "holds values that no run has"),
+        (lambda p: p.write_text(p.read_text().replace('"date"', '"day"')), "has no 'date'"),
         (lambda p: p.write_text(p.read_text().replace('"seed": 0', '"seed": 4')), "another run"),
     ],
 )
@@ -197,6 +208,18 @@ def test_a_damaged_record_is_named(quick, dataset, home, damage, message):
     damage(run.folder / "run.json")
     with pytest.raises(FileProblem, match=message):
         runs.run(quick.but(method="original"), dataset, progress=False)
+
+
+def test_a_run_without_a_ledger_is_read_back_or_done_again_as_asked(quick, dataset, home):
+    first = runs.run(quick, dataset, False, measured=False)
+    assert first.record["ledger"] == []
+    again = runs.run(quick, dataset, False, measured=None)
+    assert again.from_disk
+    whole = runs.run(quick, dataset, False)
+    assert not whole.from_disk
+    assert whole.record["ledger"]
+    assert whole.record["weights_sha256"] == first.record["weights_sha256"]
+    assert runs.run(quick.but(rank=2), dataset, False, measured=None).record["ledger"]
 
 
 def test_damaged_or_exchanged_weights_are_named(quick, dataset, home):

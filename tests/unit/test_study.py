@@ -367,6 +367,9 @@ def test_damaged_studies_are_refused(whole, tmp_path):
         json.dumps(record | {"columns": ["x", *record["columns"][1:]]}),
         json.dumps(record | {"bands": bad_band}), json.dumps(record | {"bands": {"three": {}}}),
         json.dumps(record | {"bands": [1]}), json.dumps(record | {"oracles": "many"}),
+        path.read_text().replace(f'"oracles": {record["oracles"]}', '"oracles": Infinity'),
+        json.dumps(record | {"bands": {"3": {"UA": [0, "1", 2]}}}),
+        json.dumps(record | {"rows": [["x"] * len(record["columns"])]}),
     ]  # fmt: skip
     for text in damaged:
         path.write_text(text)
@@ -589,3 +592,12 @@ def test_what_is_compared_at_equal_cost_costs_the_same(digits):
     spent = digits.table.groupby("method")["gmacs"].mean()
     for name in ("finetune@3", "finetune_sgd@3", "retrain@3"):
         assert spent[name] / spent["prunelora"] == pytest.approx(1, abs=0.1), name
+
+
+def test_the_committed_records_are_of_the_present_audit():
+    """Numbers that were measured in another way must not stand beside those of this package."""
+    for name in ("audit-digits", "explorer-digits", "audit-cifar"):
+        found = study.load(runs.results_folder() / f"{name}.json")
+        changed = {"knn_probe", "prototype_attack", "relearn_steps", "relearn_area"}
+        lacks = not changed & {*found.metrics}
+        assert found.about.get("audit") == audit.VERSION or (lacks and "audit" not in found.about)

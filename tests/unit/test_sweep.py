@@ -42,6 +42,8 @@ from helpers.files import FileProblem
         ("earlier", "8+1", [(8, 1)]),
         ("method", "lora,prunelora+scrub", ["lora", "prunelora+scrub"]),
         ("data", "folder:/a,b,digits", ["folder:/a,b", "digits"]),
+        ("data", "folder:/x,digits/img", ["folder:/x,digits/img"]),
+        ("data", "digits, cifar10 ,folder:/a", ["digits", "cifar10", "folder:/a"]),
     ],
 )
 def test_values_are_read(field, text, wanted):
@@ -72,6 +74,32 @@ def test_settings_that_a_method_does_not_use_make_no_points():
     )  # fmt: skip
     assert all(p.settings["sparsity"] is None for p in found)
     assert len({p.folder for p in found}) == len(found)
+
+
+def test_memory_changes_no_network_and_is_no_setting():
+    grid = {"method": ["original"], "memory_mb": [100, 200], "cache_mb": [0, 64]}
+    found = sweep.plan(grid, "smoke")
+    assert len(found.points) == 1
+    assert found.varied == ()
+    assert not {"memory_mb", "cache_mb"} & found.points[0].settings.keys()
+
+
+def test_images_that_cannot_be_loaded_are_tried_once(tmp_path, monkeypatch):
+    tried, load = [], sweep.data.load_dataset
+    monkeypatch.setattr(
+        sweep.data, "load_dataset", lambda *a, **k: tried.append(a) or load(*a, **k)
+    )
+    grid = {"data": [f"folder:{tmp_path / 'none'}"], "seed": [0, 1, 2], "rank": [1, 2]}
+    found = sweep.plan(grid, "smoke", "once")
+    assert len(found.impossible) == 6
+    assert len(tried) == 1
+
+
+def test_a_summary_keeps_settings_apart_that_agree_to_six_digits():
+    close = (0.00123456781, 0.00123456782)
+    rows = [{"method": "finetune", "lr": lr, "seed": 0} for lr in close]
+    found = sweep.table(sweep.Sweep(rows, [], ("lr",), 2, 0, 1.0))
+    assert found["method"].nunique() == 2
 
 
 def test_every_class_alone_and_one_network_for_all(dataset):
@@ -411,6 +439,13 @@ def test_a_cluster_that_is_not_there_is_one_line(home, address):
         sweep.run({"seed": [0]}, "smoke", ray=address, progress=False)
 
 
+@pytest.mark.parametrize("address", ["a..b:80", "no-such-host.invalid:80", "127.0.0.1:1"])
+def test_an_address_that_is_none_is_one_line(address):
+    with pytest.raises(InputError, match=f"ray = '{address}' cannot be used: ") as refused:
+        sweep._reach(address)
+    assert "\n" not in str(refused.value)
+
+
 def test_without_ray_it_is_said_how_to_install_it(home, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(InputError, match=r'pip install "prunelora-course\[ray\]"'):
@@ -442,7 +477,8 @@ def test_the_command_prints_a_summary_and_names_its_files(home, tmp_path, capsys
     ("options", "message"),
     [(("--rank", "1,x"), "whole numbers, or ranges such as 0..4"), (("--rank", "0"), "≥ 1"),
      (("--forget", "cat"), "3+5 for both at once"), (("--workers", "0"), "a whole number ≥ 1"),
-     (("--method", "lora,nope"), "known are original"), (("--rank", "1,99"), "1 of 2 points")],
+     (("--method", "lora,nope"), "known are original"), (("--rank", "1,99"), "1 of 2 points"),
+     (("--out", ""), "the path of a file"), (("--out", "/proc/no/where"), "cannot write /proc/no")],
 )  # fmt: skip
 def test_bad_options_are_one_line(home, capfd, options, message):
     assert main(["sweep", "--preset", "smoke", "--quiet", *options]) == 2

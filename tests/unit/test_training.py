@@ -324,6 +324,16 @@ def test_mixup_of_images_with_one_label_is_cross_entropy(cfg, dataset, split):
     assert not same(model, plain)
 
 
+def test_a_frozen_norm_stays_frozen(original, dataset, split):
+    """Somebody's own loop has one BatchNorm in evaluation mode: its statistics shall not move."""
+    original.train()
+    original.bn1.eval()
+    mode = {name: m.training for name, m in original.named_modules()}
+    training.predict(original, dataset.test, dataset)
+    training.recalibrate_batchnorm(original, split.retain, dataset)
+    assert {name: m.training for name, m in original.named_modules()} == mode
+
+
 def test_prediction_changes_nothing(original, dataset):
     before = copy.deepcopy(original.state_dict())
     original.train()

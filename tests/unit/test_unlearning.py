@@ -142,6 +142,17 @@ def test_a_single_retained_image_is_refused(cfg, dataset):
         unlearning.validate(cfg, dataclasses.replace(dataset, train=train))
 
 
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_class_without_images_is_refused_before_anything_is_trained(part, cfg, dataset):
+    import dataclasses
+
+    images = getattr(dataset, part)
+    lacking = dataclasses.replace(dataset, **{part: images.where(images.labels != 3)})
+    with pytest.raises(InputError, match=r"images of class 3 = 0 is not allowed: at least one"):
+        unlearning.validate(cfg.but(forget=3), lacking)
+    unlearning.validate(cfg.but(forget=5), lacking)
+
+
 def test_forgetting_works(cfg, dataset, original_run):
     """The point of it all, on reduced data: the class is gone, the others stay."""
     assert original_run.metrics["UA"] < 0.1
