@@ -10,8 +10,8 @@ on CIFAR-10 (JPEG)), then, with recipes that ``tune_cifar.py`` found, every
 method and its audit. A cell is a class and the training seed of an original; ``--cells 1`` takes
 the first one alone. The record is ``results/audit-cifar.json``; it grows by half of a cell's
 settings at a time. ``--settings`` takes those that are named alone: after a stop, what is done
-enters at once. The figure beside it and the tables of the README are made from it. One whose metrics were measured
-in another way (``helpers.audit.VERSION``) is begun anew.
+enters at once. The figure beside it and the tables of the README are made from it. One whose
+metrics were measured in another way (``helpers.audit.VERSION``) is begun anew.
 """
 
 from __future__ import annotations

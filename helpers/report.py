@@ -114,7 +114,7 @@ def glossary() -> str:
     """
     against = {"both": "both sides", "upper": "above", "lower": "below"}
     rows = [[m.group, m.title, m.what, against[m.side]] for m in audit.METRICS.values()]
-    return markdown_table([["group", "metric", "what it is", "against it"], *rows])
+    return markdown_table([["group", "metric", "what it is", "against it"], *rows], right=False)
 
 
 def beside_bands(
@@ -320,11 +320,12 @@ def text_table(rows: Iterable[Iterable[str]]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def markdown_table(rows: Iterable[Iterable[str]]) -> str:
+def markdown_table(rows: Iterable[Iterable[str]], right: bool = True) -> str:
     """Write rows as a Markdown table.
 
     Args:
         rows: From :func:`cells`.
+        right: Whether all columns but the first are numbers, which stand at the right.
 
     Returns:
         The table, ending in a line break.
@@ -333,7 +334,7 @@ def markdown_table(rows: Iterable[Iterable[str]]) -> str:
     Lesson: 05_evaluation, "The comparison".
     """
     head, *body = [list(row) for row in rows]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+    lines = [head, ["---", *["---:" if right else "---"] * (len(head) - 1)], *body]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

@@ -231,6 +231,17 @@ def validate(cfg: RunConfig, dataset: Dataset) -> None:
             check("dropout", cfg.lora_dropout, whole, allowed)
 
 
+def _check_start(original: nn.Module, split: ClassSplit, dataset: Dataset) -> None:
+    """Refuse a network whose classifier is another layer, and a class that has no images."""
+    head = models.layers(original).head
+    found = original.get_submodule(head).out_features
+    check(f"outputs of {head}", found, found == len(dataset.classes),
+          f"{len(dataset.classes)}, one a class: the linear layer that is registered last is taken "
+          "for the classifier")  # fmt: skip
+    count = len(split.forget)
+    check("training images of the class to forget", count, count > 0, "at least one")
+
+
 def pruning_of(cfg: RunConfig) -> str:
     """Return the kind of pruning of a run.
 
@@ -305,6 +316,7 @@ def unlearn(
     else:
         check("original", original, original is not None, f"{cfg.method} starts from a network")
         model, recipe = original, recipe or cfg.unlearn
+        _check_start(model, split, dataset)
     names = models.layers(model).prunable
     rows = [ledger.measure(model, "before", names)] if measured else []
     pruned, cache = pruning.Pruned(model), cache or frozen.Cache(cfg.cache_mb * 1_000_000)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from helpers import models, pruning, runs, training, unlearning
 from helpers.config import InputError
@@ -151,6 +152,24 @@ def test_a_class_without_images_is_refused_before_anything_is_trained(part, cfg,
     with pytest.raises(InputError, match=r"images of class 3 = 0 is not allowed: at least one"):
         unlearning.validate(cfg.but(forget=3), lacking)
     unlearning.validate(cfg.but(forget=5), lacking)
+
+
+def test_a_network_whose_last_layer_is_no_classifier_is_refused(cfg, dataset):
+    class Backwards(nn.Module):
+        input_shape = (1, 8, 8)
+
+        def __init__(self):
+            super().__init__()
+            self.fc, self.conv, self.proj = nn.Linear(6, 10), nn.Conv2d(1, 4, 3), nn.Linear(4, 6)
+
+        def forward(self, x):
+            return self.fc(self.proj(self.conv(x).mean((2, 3))))
+
+    for method in ("logit_mask", "finetune", "prunelora"):
+        with pytest.raises(
+            InputError, match=r"outputs of proj = 6 is not allowed: 10, one a class"
+        ):
+            unlearn(Backwards(), dataset, cfg.but(method=method))
 
 
 def test_forgetting_works(cfg, dataset, original_run):
