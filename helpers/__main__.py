@@ -248,7 +248,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
     out = Path(options.out)
     check("out", options.out, out.name != "", "the path of a file, without its ending")
-    files.make_folder(out.parent)
+    files.try_folder(out.parent)
     fields = [f.name for f in dataclasses.fields(RunConfig) if f.name != "preset"]
     given = {name: getattr(options, name, None) for name in fields}
     grid = {
@@ -289,7 +289,8 @@ def _report(options: argparse.Namespace) -> int:
     cfg = _config(options)
     from helpers import card, data, files, report, study
 
-    out = files.make_folder(Path(options.out))
+    out = Path(options.out)
+    files.try_folder(out)
     dataset = data.load_dataset(cfg, progress=not options.quiet)
     record = study.audit_run(cfg, options.oracles, dataset, not options.quiet)
     print(report.text_table(report.audit_cells(record)))
@@ -321,7 +322,7 @@ def _audit(options: argparse.Namespace) -> int:
     from helpers import audit, card, data, files, report, runs
 
     if options.out:
-        files.make_folder(Path(options.out))
+        files.try_folder(Path(options.out))
     dataset = data.load_dataset(cfg, progress=not options.quiet)
     dataset = _normalised(dataset, options.mean, options.std)
     networks = [

@@ -61,14 +61,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
-def make_folder(path: Path) -> Path:
-    """Make a folder and try to write in it: before hours of work, not after.
+def try_folder(path: Path) -> None:
+    """Find out whether files can be written to a folder: before hours of work, not after.
 
     Args:
-        path: The folder.
-
-    Returns:
-        ``path``.
+        path: The folder; one that is not there is made, and removed again.
 
     Raises:
         FileProblem: If it cannot be made or written.
@@ -76,10 +73,13 @@ def make_folder(path: Path) -> Path:
     Source: this project.
     Lesson: 00_start_here, "The same from a shell".
     """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
-            return path
+            pass
+        for folder in made:
+            folder.rmdir()
     except OSError as error:
         raise FileProblem(_cannot_write(path, error)) from error
 

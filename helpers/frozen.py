@@ -145,12 +145,15 @@ def _trains_alike(
     Tracing sees one path: noise, or a branch, that is there in training alone would be lost.
     """
     buffers = [(b, b.clone()) for b in adapted.buffers()]
-    outputs = []
-    with models.evaluating(adapted), torch.random.fork_rng([]):
+    outputs, cards = [], [images.device] if images.is_cuda else []
+    with models.evaluating(adapted), torch.random.fork_rng(cards):
         for module in adapted.modules():
             module.training = not isinstance(module, nn.modules.batchnorm._BatchNorm)
         for network in (adapted, lambda x: tail(*front(x))):
             torch.default_generator.manual_seed(0)
+            for card in cards:  # dropout of the adapters draws there
+                with torch.cuda.device(card):
+                    torch.cuda.manual_seed(0)
             outputs.append(network(images))
     for buffer, before in buffers:
         buffer.copy_(before)

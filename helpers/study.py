@@ -497,7 +497,7 @@ def load(path: Path) -> Study:
         if not {"method", "forget"} <= {*columns} or any(len(r) != len(columns) for r in rows):
             raise ValueError("its rows and columns do not fit")
         table = pd.DataFrame(rows, columns=columns)
-        numbers = [c for c in (*audit.METRICS, *COSTS, "rank", "sparsity") if c in columns]
+        numbers = [c for c in (*audit.METRICS, "rank", "sparsity") if c in columns]
         table = table.astype(dict.fromkeys(numbers, float))
         bands = {int(c): {k: _opened(b) for k, b in limits.items()}
                  for c, limits in record.pop("bands").items()}  # fmt: skip

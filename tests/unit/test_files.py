@@ -163,12 +163,13 @@ def test_what_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
 
 
 def test_a_folder_is_tried_before_the_work(tmp_path):
-    assert files.make_folder(tmp_path / "a" / "b").is_dir()
-    assert not list((tmp_path / "a" / "b").iterdir())
     (tmp_path / "file").write_text("")
+    for good in (tmp_path / "a" / "b", tmp_path):
+        files.try_folder(good)
+        assert [p.name for p in tmp_path.iterdir()] == ["file"], "nothing is left behind"
     for bad in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/none")):
         with pytest.raises(FileProblem, match="cannot write"):
-            files.make_folder(bad)
+            files.try_folder(bad)
 
 
 def test_missing_files_are_named(tmp_path):

@@ -69,8 +69,10 @@ def test_studies_are_put_together_and_refused_where_they_do_not_fit(trained, tin
     assert both.bands == whole[0].bands
     with pytest.raises(InputError, match="each audit in one of them alone"):
         study.join([whole[0], both])
-    with pytest.raises(InputError, match="the same data, network and oracles"):
+    with pytest.raises(InputError, match="the same data, network, oracles and version"):
         study.join([whole[0], dataclasses.replace(both, oracles=4)])
+    with pytest.raises(InputError, match="version of the audit for all"):
+        study.join([whole[0], dataclasses.replace(both, about=both.about | {"audit": 1})])
     with pytest.raises(InputError, match="at least one"):
         study.join([])
 

@@ -424,7 +424,7 @@ def test_workers_that_always_die_are_given_up(home, monkeypatch):
 
 
 def test_on_ray_a_dying_worker_is_retried(calm, home):
-    pytest.importorskip("ray", reason="Ray is not installed: pip install prunelora-course[ray]")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install ray[default]")
     with killing_one("ray::_piece", 3.0) as killed:
         again = sweep.run(GRID, "smoke", workers=2, ray="local", progress=False)
     assert killed
@@ -434,7 +434,7 @@ def test_on_ray_a_dying_worker_is_retried(calm, home):
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "ray://127.0.0.1:1"])
 def test_a_cluster_that_is_not_there_is_one_line(home, address):
-    pytest.importorskip("ray", reason="Ray is not installed: pip install prunelora-course[ray]")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install ray[default]")
     with pytest.raises(InputError, match="ray = "):
         sweep.run({"seed": [0]}, "smoke", ray=address, progress=False)
 
@@ -448,7 +448,7 @@ def test_an_address_that_is_none_is_one_line(address):
 
 def test_without_ray_it_is_said_how_to_install_it(home, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(InputError, match=r'pip install "prunelora-course\[ray\]"'):
+    with pytest.raises(InputError, match=r'pip install "ray\[default\]"'):
         sweep.run({"seed": [0]}, "smoke", ray="local", progress=False)
 
 
