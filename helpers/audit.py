@@ -712,8 +712,7 @@ def check_networks(
     for name, network in named.items():
         device = next((p.device.type for p in network.parameters()), "no parameters")
         check(name, device, device == split.forget.images.device.type, "the device of the images")
-        types = {p.dtype for p in network.parameters() if p.is_floating_point()}
-        check(name, ", ".join(map(str, types)), types <= {torch.float32}, "float32: model.float()")
+        models.check_float32(name, network)
         twin = hashes.setdefault(models.fingerprint(network), name)
         check(name, f"the same weights as {twin}", twin == name or name == "original",
               "networks of their own; another seed gives another oracle")  # fmt: skip

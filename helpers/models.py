@@ -439,6 +439,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def check_float32(name: str, model: nn.Module) -> None:
+    """Refuse weights of another type: images are float32, and torch's own message names neither.
+
+    Args:
+        name: What the network is called in the message.
+        model: The network.
+
+    Raises:
+        InputError: If a parameter has another floating-point type.
+
+    Source: this project.
+    Lesson: 05_evaluation, "Audit your own model".
+    """
+    types = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    check(name, ", ".join(map(str, types)), types <= {torch.float32}, "float32: model.float()")
+
+
 def call_order(model: nn.Module) -> list[str]:
     """List the layers of a network in the order in which they are first called.
 

@@ -99,8 +99,7 @@ def prune(
     check(
         "names", names, names is None or kind != "channels", "None: what is coupled goes together"
     )
-    types = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    check("model", ", ".join(map(str, types)), types <= {torch.float32}, "float32: model.float()")
+    models.check_float32("model", model)
     known = dict(model.named_modules())
     unknown = [name for name in names or () if name not in known]
     check("names", unknown, not unknown, f"layers of {type(model).__name__}")
