@@ -165,19 +165,21 @@ def keep(name: str, chosen: Network, rows: list[dict[str, Any]], device: str) ->
 
 
 def rendered(text: str, record: dict[str, Any]) -> str:
-    """Put the tables of all devices between the marks of a text, a line a network."""
+    """Put the tables of all devices between the marks of a text, a column a network."""
     made = ""
     for device, networks in record["devices"].items():
-        every = list(itertools.product(PRECISIONS[1:], LAYOUTS, (False, True)))
-        shown = [[f"{device}, batch", "images per second: fp32, channels first",
-                  *(f"{words(*way)}, times" for way in every if way != BASE)]]  # fmt: skip
-        for name, found in networks.items():
-            ways = {(r["precision"], r["layout"], r["compile"]): r for r in found["rows"]}
-            base = ways[BASE]["images_per_second"]
-            shown.append([f"{name}, {found['batch']}", f"{base:,.0f}", *(
-                f"{r['times_as_fast']:.2f} ({r['lowest'] / base:.2f} – {r['highest'] / base:.2f})"
-                for way in every if way != BASE for r in [ways[way]]
-            )])  # fmt: skip
+        shown = [[device, *(f"{name}, batch {found['batch']}" for name, found in networks.items())]]
+        ways = {name: {(r["precision"], r["layout"], r["compile"]): r for r in found["rows"]}
+                for name, found in networks.items()}  # fmt: skip
+        base = {name: of[BASE]["images_per_second"] for name, of in ways.items()}
+        shown.append([f"{words(*BASE)}, images per second", *(f"{r:,.0f}" for r in base.values())])
+        for way in itertools.product(PRECISIONS[1:], LAYOUTS, (False, True)):
+            if way != BASE:
+                shown.append([words(*way), *(
+                    f"{r['times_as_fast']:.2f} ({r['lowest'] / base[name]:.2f} – "
+                    f"{r['highest'] / base[name]:.2f})"
+                    for name, of in ways.items() for r in [of[way]]
+                )])  # fmt: skip
         last = [*networks.values()][-1]
         made += (
             f"{report.markdown_table(shown)}\nMixed precision is {last['amp']}; instructions "

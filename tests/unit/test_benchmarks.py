@@ -13,6 +13,7 @@ import torch
 
 from helpers import audit, data, files, models, runs
 from helpers.config import get_config
+from helpers.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import audit_cifar
@@ -89,7 +90,8 @@ def test_a_finished_section_joins_the_record(tmp_path):
 def test_the_tables_of_the_text_are_those_of_the_records():
     text, results = sweep.TEXT.read_text(), sweep.RECORD.parent
     made = sweep.rendered(text, json.loads((results / "sweep.json").read_text()))
-    assert faults.rendered(made, json.loads((results / "faults.json").read_text())) == text
+    made = faults.rendered(made, json.loads((results / "faults.json").read_text()))
+    assert precision.rendered(made, json.loads((results / "precision.json").read_text())) == text
 
 
 def test_each_way_of_training_is_told_beside_the_first():
@@ -100,13 +102,33 @@ def test_each_way_of_training_is_told_beside_the_first():
     found = {"batch": 8, "rows": rows, "amp": "bfloat16", "instructions": "AVX512"}
     record = {"devices": {"cpu": {"vit": found | runs.environment("cpu")}}}
     text = precision.rendered("<!-- precision -->\nold\n<!-- end precision -->\n", record)
-    head, _, line, *rest = text.splitlines()[1:]
-    assert head.endswith("amp, channels last, compiled, times |")
+    head, _, base, first, *_, last, empty, about = text.splitlines()[1:-1]
+    assert head == "| cpu | vit, batch 8 |"
     assert "old" not in text
-    assert line.startswith("| vit, 8 | 50 | 2.00 (1.80 – 2.20) |")
-    assert line.endswith("| 4.00 (3.60 – 4.40) |")
-    assert line.count("|") == head.count("|") == 10
-    assert rest[1].startswith("Mixed precision is bfloat16; instructions AVX512. Measured ")
+    assert base == "| fp32, channels first, images per second | 50 |"
+    assert first == "| fp32, channels first, compiled | 2.00 (1.80 – 2.20) |"
+    assert last == "| amp, channels last, compiled | 4.00 (3.60 – 4.40) |"
+    assert len(text.splitlines()) == 14
+    assert not empty
+    assert about.startswith("Mixed precision is bfloat16; instructions AVX512. Measured ")
+
+
+def test_images_are_laid_out_and_computed_as_was_fastest():
+    networks = json.loads((sweep.RECORD.parent / "precision.json").read_text())["devices"]["cpu"]
+    for name, found in networks.items():
+        plain = {(r["precision"], r["layout"]): r for r in found["rows"] if not r["compile"]}
+        best = max(plain, key=lambda way: plain[way]["images_per_second"])
+        images = torch.zeros(1, found["channels"], 8, 8, dtype=torch.uint8)
+        made = precision.random_dataset(
+            precision.Network(found["channels"], 8, 1, 1), "cpu", torch.contiguous_format
+        )
+        laid = Dataset.normalise(made, images)
+        if found["channels"] == 3:
+            assert best == (get_config("cifar").precision, "channels last"), name
+            assert laid.is_contiguous(memory_format=torch.channels_last)
+        else:  # the two do not differ by more than their turns do
+            first, last = (plain["amp", layout] for layout in precision.LAYOUTS)
+            assert max(first["lowest"], last["lowest"]) < min(first["highest"], last["highest"])
 
 
 def test_networks_that_come_with_the_project_are_finished_runs_of_the_preset(tmp_path, monkeypatch):
