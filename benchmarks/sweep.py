@@ -105,8 +105,7 @@ def _plain_loop(grid: dict[str, Any], number: int) -> tuple[float, float]:
     points = sweep.plan(grid, "smoke", "plain").points[:number]
     dataset, _ = sweep._share(points[0].cfg, "plain")
     cache = frozen.Cache(points[0].cfg.cache_mb * 1_000_000)
-    sample = dataset.validation.sample(runs.MONITORED)
-    monitor = {str(c): sample.where(sample.labels == c) for c in range(len(dataset.classes))}
+    monitor = dataset.validation.sample(runs.MONITORED)
     started, evaluation = time.perf_counter(), 0.0
     original = runs.run(runs.before(points[0].cfg), dataset, False).model(dataset)
     for point in points:

@@ -285,12 +285,11 @@ def run(
             return found
         plain = dataclasses.asdict(cfg)
         parallel.first(partial(files.write_json, folder / "config.json", plain))  # fails early
-        sample = dataset.validation.sample(MONITORED)
         method = unlearning.method(cfg.method)
         seen = dataset if method.start == "scratch" else as_evaluated(dataset, cfg)
         outcome = unlearning.unlearn(
             original, seen, cfg,
-            monitor={str(c): sample.where(sample.labels == c) for c in range(len(dataset.classes))},
+            monitor=dataset.validation.sample(MONITORED),
             checkpoint=folder / "checkpoint.safetensors",
             progress=f"{cfg.method}, seed {cfg.seed}" if progress else None,
             cache=cache, measured=measured is not False and method.start == "original",

@@ -15,7 +15,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ class Fit:
 
     Attributes:
         history: One row an epoch: epoch, steps, loss (mean over the epoch), lr (at its end), and
-            the accuracy in [0, 1] on each monitored part.
+            under the index of each class, as text, the accuracy in [0, 1] on its monitored images.
         seconds: Time spent training, without the monitoring.
         steps: Optimiser steps.
         peak_memory: Bytes, of one process; on CUDA the peak of its allocator, on the CPU parameters
@@ -152,7 +152,7 @@ def fit(
     objective: Objective = cross_entropy,
     after_step: Callable[[], None] | None = None,
     frozen: Iterable[nn.Module] = (),
-    monitor: Mapping[str, ImageSet] | None = None,
+    monitor: ImageSet | None = None,
     checkpoint: Path | None = None,
     precision: str = "auto",
     compile: bool = False,
@@ -175,7 +175,8 @@ def fit(
         after_step: Called after each optimiser step, for example to hold a mask.
         frozen: Modules that stay in evaluation mode, such as a BatchNorm whose statistics must not
             move.
-        monitor: Parts whose accuracy is measured after each epoch, outside the measured time.
+        monitor: Images, or features of a frozen part, on which the accuracy of each class is
+            measured after each epoch, outside the measured time.
         checkpoint: Where to leave the state when interrupted, and once a minute; taken up from
             there if it exists. It stays: remove it when the result is safe.
         precision: ``fp32``, ``amp`` (mixed), or ``auto``: mixed on CUDA.
@@ -220,7 +221,7 @@ def fit(
                 if watch is not None:
                     watch.step(loop.fit.steps, bar.total)
                 loop.pause(stop, checkpoint, bar)
-            loop.end_epoch(parallel.shared(model), dataset, monitor or {})
+            loop.end_epoch(parallel.shared(model), dataset, monitor)
             loop.pause(stop, checkpoint, bar)
         bar.close()
         if not loop.fit.macs:
@@ -316,9 +317,7 @@ class _Loop:
         self.optimizer.zero_grad(set_to_none=True)
         return counter.get_total_flops() // 2
 
-    def end_epoch(
-        self, model: nn.Module, dataset: Dataset, monitor: Mapping[str, ImageSet]
-    ) -> None:
+    def end_epoch(self, model: nn.Module, dataset: Dataset, monitor: ImageSet | None) -> None:
         loss = float(self.loss_sum) / self.images  # waits for the GPU
         self._refuse_divergence()
         self._stop_clock()
@@ -327,10 +326,10 @@ class _Loop:
             self.fit.peak_memory = max(self.fit.peak_memory, peak)
         row = {"epoch": len(self.fit.history) + 1, "steps": self.fit.steps, "loss": loss,
                "lr": self.lr}  # fmt: skip
-        for name, part in monitor.items():
-            if len(part):
-                row[name] = float((predict(model, part, dataset).argmax(1) == part.labels.cpu())
-                                  .double().mean())  # fmt: skip
+        if monitor is not None and len(monitor):
+            labels = monitor.labels.cpu()
+            right = (predict(model, monitor, dataset).argmax(1) == labels).double()
+            row |= {str(c): float(right[labels == c].mean()) for c in labels.unique().tolist()}
         self.fit.history.append(row)
         self.started = time.perf_counter()  # monitoring is not training
         self.steps_in_epoch, self.images, self.loss_sum = 0, 0, 0.0

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -274,7 +274,7 @@ def unlearn(
     cfg: RunConfig,
     *,
     recipe: Recipe | None = None,
-    monitor: Mapping[str, ImageSet] | None = None,
+    monitor: ImageSet | None = None,
     checkpoint: Path | None = None,
     progress: str | None = None,
     cache: frozen.Cache | None = None,
@@ -293,7 +293,7 @@ def unlearn(
         dataset: The data, on the device of ``original``.
         cfg: The configuration.
         recipe: How the training stage is done; None takes the configuration's.
-        monitor: Parts whose accuracy is followed through the training.
+        monitor: Images of all classes whose accuracy is followed through the training.
         checkpoint: Where an interrupted training is kept.
         progress: The text of a progress bar; None shows none.
         cache: Outputs of the frozen part kept from other runs on the same data; None keeps them for
@@ -501,7 +501,7 @@ def _norms_from(
 
 def _train_adapted(
     adapted: nn.Module, pruned: pruning.Pruned, part: ImageSet, dataset: Dataset, cfg: RunConfig,
-    recipe: Recipe, stage: partial, holder: partial, monitor: Mapping[str, ImageSet] | None,
+    recipe: Recipe, stage: partial, holder: partial, monitor: ImageSet | None,
     cache: frozen.Cache,
 ) -> tuple[training.Fit, bool]:  # fmt: skip
     """Train the adapters, on kept outputs of the frozen part where that gives the same."""
@@ -516,10 +516,10 @@ def _train_adapted(
     cut = _cut(adapted, pruned.model, cfg, recipe)
     if cut is None or not cache.fits(cut, len(part)):
         return stage(adapted, part, monitor=monitor), False
-    watched = {  # in full precision, as predictions are made
-        name: cache.features(cut, images, dataset)
-        for name, images in (monitor or {}).items() if len(images)
-    }  # fmt: skip
+    if monitor is not None and len(monitor):
+        monitor = cache.features(
+            cut, monitor, dataset
+        )  # in full precision, as predictions are made
     started = time.perf_counter()
     features = cache.features(cut, part, dataset, cfg.precision, recipe.batch_size)
     features.images[:1].cpu()  # waits for the GPU
@@ -527,7 +527,7 @@ def _train_adapted(
     # a checkpoint of the tail is not one of the whole network
     place = stage.keywords["checkpoint"]
     place = place and place.with_name(f"tail-{place.name}")
-    fit = stage(cut.tail, features, monitor=watched, checkpoint=place)
+    fit = stage(cut.tail, features, monitor=monitor, checkpoint=place)
     fit.seconds += seconds
     fit.macs += len(part) * ledger.macs(cut.front)
     kept = {*adapted.parameters()} - {*cut.tail.parameters()}

@@ -666,7 +666,7 @@ def test_training_from_a_file_is_training_from_memory_bit_for_bit(both, cfg):
     fits, logits = [], []
     for d in both:
         model = models.build_model("digits_resnet", 3, 3, 16, seed=0)
-        fits.append(training.fit(model, d.train, d, cfg.train, seed=0, monitor={"v": d.validation}))
+        fits.append(training.fit(model, d.train, d, cfg.train, seed=0, monitor=d.validation))
         training.recalibrate_batchnorm(model, d.train, d)
         logits.append(training.predict(model, d.test, d))
     assert fits[0].history == fits[1].history

@@ -135,7 +135,7 @@ class PressStop:
 def test_stopped_and_resumed_equals_never_stopped(cfg, dataset, split, tmp_path, step, optimizer):
     recipe = Recipe(epochs=3, lr=0.01, optimizer=optimizer, batch_size=64, schedule="cosine",
                     augment="crop")  # fmt: skip
-    path, monitor = tmp_path / "checkpoint.safetensors", {"retain": split.validation_retain}
+    path, monitor = tmp_path / "checkpoint.safetensors", split.validation_retain
     whole = on(cfg.device, small(dropout=0.3))
     wanted = fit(whole, split.retain, dataset, recipe, seed=0, monitor=monitor)
     model = on(cfg.device, small(dropout=0.3))
@@ -206,7 +206,7 @@ def test_a_stop_during_the_last_evaluation_is_not_forgotten(
 
     monkeypatch.setattr(training, "predict", pressed)
     path, one = tmp_path / "checkpoint.safetensors", Recipe(epochs=1, lr=0.01)
-    monitor = {"retain": split.validation_retain}
+    monitor = split.validation_retain
     with pytest.raises(Interrupted, match="after 5 of 5 steps"):
         fit(on(cfg.device, small()), split.retain, dataset, one, seed=0, monitor=monitor,
             checkpoint=path)  # fmt: skip
@@ -241,14 +241,27 @@ def test_a_diverging_training_is_stopped_with_the_remedy(cfg, dataset, split):
 
 
 def test_history_and_steps(cfg, dataset, split):
-    found = fit(on(cfg.device, small()), split.retain, dataset, SHORT, seed=0,
-                monitor={"forget": split.validation_forget})  # fmt: skip
+    model, monitor = on(cfg.device, small()), dataset.validation
+    found = fit(model, split.retain, dataset, SHORT, seed=0, monitor=monitor)
     assert [row["epoch"] for row in found.history] == [1, 2, 3]
     assert found.steps == 3 * math.ceil(len(split.retain) / 64)
     assert found.history[-1]["loss"] < found.history[0]["loss"]
     assert found.history[-1]["lr"] < found.history[0]["lr"] < SHORT.lr
-    assert all(0 <= row["forget"] <= 1 for row in found.history)
+    assert all(0 <= row[str(c)] <= 1 for row in found.history for c in range(10))
+    for c in range(10):  # in the end as a prediction says, class by class
+        part = monitor.where(monitor.labels == c)
+        right = training.predict(model, part, dataset).argmax(1) == c
+        assert found.history[-1][str(c)] == pytest.approx(right.double().mean().item())
     assert found.seconds > 0
+
+
+def test_only_classes_that_are_monitored_are_told(cfg, dataset, split):
+    recipe, part = Recipe(epochs=1, lr=0.01), split.retain.sample(64)
+    for monitor, told in ((None, set()), (split.validation_forget, {"3"}),
+                          (split.validation_forget.sample(0), set())):  # fmt: skip
+        model = on(cfg.device, small())
+        (row,) = fit(model, part, dataset, recipe, seed=0, monitor=monitor).history
+        assert row.keys() - {"epoch", "steps", "loss", "lr"} == told
 
 
 def test_only_parameters_that_require_a_gradient_move(cfg, dataset, split):
@@ -386,7 +399,7 @@ def test_compiled_training_takes_the_same_steps(cfg, dataset, split, inductor):
     recipe = Recipe(epochs=2, lr=0.05, optimizer="sgd", batch_size=64)
     part = split.retain.sample(130)  # and a last batch of another size
     plain, compiled = (on(cfg.device, small()) for _ in range(2))
-    monitor = {"retain": split.validation_retain}
+    monitor = split.validation_retain
     wanted = fit(plain, part, dataset, recipe, seed=0, monitor=monitor, precision="fp32")
     called = torch._dynamo.utils.counters["stats"]["calls_captured"]
     found = fit(compiled, part, dataset, recipe, seed=0, monitor=monitor, precision="fp32",
