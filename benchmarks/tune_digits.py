@@ -14,7 +14,8 @@ more, the one with the best score), the smallest forget gap first (unlearning co
 those, all within one validation image of the best retain gap (or error, for the training recipe);
 of those, the smallest learning rate, because it moves the network least.
 
-What is compared with PruneLoRA at equal cost, ``METHOD@EPOCHS``, is tuned for that many epochs.
+What is compared with PruneLoRA at equal cost, ``METHOD@EPOCHS``, is tuned for that many epochs, in
+batches so small that it takes about as many steps as PruneLoRA.
 
 Every finished trial is kept in ``results/tuning-digits.json``; run again to go on.
 """
@@ -78,9 +79,9 @@ SPACES = {
     "boundary_shrink": grid((1e-4, 1e-3, 3e-3), (0.1, 0.3, 1, 3)),
     "ssd": grid([1.0], (1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10)),  # does not train
 }  # fmt: skip
-# as many epochs as PruneLoRA's multiply-accumulates pay for; a test compares the costs
+# as many epochs as PruneLoRA's multiply-accumulates pay for; a test compares costs and steps
 AT_EQUAL_COST = {
-    f"{name}@3": [dataclasses.replace(recipe, epochs=3) for recipe in space]
+    f"{name}@3": [dataclasses.replace(recipe, epochs=3, batch_size=32) for recipe in space]
     for name, space in {"finetune": UNLEARN, "finetune_sgd": SPACES["finetune_sgd"],
                         "retrain": TRAIN}.items()
 }  # fmt: skip

@@ -133,6 +133,10 @@ METRICS: dict[str, Metric] = {
         "worst case over thresholds on the confidence, against the oracles, forget set",
     ),
 }  # fmt: skip
+# distances or likenesses to the oracles by themselves; for every other metric one is computed
+COMPARED = frozenset(
+    ["Avg Gap", "ToW", "TV", "JS", "activation", "CKA_forget", "CKA_retain", "epsilon"]
+)
 
 
 @dataclass
@@ -557,9 +561,10 @@ def audit(
         draws: Repetitions of relearning and of the estimate of information.
 
     Returns:
-        A record of plain data: ``about``, ``networks`` (with their hashes) and ``metrics``, one
-        mapping each with value, interval over images, band, the oracles' values, the original's,
-        and whether it lies inside.
+        A record of plain data: ``about``, ``networks`` (with their hashes; of an oracle also how
+            many bands it ``missed`` when the others judged it, None where they are too few) and
+            ``metrics``, one mapping each with value, interval over images, band, the oracles'
+            values, the original's, and whether it lies inside.
 
     Raises:
         InputError: If the networks cannot be judged: too few oracles, an oracle that knows the
@@ -594,9 +599,24 @@ def audit(
         "data": dataset.name, "data_sha256": dataset.fingerprint,
         "images": {name: len(getattr(split, name)) for name in PARTS}, "seed": seed, "level": 0.95,
     }  # fmt: skip
-    networks = {"model": _describe(model), "original": _describe(original),
-                "oracles": [_describe(o) for o in oracles]}  # fmt: skip
+    networks = {
+        "model": _describe(model), "original": _describe(original),
+        "oracles": [_describe(one) | {"missed": missed}
+                    for one, missed in zip(oracles, _missed(others, before, split), strict=True)],
+    }  # fmt: skip
     return {"about": about, "networks": networks, "metrics": rows}
+
+
+def _missed(oracles: Sequence[Look], original: Look, split: ClassSplit) -> list[int | None]:
+    """Judge each oracle by the others, and count the bands that it lies outside of."""
+    if len(oracles) <= LEAST_ORACLES:
+        return [None] * len(oracles)
+    counts = []
+    for one in oracles:
+        others = [o for o in oracles if o is not one]
+        limits, found = bands(others, original, split), against(one, others, original)
+        counts.append(sum(not limits[name].holds(found[name]) for name in limits if name in found))
+    return counts
 
 
 def _finite(value: float) -> float | None:

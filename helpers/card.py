@@ -184,6 +184,9 @@ def _checked(record: Mapping[str, Any]) -> Mapping[str, Any]:
         _need(name, network, "network")
         ok = all(_number(network[key]) for key in ("parameters", "zeros"))
         check(name, network, ok and isinstance(network["sha256"], str), "numbers and a hash")
+        missed = network.get("missed")
+        ok = missed is None or (isinstance(missed, int) and missed >= 0)
+        check(f"{name}.missed", missed, ok, "a number of bands, or None")
     _check_about(about)
     if record["how"] is not None:
         _need("how", record["how"], "how")
@@ -431,11 +434,20 @@ def _verdict(record: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> s
             head = f"{status.capitalize()} ({len(listed)} of {len(CLAIMS)} claims)"
             text += f" {head}: {quoted}."
     inside, of = sum(m["inside"] for m in record["metrics"]), len(record["metrics"])
-    oracles = _count(len(record["networks"]["oracles"]), "oracle")
+    oracles = record["networks"]["oracles"]
+    text += (
+        f" In all, {inside} of {_count(of, 'metric')} lie inside the band of "
+        f"{_count(len(oracles), 'oracle')}, networks trained in the same way without these images."
+    )
+    missed = [one.get("missed") for one in oracles]
+    if None not in missed:  # how often the page would be wrong about one that never saw the class
+        text += (
+            f" Judged in the same way by the others, {missed.count(0)} of these "
+            f"{len(missed)} oracles are inside every band, and the worst of them misses "
+            f"{max(missed)}."
+        )
     return (
-        f"{text} In all, {inside} of {_count(of, 'metric')} lie inside the band of {oracles}, "
-        "networks trained in the same way without these images. This is evidence and no proof; "
-        "what it can never show is listed with the claims."
+        f"{text} This is evidence and no proof; what it can never show is listed with the claims."
     )
 
 
@@ -589,7 +601,9 @@ def _guide(record: Mapping[str, Any]) -> Section:
         "The interval says how far a value could move with other images of the same kind. A metric "
         "whose band holds the original as well cannot tell forgetting from not forgetting. "
         "Accuracy on the other classes is the exception: there the original belongs inside.",
-        "One metric outside its band is enough to leave a claim without support; many inside are "
+        "One metric outside its band is enough to leave a claim without support, and of so many "
+        "metrics an oracle, too, often misses one; of four oracles or more the verdict says how "
+        "many did. Many inside are "
         f"no proof. By chance alone a network that never saw the class misses about {chance} % "
         "of the bands, and of those of distances to the oracles up to one in six where there are "
         "but three of them; so look at how far outside, not only whether.",

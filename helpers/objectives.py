@@ -258,7 +258,8 @@ def saliency(
         model: The network, adapted or not; what requires a gradient is ranked.
         forget: Images of the forgotten classes.
         dataset: Gives the normalisation.
-        share: Of the trainable parameters that may move; in (0, 1].
+        share: Of the trainable parameters that may move; in (0, 1]. For SalUn it is the recipe's
+            ``strength``, 0.5 unless given.
 
     Returns:
         What puts the others back to where they are now; to be called after each step.

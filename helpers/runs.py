@@ -192,6 +192,8 @@ def identity(cfg: RunConfig, fingerprint: str) -> dict[str, Any]:
     recipes = {"train": dataclasses.asdict(cfg.train)}
     if method.start == "original" or method.data == "retain":  # all but original know the class
         fields += ["forgotten"]
+    if method.salient:
+        recipes["forget_weight"] = 1.0  # earlier networks have the share of weights in its place
     if method.start == "original":
         fields += ["mode", "earlier", "start_seed"]
         recipes["unlearn"] = dataclasses.asdict(cfg.unlearn)

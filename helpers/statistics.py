@@ -195,19 +195,47 @@ def bootstrap(
         Satterthwaite's degrees of freedom.
     Lesson: 05_evaluation, "The comparison".
     """
-    import numpy as np
-
     _check_draws(level, repeats)
-    cube = _numbers("values", _as_rows(values), dims=(2, 3))
-    cube = cube.reshape(*cube.shape[:2], -1)
+    cube, means = _redrawn(values, repeats, seed)
     if cube.size == 1:
         return Interval(float(cube.mean()), -math.inf, math.inf)
-    draw, (t, c, u) = np.random.default_rng(seed), cube.shape
-    rows = draw.integers(t, size=(repeats, t, 1, 1))
-    columns = draw.integers(c, size=(repeats, 1, c, 1))
-    inner = draw.integers(u, size=(repeats, t, c, u))
-    means = cube[rows, columns, inner].mean((1, 2, 3))
     return _interval(float(cube.mean()), means, level, _stretch(cube, level))
+
+
+def p_value(
+    values: Mapping[Any, Mapping[Any, float]] | np.ndarray | Sequence[Any],
+    repeats: int = 2000,
+    seed: int = 0,
+) -> float:
+    """Find the largest level of confidence at which :func:`bootstrap` leaves zero out.
+
+    Args:
+        values: As there, such as the differences of two methods.
+        repeats: Number of draws, at least 100.
+        seed: Of the draws.
+
+    Returns:
+        1 - that level, in (0, 1]; 1 for a single value and for a mean of zero.
+
+    Raises:
+        InputError: As there.
+
+    Source: the duality of intervals and tests.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    _check_draws(0.5, repeats)
+    cube, means = _redrawn(values, repeats, seed)
+    if cube.size == 1 or cube.mean() == 0:
+        return 1.0
+    without, within = 0.0, 1.0
+    for _ in range(40):
+        level = (without + within) / 2
+        found = _interval(float(cube.mean()), means, level, _stretch(cube, level))
+        if found.low > 0 or found.high < 0:
+            without = level
+        else:
+            within = level
+    return 1 - without
 
 
 def image_interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> Interval:
@@ -446,6 +474,19 @@ def _as_rows(values: Any) -> Any:
     check("classes of the training seeds", classes, ok, "the same classes for every training seed")
     first = next(iter(values.values()))
     return [[row[name] for name in first] for row in values.values()]
+
+
+def _redrawn(values: Any, repeats: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return crossed numbers as (T, C, U), and their means with rows and columns drawn anew."""
+    import numpy as np
+
+    cube = _numbers("values", _as_rows(values), dims=(2, 3))
+    cube = cube.reshape(*cube.shape[:2], -1)
+    draw, (t, c, u) = np.random.default_rng(seed), cube.shape
+    rows = draw.integers(t, size=(repeats, t, 1, 1))
+    columns = draw.integers(c, size=(repeats, 1, c, 1))
+    inner = draw.integers(u, size=(repeats, t, c, u))
+    return cube, cube[rows, columns, inner].mean((1, 2, 3))
 
 
 def _interval(mean: float, means: np.ndarray, level: float, stretch: float = 1.0) -> Interval:

@@ -520,8 +520,10 @@ def distances(study: Study, method: str, metric: str) -> Any:
         metric: Name of a metric.
 
     Returns:
-        (training seeds, classes, unlearning seeds) array: |value - centre| where both sides count
-        against a network; else how far it is on the side that does (negative on the good side).
+        (training seeds, classes, unlearning seeds) array: |value - centre|. Where the value is a
+        distance or a likeness to the oracles itself (:data:`helpers.audit.COMPARED`), how much
+        larger, or less alike, it is than the oracles' own: negative if it is closer to them than
+        they are to each other.
 
     Raises:
         InputError: If the method or the metric was not measured in every cell.
@@ -533,9 +535,12 @@ def distances(study: Study, method: str, metric: str) -> Any:
     check("metric", metric, metric in study.metrics, f"known are {', '.join(study.metrics)}")
     table = study.table[study.table["method"] == method].copy()
     center = table["forget"].map({c: b[metric][2] for c, b in study.bands.items() if metric in b})
-    side = audit.METRICS[metric].side
     away = table[metric] - center
-    table["away"] = {"both": away.abs(), "upper": away, "lower": -away}[side]
+    if metric not in audit.COMPARED:
+        away = away.abs()
+    elif audit.METRICS[metric].side == "lower":
+        away = -away
+    table["away"] = away
     return statistics.crossed(table, "away", "original_seed", "forget", "repetition")
 
 
@@ -558,6 +563,28 @@ def difference(study: Study, method: str, other: str, metric: str) -> statistics
     Source: the pigeonhole bootstrap of :func:`helpers.statistics.bootstrap`.
     Lesson: 05_evaluation, "The comparison".
     """
+    return statistics.bootstrap(apart(study, method, other, metric))
+
+
+def apart(study: Study, method: str, other: str, metric: str) -> Any:
+    """Subtract how far two methods are from the oracles, cell by cell.
+
+    Args:
+        study: The study.
+        method: Name of the first method.
+        other: Name of the second.
+        metric: Name of a metric.
+
+    Returns:
+        (training seeds, classes, unlearning seeds) array, first - second, of the repetitions that
+        both have.
+
+    Raises:
+        InputError: If one was not measured in every cell.
+
+    Source: this project.
+    Lesson: 05_evaluation, "The comparison".
+    """
     values = [distances(study, name, metric) for name in (method, other)]
     mine = [study.table[study.table["method"] == name] for name in (method, other)]
     times = [sorted({*one["repetition"]}) for one in mine]
@@ -567,7 +594,7 @@ def difference(study: Study, method: str, other: str, metric: str) -> statistics
           "the same networks, classes and repetitions for both methods")  # fmt: skip
     first, second = (value[:, :, [time.index(t) for t in both]]
                      for value, time in zip(values, times, strict=True))  # fmt: skip
-    return statistics.bootstrap(first - second)
+    return first - second
 
 
 def components(study: Study, method: str, metric: str) -> dict[str, Any]:

@@ -366,15 +366,16 @@ def _objective(
     original: nn.Module | None, dataset: Dataset, cfg: RunConfig, recipe: Recipe
 ) -> training.Objective:
     """Build the loss of a method; its teachers are the original and a fresh network."""
-    name = method(cfg.method).objective
-    builder = OBJECTIVES[name]
+    chosen = method(cfg.method)
+    name, builder = chosen.objective, OBJECTIVES[chosen.objective]
     if original is None or name == "cross_entropy":  # needs no teacher
         return builder(None)
     teacher = copy.deepcopy(original).eval().requires_grad_(False)
     stranger = new_model(cfg.but(seed=(cfg.seed + 1) % 2**31), dataset).requires_grad_(False)
     teachers = parallel.shared(teacher), parallel.shared(stranger)
-    task = objectives.Task(*teachers, cfg.forgotten, len(dataset.classes), recipe.strength)
-    return builder(task)
+    # SalUn's own number is how many weights may move; its losses are not weighed
+    strength = None if chosen.salient else recipe.strength
+    return builder(objectives.Task(*teachers, cfg.forgotten, len(dataset.classes), strength))
 
 
 def _edit(

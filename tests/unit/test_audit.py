@@ -230,7 +230,7 @@ def test_the_record_is_what_the_report_card_needs(audited, dataset, split, netwo
     assert record["about"]["data_sha256"] == dataset.fingerprint
     described = [record["networks"][name] for name in ("model", "original")]
     for network in (*described, *record["networks"]["oracles"]):
-        assert network.keys() == {*card.KEYS["network"]}
+        assert network.keys() - {"missed"} == {*card.KEYS["network"]}
     assert described[0]["sha256"] == models.fingerprint(networks["head_only"])
     for row in record["metrics"]:
         assert row.keys() == {*card.KEYS["metric"]}
@@ -292,6 +292,17 @@ def strangers(dataset, split):
 def verdict(strangers, split):
     original, *oracles = strangers
     return lambda network: by_name(audit.audit(network, original, oracles[:4], split, draws=1))
+
+
+def test_each_oracle_is_judged_by_the_others_as_a_network_is(strangers, split):
+    original, *oracles = strangers
+    whole = audit.audit(oracles[0], original, oracles[1:], split, draws=1)
+    assert len(oracles) == 5
+    for i, one in enumerate(whole["networks"]["oracles"], 1):
+        others = [oracle for j, oracle in enumerate(oracles[1:], 1) if j != i]
+        alone = audit.audit(oracles[i], original, others, split, draws=1)
+        assert one["missed"] == sum(not row["inside"] for row in alone["metrics"])
+        assert {each["missed"] for each in alone["networks"]["oracles"]} == {None}, "three"
 
 
 def test_a_network_that_this_package_did_not_make(verdict, strangers):

@@ -225,6 +225,23 @@ def test_few_oracles_make_wide_bands_and_the_page_says_how_wide():
     ) in card.markdown(rec)
 
 
+def test_how_often_an_oracle_itself_misses_a_band_stands_in_the_verdict():
+    rec = record("original")
+    assert "Judged in the same way" not in card.markdown(rec), "not measured"
+    for one, missed in zip(rec["networks"]["oracles"], (0, 2, 0, 1, 0), strict=True):
+        one["missed"] = missed
+    assert (
+        "Judged in the same way by the others, 3 of these 5 oracles are inside every band, and "
+        "the worst of them misses 2."
+    ) in card.markdown(rec)
+    rec["networks"]["oracles"][1]["missed"] = None
+    assert "Judged in the same way" not in card.markdown(rec)
+    for wrong in ("many", -1, 0.5):
+        rec["networks"]["oracles"][1]["missed"] = wrong
+        with pytest.raises(InputError, match=r"missed = .*a number of bands, or None"):
+            card.markdown(rec)
+
+
 # ----------------------------------------------------------------------------------------- numbers
 
 

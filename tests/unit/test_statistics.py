@@ -514,3 +514,30 @@ def test_how_often_a_band_of_distances_holds_one_more_oracle(n, least, most, dim
         among = apart[:n, :n].sum(1) / (n - 1)
         held += statistics.band(among.tolist(), side="upper").holds(apart[n, :n].mean())
     assert least < held / 1500 < most
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3, 1.0, 3.0])
+def test_the_p_value_is_where_the_interval_touches_zero(shift):
+    values = np.random.default_rng(1).normal(shift, 1, (5, 10))
+    p = statistics.p_value(values)
+    assert 0 < p <= 1
+    for level, out in ((1 - 1.01 * p, True), (1 - 0.99 * p, False)):
+        if 0 < level < 1:
+            found = statistics.bootstrap(values, level)
+            assert (found.low > 0 or found.high < 0) == out
+    assert statistics.p_value(-values) == pytest.approx(p, rel=0.2), "both sides count"
+
+
+def test_p_values_of_nothing_are_uniform_enough():
+    """Of 200 sets of numbers without an effect about 5 % fall below 0.05."""
+    draw = np.random.default_rng(2)
+    below = [statistics.p_value(draw.normal(size=(5, 10)), 400) < 0.05 for _ in range(200)]
+    assert 0 < sum(below) <= 20
+
+
+def test_p_values_where_there_is_nothing_to_test():
+    assert statistics.p_value([[4.0]]) == 1
+    assert statistics.p_value([[1.0, -1.0]]) == 1
+    assert statistics.p_value([[2.0, 2.0], [2.0, 2.0]]) < 1e-9, "without any spread"
+    with pytest.raises(InputError, match="at least 100 draws"):
+        statistics.p_value([[1.0, 2.0]], repeats=10)
