@@ -8,6 +8,7 @@ lowest and highest of them.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -102,6 +103,12 @@ def random_dataset(count: int) -> Dataset:
     part = ImageSet(images, torch.randint(1, CLASSES, (count,), generator=draw))
     mean, std = torch.full((3,), 0.5), torch.full((3,), 12**-0.5)  # of uniform numbers
     return Dataset("random", tuple(map(str, range(CLASSES))), part, part, part, mean, std, "")
+
+
+def to_forget(retained: Dataset) -> Dataset:
+    """Add one image of the class to forget, without which there would be nothing to unlearn."""
+    one = ImageSet(retained.train.images[:1], torch.zeros_like(retained.train.labels[:1]))
+    return dataclasses.replace(retained, train=retained.train.with_all(one))
 
 
 def build(model: str, seed: int = SEED) -> nn.Module:

@@ -43,6 +43,7 @@ from measure import (
     peft_own,
     random_dataset,
     sections,
+    to_forget,
 )
 from torch import nn
 from torch.nn import functional as F
@@ -184,7 +185,9 @@ def epoch(images: int, batch: int, pairs: int) -> dict[str, Any]:
     def run(method: str, turn: int) -> float:
         cfg = config(method=method, targets="blocks", cache_mb=0).but(seed=turn)
         with watch_optimizer() as state:
-            outcome = unlearning.unlearn(build("resnet18", turn), data, cfg, recipe=recipe)
+            outcome = unlearning.unlearn(
+                build("resnet18", turn), to_forget(data), cfg, recipe=recipe
+            )
         found[method] = {
             "trainable": outcome.trainable, "optimizer_bytes": state[0],
             "peak_memory": outcome.fit.peak_memory,
@@ -221,7 +224,7 @@ def grid(images: int, batch: int, epochs: int, ranks: tuple[int, ...]) -> dict[s
 
     def default(rank: int, cache: frozen.Cache, part: Dataset = data) -> None:
         cfg = config(method="prunelora_channels").but(rank=rank)
-        unlearning.unlearn(model, part, cfg, recipe=recipe, cache=cache)
+        unlearning.unlearn(model, to_forget(part), cfg, recipe=recipe, cache=cache)
 
     few, cache = random_dataset(4), frozen.Cache(CACHE)
     plain(1, few), default(1, frozen.Cache(CACHE), few)  # warms up without filling the cache
@@ -324,11 +327,11 @@ def cached(
     }
     for (name, targets, count, batch), (first, later) in limits.items():
         recipe = Recipe(epochs=epochs, lr=1e-3, batch_size=batch)
-        data, caches = random_dataset(count), {}
+        whole, caches = to_forget(random_dataset(count)), {}
         losses: dict[str, list[list[float]]] = {}
 
         def run(
-            form: str, turn: int, name: str = name, targets: str = targets, data: Dataset = data,
+            form: str, turn: int, name: str = name, targets: str = targets, whole: Dataset = whole,
             caches: dict = caches, losses: dict = losses, recipe: Recipe = recipe,
         ) -> float:  # fmt: skip
             cfg = config(name, method="recorded").but(seed=turn, targets=targets)
@@ -339,7 +342,7 @@ def cached(
             steps: list[float] = []
             with recording(steps):
                 outcome = unlearning.unlearn(
-                    build(name, turn), data, cfg, recipe=recipe, cache=caches.get(turn)
+                    build(name, turn), whole, cfg, recipe=recipe, cache=caches.get(turn)
                 )
             assert outcome.frozen_once == (form != "uncached")
             losses.setdefault(form, []).append(steps)
@@ -381,7 +384,7 @@ def macs_of_a_step(name: str, targets: str, cache_mb: int, batch: int = 8) -> in
         recipe = Recipe(epochs=epochs, lr=1e-3, batch_size=batch)
         counter = FlopCounterMode(display=False)
         with sdpa_kernel(SDPBackend.MATH), counter:  # the fused attention is not counted
-            unlearning.unlearn(build(name), data, cfg, recipe=recipe)
+            unlearning.unlearn(build(name), to_forget(data), cfg, recipe=recipe)
         counts.append(counter.get_total_flops() // 2)
     return counts[1] - counts[0]
 

@@ -26,7 +26,8 @@ from helpers.store import Spilled, Stored
 log = logging.getLogger(__name__)
 
 UPLOADS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # what a visitor may give
-MOST_AT_ONCE, PIXELS_AT_ONCE = 1000, 128 * 32 * 32
+MOST_AT_ONCE = 1000
+PIXELS_AT_ONCE = {"cpu": 128 * 32 * 32, "cuda": 1000 * 32 * 32}
 MOST_BYTES, MOST_PIXELS = 10_000_000, 25_000_000
 SHARES = {"validation": 0.15, "test": 0.25}  # of each class, where the source has no such part
 MOST = 500  # images of a class in such a part; whatever else there is, training gets
@@ -247,15 +248,17 @@ def per_pass(images: Tensor | Stored) -> int:
         images: (N, C, H, W), or (N, K) features.
 
     Returns:
-        At most 1000; on the CPU fewer of large images, whose layers would not stay in its cache:
-        ResNet-20 was twice as fast with 128 images of 32x32 pixels as with 1000.
+        At most 1000, and of large images fewer, whose layers would not stay in the CPU's cache
+        (ResNet-20 was twice as fast with 128 images of 32x32 pixels as with 1000) or in the memory
+        of the GPU.
 
     Source: measured for this project.
     Lesson: 01_baseline_training, "Train".
     """
-    if len(images.shape) < 4 or images.device.type != "cpu":
+    if len(images.shape) < 4:
         return MOST_AT_ONCE
-    return max(1, min(MOST_AT_ONCE, PIXELS_AT_ONCE // math.prod(images.shape[2:])))
+    most = PIXELS_AT_ONCE["cpu" if images.device.type == "cpu" else "cuda"]
+    return max(1, min(MOST_AT_ONCE, most // math.prod(images.shape[2:])))
 
 
 def crop(images: Tensor, shift: Tensor, pad: int) -> Tensor:

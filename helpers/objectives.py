@@ -226,7 +226,8 @@ def boundary_shrink(task: Task) -> Objective:
     def objective(model: nn.Module, images: Tensor, labels: Tensor, share: float) -> Tensor:
         moved = images.detach().clone().requires_grad_(True)
         with torch.enable_grad():  # nothing of the teacher requires a gradient: only the images
-            F.cross_entropy(task.original(moved), labels).backward()
+            # their sum: of a mean, the small gradients of sure answers would vanish in float16
+            F.cross_entropy(task.original(moved), labels, reduction="sum").backward()
         with torch.no_grad():
             seen = task.original(images + step * moved.grad.sign())
             seen[:, forgotten] = -torch.inf

@@ -92,7 +92,7 @@ class Stored:
 
     def to(self, device: str | torch.device) -> Stored:
         """Return the same images, to be read to a device."""
-        return Stored(self.path, self.rows, torch.device(device))
+        return Stored(self.path, self.rows, _this_gpu(torch.device(device)))
 
 
 class Spilled:
@@ -228,6 +228,13 @@ def pieces(images: Tensor | Stored) -> Iterator[Tensor]:
         yield images[start : start + size]
 
 
+def _this_gpu(device: torch.device) -> torch.device:
+    """Name the GPU that "cuda" means in this process, for threads of which it may mean another."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
 def gather(images: Tensor | Stored | Spilled, chosen: Iterable[slice | Tensor]) -> Iterator[Tensor]:
     """Take batch after batch; what is in a file is read by another thread, some batches ahead.
 
@@ -247,7 +254,10 @@ def gather(images: Tensor | Stored | Spilled, chosen: Iterable[slice | Tensor]) 
             yield images[index] if isinstance(index, slice) else images.index_select(0, index)
         return
     rest = iter(chosen)
-    with ThreadPoolExecutor(1, "images") as reader:  # waits for its thread, also when abandoned
+    # a thread has a GPU of its own, which is the first one unless it is told
+    same = {"initializer": torch.cuda.set_device, "initargs": (images.device,)}
+    same = same if images.device.type == "cuda" else {}
+    with ThreadPoolExecutor(1, "images", **same) as reader:  # waits for it, also when abandoned
         ahead = deque(reader.submit(images.__getitem__, i) for i in itertools.islice(rest, AHEAD))
         while ahead:
             batch = ahead.popleft().result()

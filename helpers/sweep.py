@@ -101,6 +101,7 @@ class Sweep:
         done: Points that this process and its workers trained; the others were read back.
         made: Runs that points start from, of which the same holds.
         seconds: Wall-clock time.
+        device: ``cuda`` if any point asks for it, else ``cpu``.
 
     Source: this project.
     Lesson: 00_start_here, "The same from a shell".
@@ -112,6 +113,7 @@ class Sweep:
     done: int
     made: int
     seconds: float
+    device: str
 
 
 def values(field: str, text: str) -> list[Any]:
@@ -363,7 +365,8 @@ def run(
         found = work.do(asked.points, progress and "points")
     rows = [{**point.settings, **row} for point, row in zip(asked.points, found, strict=True)]
     seconds = time.perf_counter() - started
-    return Sweep(rows, asked.impossible, asked.varied, work.done, made, seconds)
+    device = "cuda" if cuda else "cpu"
+    return Sweep(rows, asked.impossible, asked.varied, work.done, made, seconds, device)
 
 
 def _refuse(asked: Plan, skip: bool) -> None:
@@ -586,7 +589,8 @@ class _Ray:
                 "a cluster that runs (ray start --head)"
             ) from error
         found = ray.cluster_resources()
-        self.workers = max(1, int(found.get("GPU" if cuda else "CPU", 1)) // max(1, threads))
+        each = 1 if cuda else max(1, threads)
+        self.workers = max(1, int(found.get("GPU" if cuda else "CPU", 1)) // each)
         self.task = ray.remote(_piece).options(
             num_cpus=max(1, threads), num_gpus=int(cuda), max_retries=RAY_RETRIES
         )
@@ -638,7 +642,7 @@ def save(sweep: Sweep, out: Path) -> list[Path]:
     table = [[row.get(name) for name in columns] for row in sweep.rows]
     record = {
         "varied": list(sweep.varied), "impossible": [list(one) for one in sweep.impossible],
-        "columns": columns, "rows": table, **runs.environment(),
+        "columns": columns, "rows": table, **runs.environment(sweep.device),
     }  # fmt: skip
 
     def write(part: Path) -> None:

@@ -397,9 +397,11 @@ class _Loop:
             self.fit = Fit(**plain["fit"])
             self.steps_in_epoch, self.images = plain["steps_in_epoch"], plain["images"]
             self.loss_sum, self.lr = plain["loss_sum"], plain["lr"]
-            numbers = [self.steps_in_epoch, self.images, self.fit.steps, self.loss_sum, self.lr]
+            numbers = [self.steps_in_epoch, self.images, self.fit.steps, self.lr]
             if not all(isinstance(v, int | float) and v >= 0 for v in numbers):
                 raise ValueError("a counter is not a number")
+            if not isinstance(self.loss_sum, int | float):  # below zero where a loss is ascended
+                raise TypeError("the loss is not a number")
             self.scaler.load_state_dict(plain["scaler"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise files.FileProblem(
@@ -434,7 +436,11 @@ def schedule(name: str, share: float) -> float:
 def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     shared = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": True}
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=recipe.momentum, **shared)
+        found = torch.optim.SGD(parameters, momentum=recipe.momentum, **shared)
+        if recipe.momentum:  # else the fused step takes empty memory, and where the first gradients
+            for parameter in parameters:  # overflow (float16) it goes on from what lies there
+                found.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return found
     kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, **shared)
 

@@ -389,6 +389,7 @@ def _edit(
     started = time.perf_counter()
     images = edits.EDITS[name](model, split, dataset, recipe.strength)
     pruning.apply_masks(model, pruned.masks)
+    next(model.parameters())[:1].cpu()  # waits for the GPU
     seconds = time.perf_counter() - started
     cost = training.Fit(seconds=seconds, macs=images * ledger.macs(model) if images else 0)
     return dataclasses.replace(pruned, model=model), cost
@@ -517,10 +518,8 @@ def _train_adapted(
     cut = _cut(adapted, pruned.model, cfg, recipe)
     if cut is None or not cache.fits(cut, len(part)):
         return stage(adapted, part, monitor=monitor), False
-    if monitor is not None and len(monitor):
-        monitor = cache.features(
-            cut, monitor, dataset
-        )  # in full precision, as predictions are made
+    if monitor is not None and len(monitor):  # in full precision, as predictions are made
+        monitor = cache.features(cut, monitor, dataset)
     started = time.perf_counter()
     features = cache.features(cut, part, dataset, cfg.precision, recipe.batch_size)
     features.images[:1].cpu()  # waits for the GPU
@@ -532,7 +531,9 @@ def _train_adapted(
     fit.seconds += seconds
     fit.macs += len(part) * ledger.macs(cut.front)
     kept = {*adapted.parameters()} - {*cut.tail.parameters()}
-    fit.peak_memory += store.held(features.images, recipe.batch_size)
+    if isinstance(features.images, torch.Tensor) or part.labels.device.type == "cpu":
+        # on CUDA the allocator has counted the batches that are read ahead
+        fit.peak_memory += store.held(features.images, recipe.batch_size)
     fit.peak_memory += sum(p.nbytes for p in kept)
     return fit, True
 

@@ -365,9 +365,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def go(listed: list[Step], options: argparse.Namespace, ends: float) -> list[str]:
-    """Do one step after the other until the time is over; returns those that failed."""
-    failed, fresh = [], True
-    for step in listed:
+    """Do one step after the other until the time is over; returns those that failed.
+
+    What failed in an earlier call comes last, so that it does not take the time of the others.
+    """
+    failed, fresh, path = [], True, _kept("failed.json")
+    before = files.read_json(path) if path.is_file() else {}
+    for step in sorted(listed, key=lambda one: one.name in before):
         done, left = done_so_far(), ends - time.monotonic()
         if not _asked(step, options) or _needless(step, done):
             continue
@@ -377,18 +381,24 @@ def go(listed: list[Step], options: argparse.Namespace, ends: float) -> list[str
             continue  # the next call has room for it
         fresh, started = False, time.monotonic()
         print(f"{step.name} ...", flush=True)
+        before[step.name] = "not finished"  # should the whole process be ended meanwhile
+        files.write_json(path, before)
         try:
             found = step.act(left)
         except NotDone as stopped:
             print(f"  {stopped}", flush=True)
-        except InputError as error:  # the others can go on; the exit code tells
+            del before[step.name]  # it goes on where it was
+        except Exception as error:  # out of memory, say: the others can go on; the exit code tells
             failed.append(step.name)
+            before[step.name] = f"{type(error).__name__}: {error}"
             print(f"  FAILED: {error}", flush=True)
         else:
+            del before[step.name]
             took = {"took": time.monotonic() - started}
             files.write_json(_kept("done.json"), done | {step.name: {**found, **took}})
             print(f"  {took['took']:.0f} s; {_told(found)}", flush=True)
             write_costs(options, done_so_far())
+        files.write_json(path, before)
         if options.carry:
             pack(options.carry, options.records)
     return failed

@@ -275,12 +275,12 @@ def plain_network(seed):
 
 
 @pytest.fixture(scope="session")
-def strangers(dataset, split):
+def strangers(cfg, dataset, split):
     """An original and oracles of an architecture that this package does not know."""
     recipe = Recipe(epochs=15, lr=0.01, schedule="cosine", batch_size=64)
     found = []
     for seed in range(6):
-        network = plain_network(seed)
+        network = plain_network(seed).to(cfg.device)
         network.input_shape = (1, 8, 8)
         part = dataset.train if seed == 0 else split.retain
         training.fit(network, part, dataset, recipe, seed=seed)

@@ -36,6 +36,15 @@ def test_the_plain_way_yields_the_same_pixels():
     assert 0 not in part.train.labels, "all are retained: both sides train on all of them"
 
 
+def test_ours_trains_on_the_images_of_the_plain_way_and_has_one_to_forget():
+    part = images.dataset(12)
+    split = measure.to_forget(part).split(0)
+    assert len(split.forget) == 1
+    assert torch.equal(split.retain.images, part.train.images)
+    outcome = images.ours(part, 6, 1)
+    assert (outcome.fit.steps, outcome.frozen_once) == (2, True)
+
+
 def test_the_plain_network_has_zeroed_filters_and_peft_own_adapters():
     plain = images.plain_network(0)
     gone = [

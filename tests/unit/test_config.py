@@ -127,9 +127,11 @@ def machine(monkeypatch):
 
 
 @pytest.mark.parametrize("colab", ["notebook", "command"])
-def test_colab_with_a_gpu_gets_the_gpu_preset(machine, colab):
+def test_colab_with_a_gpu_gets_the_gpu_preset(machine, colab, monkeypatch):
     machine(colab, cuda=True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as PyTorch has it
     cfg = get_config()
+    assert not torch.backends.cudnn.allow_tf32, "full precision means all bits"
     assert (cfg.preset, cfg.data, cfg.model) == ("gpu", "cifar10", "resnet18")
     assert (cfg.device, cfg.precision) == ("cuda", "amp")
     assert get_config("cpu").data == "digits"

@@ -9,6 +9,7 @@ import pickle
 import tarfile
 import threading
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -665,7 +666,7 @@ def test_the_budget_decides_and_counts_what_is_left_after_the_limit(tmp_path, ho
 def test_training_from_a_file_is_training_from_memory_bit_for_bit(both, cfg):
     fits, logits = [], []
     for d in both:
-        model = models.build_model("digits_resnet", 3, 3, 16, seed=0)
+        model = models.build_model("digits_resnet", 3, 3, 16, seed=0).to(cfg.device)
         fits.append(training.fit(model, d.train, d, cfg.train, seed=0, monitor=d.validation))
         training.recalibrate_batchnorm(model, d.train, d)
         logits.append(training.predict(model, d.test, d))
@@ -742,3 +743,12 @@ def test_a_real_folder_of_cifar10(home):
     found = load(os.environ["HELPERS_CIFAR_FOLDER"], train_limit=None)
     assert [len(getattr(found, p)) for p in PARTS] == [42500, 7500, 10000]
     assert found.classes[3] == "cat"
+
+
+@pytest.mark.parametrize(("kind", "side", "most"), [
+    ("cpu", 32, 128), ("cpu", 8, 1000), ("cpu", 4096, 1),
+    ("cuda", 32, 1000), ("cuda", 224, 20), ("cuda", 8, 1000),
+])  # fmt: skip
+def test_large_images_go_through_a_few_at_a_time(kind, side, most):
+    images = SimpleNamespace(shape=(5000, 3, side, side), device=torch.device(kind))
+    assert data.per_pass(images) == most

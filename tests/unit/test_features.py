@@ -95,11 +95,11 @@ class Wrapper(nn.Module):
         return self.pair["out"](torch.relu(self.late(torch.relu(self.early(x)))).mean((2, 3)))
 
 
-def test_any_network_with_a_final_linear_layer(dataset, original):
-    part = dataset.test.where(torch.arange(9))
+def test_any_network_with_a_final_linear_layer(cfg, dataset, original):
+    part, own = dataset.test.where(torch.arange(9)), Wrapper().to(cfg.device)
     assert features.points(Wrapper((1, 8, 8))) == ("early.0", "late.0")
     assert features.points(Wrapper()) == ("late.0", "early.0")
-    assert features.penultimate(Wrapper(), part, dataset).shape == (9, 5)
+    assert features.penultimate(own, part, dataset).shape == (9, 5)
     inside = nn.ModuleDict({"net": original})
     inside.forward = original.forward
     assert features.points(inside) == tuple(f"net.{n}" for n in features.points(original))
@@ -107,17 +107,17 @@ def test_any_network_with_a_final_linear_layer(dataset, original):
     assert torch.equal(features.penultimate(inside, part, dataset), expected)
     for name, why in (("spare", "that the network calls"), ("nowhere", "a module of the network")):
         with pytest.raises(InputError, match=why):
-            features.collect(Wrapper(), part, dataset, [name])
+            features.collect(own, part, dataset, [name])
     with pytest.raises(InputError, match="at least one image"):
-        features.penultimate(Wrapper(), part.where(torch.arange(0)), dataset)
+        features.penultimate(own, part.where(torch.arange(0)), dataset)
 
 
-def test_an_output_that_is_no_tensor_is_refused(dataset):
+def test_an_output_that_is_no_tensor_is_refused(cfg, dataset):
     class Pair(nn.Module):
         def forward(self, x):
             return x, x
 
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), Pair())
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), Pair()).to(cfg.device)
     part = ImageSet(dataset.test.images[:3], dataset.test.labels[:3])
     with pytest.raises(InputError, match="one tensor with a row an image"):
         features.collect(net, part, dataset, ["2"])

@@ -209,12 +209,14 @@ def test_networks_that_cannot_be_compared_are_refused(metric):
             metric(good, broken)
 
 
-def test_a_trained_network_is_further_from_a_random_one_than_from_itself(original, dataset, split):
+def test_a_trained_network_is_further_from_a_random_one_than_from_itself(
+    original, cfg, dataset, split
+):
     from helpers.training import predict
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        stranger = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(10))
+        stranger = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(10)).to(cfg.device)
         logits = predict(original, split.forget, dataset)
         random = predict(stranger, split.forget, dataset)
     assert outputs.zrf(logits, logits) == 1

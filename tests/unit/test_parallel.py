@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 
 def launch(count, *words, home, status=0):
     """Start some processes as a user would."""
-    variables = {**os.environ, "HELPERS_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    variables = {**os.environ, "HELPERS_HOME": str(home), "OMP_NUM_THREADS": "1",
+                 "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), *words],
         cwd=ROOT, env=variables, capture_output=True, text=True, timeout=600,
@@ -94,7 +95,7 @@ def test_an_error_in_one_ends_all_with_one_message(three):
 def test_a_run_of_two_processes_is_kept_and_read_back_by_one(tmp_path, monkeypatch, capsys):
     """In single precision: the tolerances here are those that the documentation states."""
     words = ("run", "--preset", "smoke", "--method", "prunelora", "--quiet", "--epochs", "3",
-             "--train-limit", "20")  # fmt: skip
+             "--train-limit", "20", "--device", "cpu")  # fmt: skip
     kept = {}
     launch(2, "-m", "helpers", *words, home=tmp_path / "two")
     for count in ("two", "one"):

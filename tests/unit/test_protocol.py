@@ -123,6 +123,29 @@ def test_a_failing_step_is_told_and_does_not_stop_the_others(protocol, home, cap
     assert "FAILED: broken" in capsys.readouterr().out
 
 
+def test_what_failed_before_comes_last(protocol, home, capsys):
+    began = []
+
+    def act(name, error=None):
+        def do(seconds):
+            began.append(name)
+            if error and began.count(name) == 1:
+                raise error
+            return {}
+
+        return protocol.Step(name, 1, do)  # fmt: skip
+
+    listed = [act("tests", RuntimeError("CUDA out of memory")), act("stopped", KeyboardInterrupt()),
+              act("network"), act("audit")]  # fmt: skip
+    options = protocol._options(["--quick"])
+    with pytest.raises(KeyboardInterrupt):  # the process is ended
+        protocol.go(listed, options, ends=float("inf"))
+    assert protocol.go(listed, options, ends=float("inf")) == []
+    assert began == ["tests", "stopped", "network", "audit", "tests", "stopped"]
+    assert protocol.files.read_json(protocol._kept("failed.json")) == {}
+    assert "FAILED: CUDA out of memory" in capsys.readouterr().out
+
+
 def test_a_lost_network_is_trained_again_while_an_audit_needs_it(protocol, home):
     step = protocol.Step("network", 1, lambda s: {}, serves=("a", "b"))
     lost, kept = {"folder": "artifacts/x"}, home / "artifacts" / "x" / "run.json"

@@ -98,7 +98,7 @@ def test_images_that_cannot_be_loaded_are_tried_once(tmp_path, monkeypatch):
 def test_a_summary_keeps_settings_apart_that_agree_to_six_digits():
     close = (0.00123456781, 0.00123456782)
     rows = [{"method": "finetune", "lr": lr, "seed": 0} for lr in close]
-    found = sweep.table(sweep.Sweep(rows, [], ("lr",), 2, 0, 1.0))
+    found = sweep.table(sweep.Sweep(rows, [], ("lr",), 2, 0, 1.0, "cpu"))
     assert found["method"].nunique() == 2
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import data, training
+from helpers import data, objectives, training
 from helpers.config import InputError, Recipe
 from helpers.files import FileProblem
 from helpers.training import Interrupted, fit
@@ -285,8 +285,8 @@ def test_peak_memory_of_a_linear_layer_worked_out_by_hand(dataset, split):
     assert found.peak_memory == weights + weights + adam + batch + loss
 
 
-def test_multiply_accumulates_of_a_linear_layer_worked_out_by_hand(dataset, split):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+def test_multiply_accumulates_of_a_linear_layer_worked_out_by_hand(cfg, dataset, split):
+    model = on(cfg.device, nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
     one = fit(model, split.retain, dataset, Recipe(epochs=1, lr=0.1, batch_size=32), seed=0)
     three = fit(model, split.retain, dataset, Recipe(epochs=3, lr=0.1, batch_size=32), seed=0)
     # forward, and backward to the weight; the images need no gradient
@@ -294,7 +294,7 @@ def test_multiply_accumulates_of_a_linear_layer_worked_out_by_hand(dataset, spli
     assert three.macs == 3 * one.macs
 
 
-def test_counting_leaves_no_trace(dataset, split):
+def test_counting_leaves_no_trace(cfg, dataset, split):
     """The same weights and statistics, whether or not the count is made."""
 
     class Plain(training._Loop):
@@ -305,7 +305,7 @@ def test_counting_leaves_no_trace(dataset, split):
     for kind in (training._Loop, Plain):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(training, "_Loop", kind)
-            model = small()
+            model = on(cfg.device, small())
             fit(model, split.retain, dataset, SHORT, seed=0)
             found[kind] = model.state_dict()
     one, other = found.values()
@@ -419,3 +419,40 @@ def test_without_a_compiler_it_says_what_is_missing(cfg, dataset, split, inducto
         pytest.skip("on CUDA Triton compiles")
     with inductor.patch(without), pytest.raises(InputError, match=r"compile = True .*a C\+\+ comp"):
         fit(small(), split.retain, dataset, SHORT, seed=0, compile=True)
+
+
+def test_the_first_momentum_is_zero_even_where_the_first_gradients_overflow():
+    """What mixed precision in float16 does then: the step is skipped, and the next one is not."""
+    model = nn.Linear(3, 2)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = training._optimizer(
+        [*model.parameters()], Recipe(epochs=1, lr=0.1, optimizer="sgd")
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    for size, moved in ((math.inf, False), (1.0, True)):
+        optimizer.zero_grad()
+        scaler.scale((model(torch.ones(1, 3)) * size).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert same_values(model.state_dict(), before) != moved
+    for parameter in model.parameters():
+        assert torch.equal(
+            optimizer.state[parameter]["momentum_buffer"], torch.ones_like(parameter)
+        )
+
+
+def same_values(one, other):
+    return all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_a_checkpoint_of_a_loss_below_zero_is_taken_up(cfg, dataset, split, tmp_path):
+    path, recipe = tmp_path / "checkpoint.safetensors", Recipe(epochs=1, lr=1e-4, batch_size=64)
+    ascend = objectives.gradient_ascent(None)
+    part = split.retain.sample(200)
+    with pytest.raises(Interrupted):
+        fit(on(cfg.device, small()), part, dataset, recipe, seed=0, objective=ascend,
+            checkpoint=path, after_step=PressStop(2))  # fmt: skip
+    found = fit(on(cfg.device, small()), part, dataset, recipe, seed=0, objective=ascend,
+                checkpoint=path)  # fmt: skip
+    assert found.steps == 4
+    assert found.history[0]["loss"] < 0
