@@ -106,7 +106,8 @@ METRICS: dict[str, Metric] = {
     ),
     "IDI": Metric(
         "features", "IDI", "upper",
-        "information on the class in the layers: 0 as in the oracles, 1 as in the original",
+        "information on the class in the layers: 0 where none has more than the oracles', 1 as in "
+        "the original",
     ),
     "prototype_attack": Metric(
         "relearning", "prototype", "upper",
