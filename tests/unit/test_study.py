@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from helpers import audit, data, models, report, runs, statistics, study, unlearning
-from helpers.config import InputError
+from helpers.config import TUNED, InputError, get_config
 from helpers.files import FileProblem
 
 METHODS = ["original", "logit_mask"]
@@ -626,6 +626,11 @@ def test_what_is_compared_at_equal_cost_costs_the_same(digits):
     spent = digits.table.groupby("method")["gmacs"].mean()
     for name in ("finetune@3", "finetune_sgd@3", "retrain@3"):
         assert spent[name] / spent["prunelora"] == pytest.approx(1, abs=0.1), name
+    images = len(data.load_dataset(get_config("cpu"), progress=False).split(3).retain)
+    tuned = TUNED["digits"]
+    steps = {name: tuned[name].epochs * math.ceil(images / tuned[name].batch_size)
+             for name in ("prunelora", "finetune@3", "finetune_sgd@3", "retrain@3")}  # fmt: skip
+    assert all(1 <= one / steps["prunelora"] < 1.2 for one in steps.values()), steps
 
 
 def test_the_committed_records_are_of_the_present_audit():
