@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -566,7 +566,30 @@ def difference(study: Study, method: str, other: str, metric: str) -> statistics
     return statistics.bootstrap(apart(study, method, other, metric))
 
 
-def apart(study: Study, method: str, other: str, metric: str) -> Any:
+def lead(study: Study, method: str, other: str, metric: str) -> statistics.Interval:
+    """Compare the values of two methods themselves, such as an accuracy, cell by cell.
+
+    Args:
+        study: The study.
+        method: Name of the first method.
+        other: Name of the second.
+        metric: Name of a metric.
+
+    Returns:
+        As :func:`difference`; below zero the first has the smaller values.
+
+    Raises:
+        InputError: If one was not measured in every cell.
+
+    Source: the pigeonhole bootstrap of :func:`helpers.statistics.bootstrap`.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    return statistics.bootstrap(apart(study, method, other, metric, _values))
+
+
+def apart(
+    study: Study, method: str, other: str, metric: str, of: Callable[..., Any] = distances
+) -> Any:
     """Subtract how far two methods are from the oracles, cell by cell.
 
     Args:
@@ -574,6 +597,8 @@ def apart(study: Study, method: str, other: str, metric: str) -> Any:
         method: Name of the first method.
         other: Name of the second.
         metric: Name of a metric.
+        of: What is compared: a function of study, method and metric, with cells as in
+            :func:`distances`.
 
     Returns:
         (training seeds, classes, unlearning seeds) array, first - second, of the repetitions that
@@ -585,7 +610,7 @@ def apart(study: Study, method: str, other: str, metric: str) -> Any:
     Source: this project.
     Lesson: 05_evaluation, "The comparison".
     """
-    values = [distances(study, name, metric) for name in (method, other)]
+    values = [of(study, name, metric) for name in (method, other)]
     mine = [study.table[study.table["method"] == name] for name in (method, other)]
     times = [sorted({*one["repetition"]}) for one in mine]
     both = [t for t in times[0] if t in times[1]]
@@ -614,10 +639,13 @@ def components(study: Study, method: str, metric: str) -> dict[str, Any]:
     Source: :func:`helpers.statistics.variance_components`.
     Lesson: 05_evaluation, "The comparison".
     """
+    return statistics.variance_components(_values(study, method, metric))
+
+
+def _values(study: Study, method: str, metric: str) -> Any:
     check("method", method, method in study.methods, f"known are {', '.join(study.methods)}")
     mine = study.table[study.table["method"] == method]
-    values = statistics.crossed(mine, metric, "original_seed", "forget", "repetition")
-    return statistics.variance_components(values)
+    return statistics.crossed(mine, metric, "original_seed", "forget", "repetition")
 
 
 def panel(study: Study) -> pd.DataFrame:

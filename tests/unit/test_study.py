@@ -476,6 +476,15 @@ def test_the_difference_of_two_methods_worked_out_by_hand():
     assert swapped.mean == pytest.approx(-found.mean)
 
 
+def test_values_are_compared_as_they_are():
+    found = study.lead(SMALL, "lora", "logit_mask", "relearn_steps")
+    assert found.mean == pytest.approx((12 - 4 + 7 - 5 + 9 - 3 + 6 - 4) / 4)
+    swapped = study.lead(SMALL, "logit_mask", "lora", "relearn_steps")
+    assert swapped.mean == pytest.approx(-found.mean)
+    with pytest.raises(InputError, match="known are lora"):
+        study.lead(SMALL, "lora", "erase", "UA")
+
+
 def test_methods_of_different_cells_are_not_compared():
     cells = [tuple(row) for row in SMALL.table.drop(columns="seed").to_numpy()]
     moved = [(*row[:2], row[2] + 5 * (row[0] == "lora"), *row[3:]) for row in cells]
