@@ -259,7 +259,7 @@ TUNED = {
             augment="crop+flip",
         ),
         "neggrad_plus": Recipe(epochs=5, lr=0.0003, schedule="cosine", strength=0.05),
-        "salun": Recipe(epochs=5, lr=0.001, schedule="cosine", strength=0.3),
+        "salun": Recipe(epochs=5, lr=0.001, schedule="cosine", strength=0.5),
         "head_only": Recipe(epochs=5, lr=0.01),
     },
 }
