@@ -19,7 +19,7 @@ Ratios are ours / plain, but for ``batches``, where they say how many times fast
 ``measure.py`` says how both sides are timed. On the CPU every process computes with one thread.
 Images are random numbers, unless ``--data`` names a folder (for ``batches`` and ``epoch``; nothing
 in the others depends on what images show), and networks have fresh weights. Class 0 is forgotten
-and has no images, so both sides train on all of them.
+and has no images, but for one on our side that is not trained on: both sides train on the same.
 
 Every finished section is kept in ``results/images-DEVICE.json``, the picture of ``cost`` beside it;
 ``--quick`` shrinks the sizes, to see that everything works, and keeps nothing.
