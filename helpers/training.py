@@ -400,8 +400,8 @@ class _Loop:
             numbers = [self.steps_in_epoch, self.images, self.fit.steps, self.lr]
             if not all(isinstance(v, int | float) and v >= 0 for v in numbers):
                 raise ValueError("a counter is not a number")
-            if not isinstance(self.loss_sum, int | float):  # below zero where a loss is ascended
-                raise TypeError("the loss is not a number")
+            if not math.isfinite(self.loss_sum):  # below zero where a loss is ascended
+                raise ValueError("the loss is not a finite number")
             self.scaler.load_state_dict(plain["scaler"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise files.FileProblem(
