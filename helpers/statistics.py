@@ -274,28 +274,6 @@ def image_interval(values: Sequence[float], level: float = 0.95, seed: int = 0) 
     return _interval(mean, means, level)
 
 
-def verdict(
-    interval: Interval, below: str, above: str, neither: str = "no difference can be claimed"
-) -> str:
-    """Name a winner only where the interval of a difference leaves zero out.
-
-    Args:
-        interval: Of first - second, for example of their distances to the oracle.
-        below: What to say if the whole interval is negative.
-        above: What to say if the whole interval is positive.
-        neither: What to say if it holds zero or touches it.
-
-    Returns:
-        One of the three texts.
-
-    Source: the duality of intervals and tests.
-    Lesson: 05_evaluation, "The comparison".
-    """
-    if interval.high < 0:
-        return below
-    return above if interval.low > 0 else neither
-
-
 def variance_components(values: np.ndarray | Sequence[Any]) -> dict[str, Any]:
     """Split the variance of crossed runs into training seed, class and unlearning seed.
 
