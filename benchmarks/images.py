@@ -87,7 +87,7 @@ DEVICE, SOURCE = "cpu", "random"  # set once, by main
 WORKERS = 2
 PAD = SIDE // 8
 LR = 1e-3
-BATCH, CACHE_MB = 128, 4096  # of cost: all its features are kept, so that one law can hold
+BATCH, CACHE_MB = 128, 4096  # of cost; all features are kept, so that one law can hold
 METHODS, PRECISIONS = ("prunelora", "prunelora_channels"), ("fp32", "amp")
 IMPORTED = ["torch", "torchvision", "peft", "torch_pruning", "helpers.unlearning", "measure"]
 # what is the time spent on, by a part of the operation's name; the first that fits
@@ -113,9 +113,9 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "cuda": {
-        "batches": {"images": 51_200, "batch": 128, "pairs": 5},
-        "epoch": {"images": 12_800, "batch": 128, "epochs": 5, "pairs": 5},
-        "memory": {"images": 2560, "more": 12_800, "batch": 128, "pairs": 3},
+        "batches": {"images": 25_600, "batch": 128, "pairs": 5},
+        "epoch": {"images": 12_800, "batch": 128, "epochs": 5, "pairs": 3},
+        "memory": {"images": 2560, "more": 12_800, "batch": 128, "pairs": 2},
         "peak": {
             "networks": {"resnet20": 1024, "resnet18": 512, "resnet50": 128, "vit": 256},
             "side": 8192, "steps": 10, "pairs": 5,
@@ -276,7 +276,8 @@ def epoch(images: int, batch: int, epochs: int, pairs: int) -> dict[str, Any]:
         return seconds
 
     def mine(method: str, precision: str, turn: int) -> float:
-        started, how = time.perf_counter(), {"method": method, "precision": precision}
+        started = time.perf_counter()
+        how = {"method": method, "precision": precision, "cache_mb": CACHE_MB}
         outcome = ours(part, batch, epochs, turn, **how)
         whole.setdefault(f"{method}, {precision}", []).append(time.perf_counter() - started)
         assert outcome.frozen_once

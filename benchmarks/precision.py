@@ -50,11 +50,15 @@ class Network:
 
 
 NETWORKS = {
-    "digits_resnet": Network(1, 8, 128, 20),
-    "resnet20": Network(3, 32, 128, 3),
-    "resnet18": Network(3, 32, 128, 2),
-    "vit": Network(3, 32, 32, 2),
-}
+    "cpu": {
+        "digits_resnet": Network(1, 8, 128, 20), "resnet20": Network(3, 32, 128, 3),
+        "resnet18": Network(3, 32, 128, 2), "vit": Network(3, 32, 32, 2),
+    },
+    "cuda": {
+        "resnet18": Network(3, 32, 512, 20), "resnet50": Network(3, 32, 256, 10),
+        "vit": Network(3, 32, 256, 10), "resnet20": Network(3, 32, 1024, 20),
+    },
+}  # fmt: skip
 
 
 class Laid(Dataset):
@@ -69,18 +73,19 @@ class Laid(Dataset):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("networks", nargs="*", metavar="NETWORK", help=", ".join(NETWORKS))
+    parser.add_argument("networks", nargs="*", metavar="NETWORK", help="default: all")
     parser.add_argument("--device", choices=DEVICES, default="cpu")
     parser.add_argument("--quick", action="store_true", help="small sizes; only printed")
     arguments = parser.parse_args()
-    if unknown := sorted({*arguments.networks} - {*NETWORKS}):
-        parser.error(f"unknown: {', '.join(unknown)}; known are {', '.join(NETWORKS)}")
     cfg = get_config("cpu", device=arguments.device)
+    known = NETWORKS[cfg.device]
+    if unknown := sorted({*arguments.networks} - {*known}):
+        parser.error(f"unknown: {', '.join(unknown)}; known are {', '.join(known)}")
     unlearning.set_threads(cfg)
     torch._dynamo.config.recompile_limit = 64  # every way of a network is a version of its own
-    for name in arguments.networks or NETWORKS:
+    for name in arguments.networks or known:
         print(f"{name} ...", flush=True)
-        chosen, turns = NETWORKS[name], TURNS
+        chosen, turns = known[name], TURNS
         if arguments.quick:
             chosen, turns = Network(chosen.channels, chosen.side, 4, 1), 1
         rows = measure(name, chosen, turns, cfg.device)
@@ -156,8 +161,10 @@ def keep(name: str, chosen: Network, rows: list[dict[str, Any]], device: str) ->
     dtype = training.half_precision(torch.device(device), "amp")
     found = {
         **vars(chosen), "rows": rows, "amp": str(dtype).removeprefix("torch."),
-        "instructions": torch.backends.cpu.get_cpu_capability(), **runs.environment(device),
+        **runs.environment(device),
     }  # fmt: skip
+    if device == "cpu":
+        found["instructions"] = torch.backends.cpu.get_cpu_capability()
     devices = record.get("devices", {})
     devices[device] = {**devices.get(device, {}), name: found}
     about = "training images per second, medians over turns; random images, fresh weights"
@@ -182,8 +189,9 @@ def rendered(text: str, record: dict[str, Any]) -> str:
                 )])  # fmt: skip
         last = [*networks.values()][-1]
         made += (
-            f"{report.markdown_table(shown)}\nMixed precision is {last['amp']}; instructions "
-            f"{last['instructions']}. {report.provenance(last)}\n"
+            f"{report.markdown_table(shown)}\nMixed precision is {last['amp']}"
+            f"{'; instructions ' + last['instructions'] if device == 'cpu' else ''}. "
+            f"{report.provenance(last)}\n"
         )
     return report.filled(text, {"precision": made})
 

@@ -7,8 +7,9 @@ part are kept, and the second part trains on them.
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -329,21 +330,17 @@ class Cache:
             return made
         check("images", len(part), len(part) > 0, "at least one image to compute features of")
         front, device = cut.front.eval(), part.images.device
-        half, done = half_precision(device, precision), 0
-        kept: Tensor | Spilled = torch.empty(0)
-        with torch.autocast(device.type, half, enabled=half is not None):
+        half = half_precision(device, precision)
+
+        def rows() -> Iterator[Tensor]:
             for images, _ in batches(part, batch_size):
                 outputs = front(dataset.normalise(images))
                 cut.tail.dtypes = tuple(t.dtype for t in outputs)
                 cut.tail.layouts = tuple(_layout(t) for t in outputs)
-                rows = _side_by_side(outputs)
-                if not done:  # at once, since joining parts takes the memory twice
-                    kept = _room(len(part), rows[0])
-                if isinstance(kept, Tensor):
-                    kept[done : done + len(rows)] = rows
-                else:
-                    kept.put(done, rows)
-                done += len(rows)
+                yield _side_by_side(outputs)
+
+        with torch.autocast(device.type, half, enabled=half is not None):
+            kept = _gathered(len(part), rows())
         made = ImageSet(kept, part.labels)
         size = made.images.nbytes
         while self._kept and size + self._size() > self.limit:
@@ -353,11 +350,19 @@ class Cache:
         return made
 
 
-def _room(count: int, row: Tensor) -> Tensor | Spilled:
-    """Make room for so many rows like this one: in memory if they are few, else in a file."""
-    if count * row.nbytes <= IN_MEMORY:
-        return row.new_empty(count, len(row))
-    return Spilled(count, row, home() / "artifacts")
+def _gathered(count: int, several: Iterator[Tensor]) -> Tensor | Spilled:
+    """Put rows that come batch by batch together: in memory if they are few, else in a file."""
+    first = next(several)
+    several = itertools.chain([first], several)
+    if count * first[0].nbytes > IN_MEMORY:
+        file = Spilled(count, first[0], home() / "artifacts")
+        file.fill(several)
+        return file
+    made, done = first.new_empty(count, *first.shape[1:]), 0  # joining takes the memory twice
+    for rows in several:
+        made[done : done + len(rows)] = rows
+        done += len(rows)
+    return made
 
 
 def _side_by_side(outputs: tuple[Tensor, ...]) -> Tensor:

@@ -153,16 +153,44 @@ class Spilled:
     def __getitem__(self, chosen: slice | Tensor) -> Tensor:
         """Read the rows that a slice, a bool mask or an int64 index chooses."""
         index = torch.arange(len(self))[chosen.cpu() if isinstance(chosen, Tensor) else chosen]
-        rows = torch.empty(len(index), self.shape[1], dtype=self.dtype)
+        on_gpu = self.device.type == "cuda"
+        rows = torch.empty(len(index), self.shape[1], dtype=self.dtype, pin_memory=on_gpu)
         bytes_of = rows.view(torch.uint8).numpy()
         with self._turn, self._named():
             for target, row in zip(bytes_of, index.tolist(), strict=True):
                 self._file.seek(row * len(target))
                 if self._file.readinto(target) != len(target):
                     raise OSError("it ends too early")
-        if self.device.type != "cuda":
-            return rows
-        return rows.pin_memory().to(self.device, non_blocking=True)  # while the GPU computes
+        return rows.to(self.device, non_blocking=True)  # while the GPU computes
+
+    def fill(self, several: Iterable[Tensor]) -> None:
+        """Write all rows; what a GPU has computed, while it computes the next.
+
+        Args:
+            several: The rows in order, some at a time: (B, K) each, of this ``dtype``.
+
+        Raises:
+            FileProblem: As :meth:`put`.
+
+        Source: this project.
+        Lesson: 03_lora_adaptation, "The frozen part, computed once".
+        """
+        start, ahead = 0, deque()
+        with ThreadPoolExecutor(1, "features") as writer:
+            for rows in several:
+                if self.device.type == "cuda":
+                    ahead.append(writer.submit(self._put_later, start, *_on_the_way(rows)))
+                else:
+                    self.put(start, rows)
+                if len(ahead) > AHEAD:
+                    ahead.popleft().result()
+                start += len(rows)
+            for written in ahead:
+                written.result()
+
+    def _put_later(self, start: int, rows: Tensor, copied: torch.cuda.Event) -> None:
+        copied.synchronize()
+        self.put(start, rows)
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
@@ -173,6 +201,15 @@ class Spilled:
                 f"a file for {self.nbytes / 1e6:,.0f} MB of features in {self.folder} failed: "
                 f"{error}; make room there, or set cache_mb = 0"
             ) from error
+
+
+def _on_the_way(rows: Tensor) -> tuple[Tensor, torch.cuda.Event]:
+    """Begin to copy rows from a GPU; the event tells when they are there."""
+    here = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+    here.copy_(rows, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+    return here, copied
 
 
 def held(images: Tensor | Stored | Spilled, batch_size: int) -> int:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -199,9 +200,9 @@ def _notebooks(options: argparse.Namespace) -> list[Step]:
     def play(name: str) -> Callable[[float], dict[str, Any]]:
         def act(seconds: float) -> dict[str, Any]:
             notebook = ROOT / "notebooks" / f"{name}.ipynb"
-            with gpu_memory(options.device) as peak:
+            with gpu_use(options.device) as used:
                 _, costs = tutorial.execute(notebook, preset)
-            return costs | ({"gpu_mb": peak[0] / 1e6} if peak[0] else {})
+            return costs | used
 
         return act
 
@@ -253,26 +254,34 @@ def stopped_after(seconds: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def gpu_memory(device: str) -> Iterator[list[int]]:
-    """Watch how many bytes of the GPU are in use, by whomever; stays zero without one."""
+def gpu_use(device: str) -> Iterator[dict[str, float]]:
+    """Watch a GPU; afterwards tells gpu_mb, the most memory in use, and gpu_busy, by whomever.
+
+    gpu_busy is the share of the time in which the GPU computed anything. Empty without a GPU, or
+    without the package nvidia-ml-py.
+    """
     import torch
 
-    peak, over = [0], threading.Event()
+    found: dict[str, float] = {}
+    if device != "cuda" or importlib.util.find_spec("pynvml") is None:
+        yield found
+        return
+    memory, busy, over = [], [], threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.2):
-            free, total = torch.cuda.mem_get_info()
-            peak[0] = max(peak[0], total - free)
+        while not over.wait(0.2):  # asks the driver, and takes no memory of the GPU itself
+            memory.append(torch.cuda.device_memory_used(0))
+            busy.append(torch.cuda.utilization(0))
 
     watcher = threading.Thread(target=watch, daemon=True)
-    if device == "cuda":
-        watcher.start()
+    watcher.start()
     try:
-        yield peak
+        yield found
     finally:
         over.set()
-        if watcher.is_alive():
-            watcher.join()
+        watcher.join()
+        if busy:
+            found.update(gpu_mb=max(memory) / 1e6, gpu_busy=sum(busy) / len(busy) / 100)
 
 
 # ------------------------------------------------------------------------------------------------

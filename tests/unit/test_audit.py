@@ -71,7 +71,7 @@ def networks(cfg, dataset, original_run):
 def rewritten(network, factor, count):
     """Multiply what the last block gives and divide the classifier: the same function."""
     network = copy.deepcopy(network)
-    scales = torch.ones(64)
+    scales = torch.ones(64, device=network.fc.weight.device)
     scales[:count] = factor
     block = network.layer3[-1]
     with torch.no_grad():

@@ -51,8 +51,8 @@ def test_what_is_collected_is_what_the_layers_compute(dataset, original):
         conv = block.conv2(torch.relu(block.bn1(block.conv1(x))))
         last = block(x).mean((2, 3))
     assert list(found) == [*features.points(original), HEAD_INPUT], "in the order of the calls"
-    assert torch.allclose(found["layer3.0.conv2"], conv.flatten(1), atol=1e-5)
-    assert torch.allclose(found[HEAD_INPUT], last, atol=1e-5)
+    assert torch.allclose(found["layer3.0.conv2"], conv.flatten(1).cpu(), atol=1e-5)
+    assert torch.allclose(found[HEAD_INPUT], last.cpu(), atol=1e-5)
     assert torch.equal(features.penultimate(original, part, dataset), found[HEAD_INPUT])
     batched = features.collect(original, part, dataset, names, batch_size=7)
     assert all(torch.allclose(batched[n], found[n], atol=1e-5) for n in names)

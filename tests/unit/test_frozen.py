@@ -67,7 +67,7 @@ def test_a_network_with_its_own_control_flow_is_refused_in_words():
 @pytest.mark.parametrize("method", ["lora", "prunelora", "prunelora_channels"])
 @pytest.mark.parametrize("model", ["digits_resnet", "vit_tiny"])
 def test_the_same_losses_and_weights_with_and_without_the_cache(method, model, cfg, dataset):
-    one = cfg.but(method=method, model=model, epochs=2, rank=2)
+    one = cfg.but(method=method, model=model, epochs=2, rank=2, precision="fp32")
     original = unlearning.new_model(one, dataset)
     monitor = dataset.validation
     kept = unlearning.unlearn(original, dataset, one, monitor=monitor)
@@ -330,11 +330,12 @@ def test_checkpoints_with_and_without_a_cache_do_not_meet(
 ):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)  # one after every step
     place = tmp_path / "checkpoint.safetensors"
+    one = cfg.but(method="lora", epochs=1, precision="fp32")
     ends = [
-        unlearning.unlearn(
-            original, dataset, cfg.but(method="lora", epochs=1, cache_mb=mb), checkpoint=place
-        ).fit.history
+        unlearning.unlearn(original, dataset, one.but(cache_mb=mb), checkpoint=place).fit.history
         for mb in (100, 0)
     ]
     assert len(list(tmp_path.glob("*checkpoint.safetensors"))) == 2, "one of each network"
-    assert [row["loss"] for row in ends[0]] == [row["loss"] for row in ends[1]]
+    apart = 0 if cfg.device == "cpu" else 1e-4
+    for a, b in zip(*ends, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=apart)

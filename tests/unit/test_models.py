@@ -181,8 +181,8 @@ def test_fresh_weights_and_nothing_else_is_touched(original):
         assert tensor.shape == original.state_dict()[name].shape
         if tensor.ndim > 1:
             assert not torch.equal(tensor, original.state_dict()[name]), name
-    assert torch.equal(one.bn1.running_mean, torch.zeros(16))
-    assert torch.equal(one.bn1.running_var, torch.ones(16))
+    assert one.bn1.running_mean.tolist() == [0] * 16
+    assert one.bn1.running_var.tolist() == [1] * 16
 
 
 def test_a_fresh_copy_has_the_channels_that_are_left(original, split, dataset):
@@ -216,6 +216,7 @@ def test_a_plain_file_with_fewer_channels_says_so_itself(original, split, datase
     path = tmp_path / "small.safetensors"
     save_file({n: t.contiguous() for n, t in smaller.state_dict().items()}, path)
     found = models.load(path, models.build_model("digits_resnet", 10, 1, 8))
+    found.to(split.retain.images.device)
     assert models.fingerprint(found) == models.fingerprint(smaller)
     assert models.count_parameters(found) < models.count_parameters(original)
     images = models.example(smaller)

@@ -57,7 +57,7 @@ def curve_of(model, dataset, split, **changes):
 def test_relearning_leaves_the_network_as_it_was(dataset, split, original):
     original.train()
     original.conv1.weight.requires_grad_(False)
-    original.fc.bias.grad = torch.ones(10)
+    original.fc.bias.grad = torch.ones_like(original.fc.bias)
     before, state = models.fingerprint(original), torch.random.get_rng_state()
     curve = curve_of(original, dataset, split, steps=3)
     assert len(curve.accuracies) == 4
@@ -247,7 +247,7 @@ def test_a_filter_that_others_look_at_stays_as_it_is(dataset, split):
             y = self.conv(x)
             return self.fc(torch.cat([y.mean((2, 3)), self.norm(y).mean((2, 3))], 1))
 
-    model = Watched().eval()
+    model = Watched().eval().to(dataset.mean.device)
     model.norm.running_var.fill_(0.01)
     before, images = copy.deepcopy(model.state_dict()), dataset.normalise(split.retain.images[:50])
     relearning._unit_variance(model, images)

@@ -39,6 +39,27 @@ def test_rows_come_back_bit_for_bit(count, width, kind, chosen, seed, tmp_path_f
         assert torch.equal(made[which], rows[which])
 
 
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(
+                not torch.cuda.is_available(), reason="no CUDA device is here"
+            ),
+        ),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_what_is_filled_in_batch_by_batch_is_all_there(device, size, tmp_path):
+    rows = torch.randn(150, 70_000, device=device)
+    made = store.Spilled(len(rows), rows[0], tmp_path)
+    made.fill(2 * part for part in rows.split(size))  # each is gone when the next is asked for
+    assert made[:1].device == rows.device
+    assert torch.equal(made[:], 2 * rows)
+
+
 @pytest.mark.parametrize("seed", [None, (0, 1)])
 def test_batches_of_them_are_those_of_a_tensor(seed, tmp_path):
     rows, labels = torch.randn(17, 5), torch.arange(17)
@@ -83,6 +104,8 @@ def test_a_full_disk_is_told_in_words(tmp_path):
     words = r"9 MB of features in .* No space left on device; make room there, or set cache_mb = 0"
     with pytest.raises(FileProblem, match=words):
         made.put(0, torch.zeros(2, 250_000))
+    with pytest.raises(FileProblem, match=words):
+        made.fill(torch.zeros(9, 250_000).split(3))
 
 
 def test_a_folder_that_cannot_be_written_is_told_in_words(tmp_path):
