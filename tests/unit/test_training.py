@@ -5,6 +5,8 @@ import math
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -283,6 +285,25 @@ def test_peak_memory_of_a_linear_layer_worked_out_by_hand(dataset, split):
     batch = 4 * 32 * 64  # the input is saved for the weight's gradient
     loss = 4 * 32 * 10 + 8 * 32 + 4  # log-probabilities, labels, the sum of the class weights
     assert found.peak_memory == weights + weights + adam + batch + loss
+
+
+TWICE = """
+from helpers import data, models, training
+from helpers.config import Recipe, get_config
+cfg = get_config("smoke", device="cuda")
+dataset = data.load_dataset(cfg)
+for seed in range(2):
+    model = models.build_model(cfg.model, 10, 1, 8).to("cuda")
+    print(training.fit(model, dataset.train, dataset, Recipe(1, 0.1), seed=seed).peak_memory)
+"""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
+def test_the_first_training_on_a_gpu_takes_no_more_memory_than_the_next():
+    done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, check=True)
+    first, second = map(int, done.stdout.split())
+    assert abs(first - second) < 1e6
+    assert first > 1e5
 
 
 def test_multiply_accumulates_of_a_linear_layer_worked_out_by_hand(cfg, dataset, split):
