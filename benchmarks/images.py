@@ -121,8 +121,8 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
             "side": 8192, "steps": 10, "pairs": 5,
         },
         "cost": {
-            "images": {1000: 3, 5000: 3, 10_000: 3, 50_000: 3}, "ranks": (1, 2, 4, 8, 16, 32, 64),
-            "sparsities": (0.0, 0.25, 0.5, 0.75, 0.9), "few": 5000, "jobs": 4, "repeats": 3,
+            "images": {1000: 2, 5000: 2, 10_000: 2, 50_000: 2}, "ranks": (1, 2, 4, 8, 16, 32, 64),
+            "sparsities": (0.0, 0.25, 0.5, 0.75, 0.9), "few": 5000, "jobs": 4, "repeats": 2,
         },
     },
 }  # fmt: skip

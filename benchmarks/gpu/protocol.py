@@ -118,7 +118,7 @@ def experiments(options: argparse.Namespace) -> dict[str, Experiment]:
 
 def steps(options: argparse.Namespace) -> list[Step]:
     """List everything in order: what is short first, then class by class and seed by seed."""
-    listed = [_tests(options), *_benchmarks(options), *_notebooks(options)]
+    listed = [*_tests(options), *_benchmarks(options), *_notebooks(options)]
     for name, one in experiments(options).items():
         listed += _networks_and_audits(name, one, options)
     return listed
@@ -171,10 +171,15 @@ def _audit(
     return act
 
 
-def _tests(options: argparse.Namespace) -> Step:
-    tests = "tests/unit/test_files.py" if options.quick else "tests/unit"
-    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", tests]
-    return Step("tests", 8, script("tests", command), whole=True)
+def _tests(options: argparse.Namespace) -> list[Step]:
+    """Run the unit tests on the device, each file a step: all of them take longer than a call."""
+    pattern = "test_files.py" if options.quick else "test_*.py"
+    return [
+        Step(f"tests: {path.stem}", 1, script(path.stem, [
+            "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)
+        ]), whole=True)
+        for path in sorted((ROOT / "tests" / "unit").glob(pattern))
+    ]  # fmt: skip
 
 
 def _benchmarks(options: argparse.Namespace) -> list[Step]:
@@ -183,10 +188,11 @@ def _benchmarks(options: argparse.Namespace) -> list[Step]:
     if not path.is_file():
         return []
     quick = ["--quick"] if options.quick else []
-    sections = ("batches",) if options.quick else ("batches", "epoch", "memory", "peak", "cost")
+    minutes = {"batches": 1, "epoch": 2, "memory": 2, "peak": 2, "cost": 7}
+    sections = ("batches",) if options.quick else (*minutes,)
     data = ["--data", options.data] if options.data else []
     return [
-        Step(f"images: {s}", 5, script(
+        Step(f"images: {s}", minutes[s], script(
             f"images-{s}", [str(path), *quick, "--device", options.device, *data, s]
         ), whole=True)
         for s in sections
