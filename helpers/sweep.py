@@ -59,6 +59,7 @@ class Point:
         cfg: Its configuration.
         folder: Where its run is or will be kept.
         settings: The fields that vary, and the usual ones: None where the method does not use one.
+        start: Where the run that it starts from is kept; None if it starts from scratch.
 
     Source: this project.
     Lesson: 00_start_here, "The same from a shell".
@@ -67,6 +68,7 @@ class Point:
     cfg: RunConfig
     folder: Path
     settings: dict[str, Any]
+    start: Path | None
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,9 @@ def plan(grid: Mapping[str, Sequence[Any]], preset: str | None = None, sweep: st
             impossible.append((name or "the only point", str(error)))
             continue
         folder = runs.folder_of(cfg, dataset)
-        point = Point(cfg, folder, _settings(cfg, {*varied}, dataset))
+        earlier = runs.before(cfg)
+        start = earlier and runs.folder_of(earlier, dataset)
+        point = Point(cfg, folder, _settings(cfg, {*varied}, dataset), start)
         found.setdefault((folder, cfg.mode, cfg.forgotten), point)
     points = _in_order(list(found.values()))
     return Plan(points, _before(points, sweep), impossible, tuple(f for f in grid if f in varied))
@@ -286,8 +290,7 @@ def _in_order(points: list[Point]) -> list[Point]:
     """Put points together that start from the same network, and are pruned alike."""
     groups: dict[Any, dict[Any, list[Point]]] = {}
     for point in points:
-        start = runs.before(point.cfg)
-        groups.setdefault(start, {}).setdefault(_group(point), []).append(point)
+        groups.setdefault(point.start, {}).setdefault(_group(point), []).append(point)
     return [p for within in groups.values() for group in within.values() for p in group]
 
 
@@ -296,22 +299,23 @@ def _group(point: Point) -> tuple[Any, ...]:
     cfg = point.cfg
     pruned = unlearning.pruning_of(cfg)
     fields = ("sparsity", "criterion", "scope", "mask_data", "seed") if pruned != "none" else ()
-    return (runs.before(cfg), cfg.mode, cfg.forgotten, pruned, *(getattr(cfg, f) for f in fields))
+    return (point.start, cfg.mode, cfg.forgotten, pruned, *(getattr(cfg, f) for f in fields))
 
 
 def _before(points: Iterable[Point], sweep: str) -> list[list[Point]]:
     """List the runs that points start from, each once, the first requests first."""
     levels: list[dict[Path, Point]] = []
-    starts = dict.fromkeys(runs.before(point.cfg) for point in points)
-    for start in starts:
-        chain = []
-        while start is not None:
+    for point in {point.start: point for point in points if point.start}.values():
+        dataset, _ = _share(point.cfg, sweep)
+        chain = [runs.before(point.cfg)]
+        while (start := runs.before(chain[-1])) is not None:
             chain.append(start)
-            start = runs.before(start)
-        for level, cfg in enumerate(reversed(chain)):
-            folder = runs.folder_of(cfg, _share(cfg, sweep)[0])
-            levels += [{}] if level == len(levels) else []
-            levels[level].setdefault(folder, Point(cfg, folder, {}))
+        folders = [*(runs.folder_of(one, dataset) for one in chain), None]
+        levels += [{} for _ in range(len(chain) - len(levels))]
+        for level, (cfg, folder, start) in zip(
+            levels, list(zip(chain, folders, folders[1:], strict=False))[::-1], strict=False
+        ):
+            level.setdefault(folder, Point(cfg, folder, {}, start))
     return [list(level.values()) for level in levels]
 
 

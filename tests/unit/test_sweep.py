@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from benchmarks import faults
 from benchmarks import sweep as measuring
-from helpers import files, models, report, runs, statistics, sweep, unlearning
+from helpers import files, models, pruning, report, runs, statistics, sweep, unlearning
 from helpers.__main__ import main
 from helpers.config import InputError, get_config
 from helpers.files import FileProblem
@@ -115,12 +115,27 @@ def test_what_points_start_from_comes_first_and_is_shared():
     found = sweep.plan(grid, "smoke")
     assert [len(level) for level in found.before] == [3, 2 * 2 * 3]
     assert {p.cfg.method for p in found.before[0]} == {"original"}
-    starts = [runs.before(p.cfg) for p in found.points]
-    changes = sum(a != b for a, b in itertools.pairwise(starts))
-    assert changes == len(set(starts)) - 1
+    starts = [p.start for p in found.points]
+    assert len(set(starts)) == 3 + 2 * 2 * 3
+    assert sum(a != b for a, b in itertools.pairwise(starts)) == len(set(starts)) - 1
+    assert {p.folder for level in found.before for p in level} == set(starts)
     plain = [p for p in found.points if not p.cfg.earlier]
-    groups = [(sweep._group(p)) for p in plain]
+    groups = [sweep._group(p) for p in plain]
+    assert len(set(groups)) == 2 * 3, "ranks share what is pruned"
     assert sum(a != b for a, b in itertools.pairwise(groups)) == len(set(groups)) - 1
+
+
+def test_what_ranks_share_is_made_once(home, monkeypatch):
+    made, real = [], pruning.prune
+    monkeypatch.setattr(pruning, "prune", lambda *a, **k: (made.append(a), real(*a, **k))[1])
+    loaded, load = [], runs.Run.model
+    shared = {"seed": [0, 1], "train": [TRAIN]}
+    sweep.run({**shared, "method": ["original"]}, "smoke", progress=False)
+    monkeypatch.setattr(runs.Run, "model", lambda *a: (loaded.append(a), load(*a))[1])
+    grid = {**shared, "rank": [1, 2], "forget": [(3,), (5,)], "epochs": [1]}
+    assert sweep.run(grid, "smoke", progress=False).done == 8
+    assert len(made) == 4
+    assert len(loaded) == 2
 
 
 def test_points_that_cannot_be_run_are_all_found_before_anything_is_trained(home):
