@@ -129,10 +129,10 @@ def test_what_ranks_share_is_made_once(home, monkeypatch):
     made, real = [], pruning.prune
     monkeypatch.setattr(pruning, "prune", lambda *a, **k: (made.append(a), real(*a, **k))[1])
     loaded, load = [], runs.Run.model
-    shared = {"seed": [0, 1], "train": [TRAIN]}
+    shared = {"forget": [(3,), (5,)], "seed": [0, 1], "train": [TRAIN]}
     sweep.run({**shared, "method": ["original"]}, "smoke", progress=False)
     monkeypatch.setattr(runs.Run, "model", lambda *a: (loaded.append(a), load(*a))[1])
-    grid = {**shared, "rank": [1, 2], "forget": [(3,), (5,)], "epochs": [1]}
+    grid = {**shared, "rank": [1, 2], "epochs": [1]}
     assert sweep.run(grid, "smoke", progress=False).done == 8
     assert len(made) == 4
     assert len(loaded) == 2
