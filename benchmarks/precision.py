@@ -52,7 +52,7 @@ class Network:
 NETWORKS = {
     "cpu": {
         "digits_resnet": Network(1, 8, 128, 20), "resnet20": Network(3, 32, 128, 3),
-        "resnet18": Network(3, 32, 128, 2), "vit": Network(3, 32, 32, 2),
+        "resnet18": Network(3, 32, 128, 2), "vit": Network(3, 32, 8, 2),
     },
     "cuda": {
         "resnet18": Network(3, 32, 512, 20), "resnet50": Network(3, 32, 256, 10),

@@ -562,11 +562,12 @@ def photographs() -> str:
     }
     hours = sum(row["seconds"] for rows in trained.values() for row in rows) / 3600
     right = ", ".join(f"{100 * row['accuracy']:.2f} %" for row in trained["original"])
-    cells = found.table[["forget", "original_seed"]].drop_duplicates()
+    cells = found.table.groupby("method")["forget"].size()
+    several = " to ".join(map(str, sorted({cells.min(), cells.max()})))
     return (
         f"{markdown_table(_protocol_cells(record, _COUNTED))}\n"
         f"{markdown_table(_inside_cells(found))}\n"
-        f"{record['data']}, {record['model']}. Networks unlearned with each method: {len(cells)}, "
+        f"{record['data']}, {record['model']}. Networks unlearned with each method: {several}, "
         f"a class and a training seed each; {found.oracles} oracles a class. Test accuracy of the "
         f"originals: {right}. TMACs: 10^12 multiply-accumulates of training. By the clock, with "
         f"other jobs beside it, training these and the oracles took {hours:.1f} hours of a core, "
@@ -602,7 +603,8 @@ def protocol() -> str:
             table = markdown_table(_protocol_cells(ours["models"][name], _MEASURED))
             text += f"\nOurs, {name}:\n\n{table}"
     if ours is None:
-        return f"{text}\nNot measured here yet, for want of a GPU; `benchmarks/gpu/` would do it.\n"
+        why = "for want of hours on a GPU; `benchmarks/gpu/` would do it"
+        return f"{text}\nNot measured here yet, {why}.\n"
     return f"{text}\n{provenance(ours)} Mean ± standard deviation over training seeds.\n"
 
 
