@@ -311,11 +311,10 @@ def _before(points: Iterable[Point], sweep: str) -> list[list[Point]]:
         while (start := runs.before(chain[-1])) is not None:
             chain.append(start)
         folders = [*(runs.folder_of(one, dataset) for one in chain), None]
-        levels += [{} for _ in range(len(chain) - len(levels))]
-        for level, (cfg, folder, start) in zip(
-            levels, list(zip(chain, folders, folders[1:], strict=False))[::-1], strict=False
-        ):
-            level.setdefault(folder, Point(cfg, folder, {}, start))
+        made = [Point(cfg, folders[i], {}, folders[i + 1]) for i, cfg in enumerate(chain)]
+        levels += [{} for _ in made[len(levels) :]]
+        for level, one in zip(levels, reversed(made), strict=False):  # chains differ in length
+            level.setdefault(one.folder, one)
     return [list(level.values()) for level in levels]
 
 
