@@ -568,6 +568,25 @@ def test_a_damaged_archive_is_refused_wherever_it_is_damaged(tmp_path, home, suf
             load(archive)
 
 
+@pytest.mark.parametrize("size", [1, 424, 511, 512, 513, 1024])
+def test_an_archive_is_refused_wherever_it_is_cut_before_its_end_mark(tmp_path, home, size):
+    path, content = tmp_path / "x.tar", bytes(range(1, 256)) * 5
+    with tarfile.open(path, "w") as tar:
+        for name in ("a/1.png", "a/2.png"):
+            member = tarfile.TarInfo(name)
+            member.size = size
+            tar.addfile(member, io.BytesIO(content[:size]))
+    whole, end = path.read_bytes(), 2 * (512 + -(-size // 512) * 512)
+    assert any(whole[end - 512 : end])
+    assert not any(whole[end:])
+    for at in {*range(1, end, 97), *range(512, end + 1, 512), end - 1, end + 1, end + 511}:
+        path.write_bytes(whole[:at])
+        with pytest.raises(InputError, match=r"x\.tar cannot be read as a tar archive"):
+            list(folders._members(path, {"a/1.png", "a/2.png"}, "reading", progress=False))
+    path.write_bytes(whole)
+    assert len(list(folders._members(path, (), "reading", progress=False))) == 2
+
+
 def test_a_file_that_is_no_archive_is_refused(tmp_path, home):
     (tmp_path / "notes.txt").write_text("no archive")
     with pytest.raises(InputError, match=r"notes\.txt cannot be read as a tar archive"):
