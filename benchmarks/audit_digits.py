@@ -23,7 +23,7 @@ from helpers.config import TUNED, get_config, home
 RESULTS = Path(__file__).parents[1] / "results"
 SEEDS, ORACLES = range(5), 10
 CFG = get_config("cpu")
-METHODS = [*unlearning.METHODS, "prunelora+salun", "prunelora+scrub"]
+METHODS = [*unlearning.METHODS, "prunelora+scrub"]
 SETTINGS = {name: {"method": name} for name in METHODS} | {
     "finetune@3": {"method": "finetune", "epochs": 3},
     "finetune_sgd@3": {"method": "finetune_sgd", "epochs": 3},

@@ -22,6 +22,7 @@ Every finished trial is kept in ``results/tuning-digits.json``; run again to go 
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import itertools
 from collections.abc import Iterable
@@ -93,6 +94,7 @@ METHODS = [
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     record = files.read_json(RECORD) if RECORD.exists() else {}
     record |= {"seeds": list(SEEDS), "classes": list(CLASSES), "best": record.get("best", {})}
     record.setdefault("trials", {})

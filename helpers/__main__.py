@@ -23,9 +23,9 @@ from helpers.config import (
     SCOPES,
     InputError,
     RunConfig,
+    anchor,
     check,
     get_config,
-    home,
 )
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.home:
         os.environ["HELPERS_HOME"] = options.home
     try:
-        os.environ["HELPERS_HOME"] = str(home())  # kernels work in another folder
+        anchor()
         return _command(options)
     except (InputError, OSError) as error:  # FileProblem is an OSError
         print(f"error: {_worded(error)}", file=sys.stderr)

@@ -139,6 +139,41 @@ def home() -> Path:
     return next((p for p in (here, *here.parents) if (p / "pyproject.toml").is_file()), here)
 
 
+def anchored(data: str) -> str:
+    """Make the path in a source of images absolute, for processes that work in other folders.
+
+    Args:
+        data: As the field of :class:`RunConfig`.
+
+    Returns:
+        The same, if it has no path or an absolute one; else ``folder:`` and the absolute path.
+
+    Raises:
+        InputError: If the path begins with the home of a user who does not exist.
+
+    Source: this project.
+    Lesson: 00_start_here, "One configuration".
+    """
+    kind, _, path = data.partition(":")
+    if kind != "folder" or not path or Path(path).is_absolute():
+        return data
+    return f"folder:{expand('data', path)}"
+
+
+def anchor() -> None:
+    """Make the paths in HELPERS_HOME and HELPERS_DATA absolute: kernels work in another folder.
+
+    Raises:
+        InputError: As :func:`expand`.
+
+    Source: this project.
+    Lesson: 00_start_here, "Where results are kept".
+    """
+    os.environ["HELPERS_HOME"] = str(home())
+    if os.environ.get("HELPERS_DATA"):
+        os.environ["HELPERS_DATA"] = anchored(os.environ["HELPERS_DATA"])
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How one stage of optimisation is done; every method uses the same loop with one of these.

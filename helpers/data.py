@@ -25,7 +25,7 @@ from helpers.store import Spilled, Stored
 
 log = logging.getLogger(__name__)
 
-UPLOADS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # what a visitor may give
+UPLOADS = folders.IMAGE_FORMATS  # what a visitor may give
 MOST_AT_ONCE = 1000
 PIXELS_AT_ONCE = {"cpu": 128 * 32 * 32, "cuda": 1000 * 32 * 32}
 MOST_BYTES, MOST_PIXELS = 10_000_000, 25_000_000

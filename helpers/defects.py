@@ -294,7 +294,10 @@ def unbalanced_attack(cfg: RunConfig, dataset: Dataset) -> Defect:
         for name, part in (("in", split.retain), ("out", split.test_retain), ("f", split.forget))
     }
     values = {}
-    for name, members in (("unbalanced", loss["in"]), ("balanced", loss["in"][: len(loss["out"])])):
+    # any of them: data sets are stored class by class
+    order = torch.randperm(len(loss["in"]), generator=torch.Generator().manual_seed(cfg.seed))
+    as_many = loss["in"][order[: len(loss["out"])]]
+    for name, members in (("unbalanced", loss["in"]), ("balanced", as_many)):
         x = torch.cat([members, loss["out"]]).view(-1, 1).numpy()
         y = [1] * len(members) + [0] * len(loss["out"])
         attack = LogisticRegression().fit(x, y)

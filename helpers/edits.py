@@ -77,7 +77,7 @@ def prototype(
         hook.remove()
     features = torch.cat(kept)
     others = [c for c in range(len(head.bias)) if c not in split.forgotten]
-    for row in split.forgotten:
+    for row in split.forget.labels.unique().tolist():  # of earlier requests no image is left
         against = -features[split.forget.labels == row].mean(0)
         length = head.weight[others].norm(dim=1).max()
         head.weight[row] = against / against.norm().clamp_min(1e-12) * length

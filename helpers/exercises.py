@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch.overrides import TorchFunctionMode
+
 from helpers.config import InputError
 
 OPEN = "Not answered yet."
@@ -51,3 +53,38 @@ def message_of(call: Callable[[], Any]) -> str:
     except InputError as error:
         return str(error)
     return ""
+
+
+def products(call: Callable[[], Any]) -> set[tuple[int, ...]]:
+    """Call something and list the shapes of the products of tensors that it computed.
+
+    Args:
+        call: Without arguments; what it returns is dropped.
+
+    Returns:
+        The shape of each result of ``@``, ``torch.matmul``, ``mm``, ``bmm``, ``addmm``, ``einsum``
+        and ``linear``.
+
+    Source: this project.
+    Lesson: 03_lora_adaptation, "Exercises".
+    """
+    with _Products() as seen:
+        call()
+    return seen.shapes
+
+
+class _Products(TorchFunctionMode):
+    """Notes what is computed by multiplying tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:  # fmt: skip
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "").strip("_")
+        if name in {"matmul", "rmatmul", "mm", "bmm", "addmm", "einsum", "linear"}:
+            self.shapes.add(tuple(result.shape))
+        return result

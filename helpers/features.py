@@ -97,7 +97,11 @@ def _outputs(model: nn.Module, images: Tensor, names: tuple[str, ...]) -> dict[s
 
 
 def points(model: nn.Module) -> tuple[str, ...]:
-    """List the measuring points of a network: the last layer of every stage.
+    """List the measuring points of a network: the last layer of every stage that can be adapted.
+
+    In a residual network that is a convolution before its BatchNorm and the shortcut. What is
+    measured there depends on how the weights are written: to scale a filter changes the output of
+    the convolution, and BatchNorm undoes it.
 
     Args:
         model: One of ours, or any network that :func:`helpers.models.layers` can read.
@@ -109,7 +113,7 @@ def points(model: nn.Module) -> tuple[str, ...]:
     Raises:
         InputError: If the network has no classifier, or nothing before it.
 
-    Source: the blocks at whose ends the IDI paper measures (arXiv 2405.17878).
+    Source: the IDI paper measures at the ends of blocks, after both (arXiv 2405.17878).
     Lesson: 05_evaluation, "What the features still know".
     """
     found = [stage[-1] for stage in models.layers(model).stages]

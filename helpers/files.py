@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 
 LARGEST_JSON = 128 * 2**20  # bytes; parsing takes a multiple of it
+ASKED_SECONDS = 0.5  # how often whoever waits for a lock is asked whether to go on
+TRIES = 10  # of a folder that other processes make and remove at the same time
 
 
 class FileProblem(OSError):
@@ -73,15 +75,23 @@ def try_folder(path: Path) -> None:
     Source: this project.
     Lesson: 00_start_here, "The same from a shell".
     """
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
+    for left in reversed(range(TRIES)):
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        except (FileNotFoundError, FileExistsError) as error:
+            # another process that tries the same folder may have removed it at this moment
+            if not left:
+                raise FileProblem(_cannot_write(path, error)) from error
+            continue
+        except OSError as error:
+            raise FileProblem(_cannot_write(path, error)) from error
         for folder in made:
-            folder.rmdir()
-    except OSError as error:
-        raise FileProblem(_cannot_write(path, error)) from error
+            with contextlib.suppress(OSError):  # gone, or another process has begun to use it
+                folder.rmdir()
+        return
 
 
 def _cannot_write(path: Path, error: Exception) -> str:
@@ -93,7 +103,9 @@ def _cannot_write(path: Path, error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path, wait: bool = False) -> Iterator[bool]:
+def locked(
+    path: Path, wait: bool = False, meanwhile: Callable[[], object] | None = None
+) -> Iterator[bool]:
     """Hold a lock that the operating system gives to one process, or thread, at a time.
 
     It ends with the context, and with the process, however that dies. On a network file system it
@@ -102,6 +114,7 @@ def locked(path: Path, wait: bool = False) -> Iterator[bool]:
     Args:
         path: The file that stands for the lock; its folder is created if needed.
         wait: Whether to wait for the lock.
+        meanwhile: Called about twice a second while it waits; what it raises ends the waiting.
 
     Yields:
         Whether the lock was got; always, if it was waited for.
@@ -114,15 +127,23 @@ def locked(path: Path, wait: bool = False) -> Iterator[bool]:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=-1 if wait else 0)
-    except Timeout:
-        yield False
-        return
-    except OSError as error:
-        raise FileProblem(_cannot_write(path, error)) from error
+    lock, seconds = FileLock(path), 0
+    if wait:
+        seconds = -1 if meanwhile is None else ASKED_SECONDS  # -1: for good
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=seconds)
+            break
+        except Timeout:
+            pass
+        except OSError as error:
+            raise FileProblem(_cannot_write(path, error)) from error
+        if not wait:
+            yield False
+            return
+        if meanwhile is not None:
+            meanwhile()
     try:
         yield True
     finally:

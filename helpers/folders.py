@@ -7,6 +7,7 @@ archive is read from its beginning to its end, twice; nothing of it is unpacked.
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import hashlib
 import io
@@ -17,13 +18,13 @@ import os
 import tarfile
 import warnings
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from helpers import store
+from helpers import files, store
 from helpers.config import InputError, home
 
 if TYPE_CHECKING:
@@ -34,8 +35,17 @@ log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (
     ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 )  # the formats that Pillow reads everywhere  # fmt: skip
+# what such files may hold, in Pillow's words; it goes by the content, and other formats that it
+# knows start programs (EPS: Ghostscript)
+IMAGE_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 LARGEST_MEMBER = 200_000_000  # bytes of one image of an archive; it is read into memory
+LARGEST_RECORD = 1_000_000  # bytes of a long name and the like, which are read into memory, too
+LARGEST_SKIPPED = 100_000_000_000  # of any member; at a size made up tarfile reads on without end
 MOST_MEMBERS = 10_000_000  # of an archive; their names are held in memory
+RECORDS = {  # the types of headers that say more of members, and are no members
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
+}  # fmt: skip
 PACKED = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\0": lzma.open, b"BZh": bz2.open}  # by first bytes
 
 Listing = dict[str, dict[str, list[str]]]  # part -> class -> images, as paths below the root
@@ -68,10 +78,12 @@ def read(root: Path, size: int, on_corrupt: str = "stop", progress: bool = True)
         listing, names = _list_folder(root)
     cache = home() / "data" / "cache" / f"{root.name[:40]}-{size}px-{_key(root, size, names)}.npy"
     if not store.exists(cache):
-        inside = ""
-        if not root.is_dir():
-            listing, inside = _list_archive(root, progress)
-        _decode(root, listing, inside, size, on_corrupt, cache, progress)
+        with files.locked(cache.with_suffix(".lock"), wait=True):
+            if not store.exists(cache):  # another process may have decoded them meanwhile
+                inside = ""
+                if not root.is_dir():
+                    listing, inside = _list_archive(root, progress)
+                _decode(root, listing, inside, size, on_corrupt, cache, progress)
     content = store.read(cache, size)
     bad = content.skipped
     listed = len(bad) + sum(len(labels) for _, labels in content.parts.values())
@@ -203,16 +215,45 @@ def _suffixes() -> str:
 
 
 class _Header(tarfile.TarInfo):
-    """A header that is damaged or missing is an error: tarfile takes it for the archive's end."""
+    """A header that is damaged or missing is an error: tarfile takes it for the archive's end.
+
+    What it notes belongs to one archive: each is read with a subclass of its own.
+    """
+
+    ended = False  # whether the mark that ends an archive was seen
+    lasting = 0  # bytes of the records that hold for all members to come
+    before = 0  # bytes of these and of those that stand before the next member
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+    def frombuf(cls, *args: Any, **kwargs: Any) -> tarfile.TarInfo:
+        return cls._checked(super().frombuf, *args, **kwargs)
+
+    @classmethod
+    def _frombuf(cls, *args: Any, **kwargs: Any) -> tarfile.TarInfo:
+        """Newer versions of Python call this one, and older ones do not have it."""
+        return cls._checked(super()._frombuf, *args, **kwargs)
+
+    @classmethod
+    def _checked(
+        cls, parse: Callable[..., tarfile.TarInfo], buf: bytes, *args: Any, **kwargs: Any
+    ) -> tarfile.TarInfo:
         try:
-            return super().frombuf(buf, encoding, errors)
+            header = parse(buf, *args, **kwargs)
         except tarfile.HeaderError as error:
-            if len(buf) == tarfile.BLOCKSIZE and not any(buf):  # the mark that ends an archive
+            if len(buf) == tarfile.BLOCKSIZE and not any(buf):
+                cls.ended = True
                 raise
             raise tarfile.ReadError(f"it is cut off or damaged ({error})") from error
+        if header.type not in RECORDS:
+            cls.before = cls.lasting
+            return header
+        cls.before += abs(header.size)
+        if header.type == tarfile.XGLTYPE:
+            cls.lasting += abs(header.size)
+        if cls.before > LARGEST_RECORD:
+            raise tarfile.ReadError(f"{header.name} and what belongs to it have {cls.before:,} "
+                                    f"bytes, more than {LARGEST_RECORD:,}")  # fmt: skip
+        return header
 
 
 def _members(
@@ -221,15 +262,21 @@ def _members(
     """Read an archive from beginning to end: name, header, and the content where it is wanted."""
     from tqdm.auto import tqdm
 
+    class Header(_Header):
+        """Those of this archive."""
+
     bar = tqdm(desc=text, unit=" files", disable=not progress, leave=False)
     try:
         with (
             bar,
             _unpacked(path) as stream,
-            tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as tar,
+            tarfile.open(fileobj=stream, mode="r|", tarinfo=Header) as tar,
         ):
             while (member := tar.next()) is not None:
                 tar.members.clear()  # it keeps them all
+                if tar.offset - member.offset_data > LARGEST_SKIPPED:
+                    raise tarfile.ReadError(f"{member.name} has more than {LARGEST_SKIPPED:,} "
+                                            "bytes")  # fmt: skip
                 name = "/".join(part for part in member.name.split("/") if part not in ("", "."))
                 here = member.isreg() and name in wanted
                 if here and member.size > LARGEST_MEMBER:
@@ -239,9 +286,16 @@ def _members(
                     raise tarfile.ReadError(f"{name} lies outside of it")
                 yield name, member, tar.extractfile(member).read() if here else b""
                 bar.update()
+            if not Header.ended:  # should a tarfile parse headers in yet another way
+                raise tarfile.ReadError("it is cut off, or this version of Python reads archives "
+                                        "in a way that does not tell")  # fmt: skip
             while stream.read(1 << 20):
                 pass  # to the end: where the checksums are
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+    # the last three: what tarfile raises at numbers that are none, and at records without end
+    except (
+        tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError,
+        IndexError, RecursionError, ValueError,
+    ) as error:  # fmt: skip
         raise InputError(
             f"{path} cannot be read as a tar archive: {error}. Fetch or pack it again, or use a "
             "folder of images"
@@ -278,7 +332,8 @@ def _decode(
             # none of it is lost: each file is named with its reason, and the caller stops or goes
             # on
             except Exception as error:
-                if isinstance(error, OSError) and error.errno is not None:
+                # a damaged image may send its reader to where no file can be read (EINVAL)
+                if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                     # the disk, or a right that lacks: it is no fault of the image, which may well
                     # be read another time
                     raise InputError(
@@ -332,7 +387,7 @@ def _pixels(file: Path | IO[bytes], size: int) -> tuple[np.ndarray, tuple[str, i
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(file) as image:
+        with Image.open(file, formats=IMAGE_FORMATS) as image:
             form = str(image.format), image.width, image.height
             return np.asarray(to_rgb(image, size)).transpose(2, 0, 1), form
 

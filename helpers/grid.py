@@ -578,7 +578,8 @@ def train(
         cfg: Everything else.
         dataset: The data of the configuration.
         stop: Ends the training at the next step once it is set.
-        say: Called with what is done, and how many of how many steps.
+        say: Called with what is done, and how many of how many steps; 0 of 0 while another process
+            that trains the network before is waited for.
 
     Returns:
         The trained point.

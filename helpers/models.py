@@ -548,7 +548,9 @@ def fresh(model: nn.Module, seed: int = 0) -> nn.Module:
     """Copy a network and give the copy fresh weights: one that knows nothing.
 
     Args:
-        model: Any network of PyTorch's own layers; stays as it is.
+        model: Any network; stays as it is. Layers draw their weights as they do when they are made;
+            a parameter that no layer draws, such as a class token, is drawn from a normal
+            distribution of its own mean and deviation.
         seed: Of the weights; the global random state is left as it was.
 
     Returns:
@@ -560,9 +562,16 @@ def fresh(model: nn.Module, seed: int = 0) -> nn.Module:
     copied = copy.deepcopy(model).cpu()
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(seed)
+        drawn: set[int] = set()
         for module in copied.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
+            if reset is not None:
+                reset()
+                drawn |= {id(p) for p in module.parameters(recurse=False)}
+        with torch.no_grad():
+            for parameter in copied.parameters():
+                if id(parameter) not in drawn and parameter.numel() > 1:  # one is a scale
+                    parameter.normal_(float(parameter.mean()), float(parameter.std()))
     return copied.to(next(model.parameters()).device).eval()
 
 

@@ -133,8 +133,10 @@ def sample_images(dataset: Dataset, per_class: int = 10, ax: Axes | None = None)
             top, left = row * side, column * side
             picture[top : top + side - 1, left : left + side - 1] = image
     ax.imshow(picture.squeeze(-1) if shape[0] == 1 else picture, cmap="gray", vmin=0, vmax=255)
-    ax.set_yticks([side * (i + 0.5) for i in range(len(dataset.classes))], dataset.classes)
-    ax.set(xticks=[], ylabel="class", title=f"{dataset.name}: {per_class} images of each class")
+    names = [_plain_text(name) for name in dataset.classes]
+    ax.set_yticks([side * (i + 0.5) for i in range(len(names))], names)
+    title = f"{_plain_text(dataset.name)}: {per_class} images of each class"
+    ax.set(xticks=[], ylabel="class", title=title)
     ax.grid(False)
     return ax
 
@@ -257,7 +259,7 @@ def curves(
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     if percent:
         ax.yaxis.set_major_formatter(PercentFormatter(1))
-    ax.set(xlabel=labels[0], ylabel=labels[1])
+    ax.set(xlabel=_plain_text(labels[0]), ylabel=_plain_text(labels[1]))
     ax.legend(title="")
     return ax
 
@@ -365,8 +367,9 @@ def destinations(
     Lesson: 04_class_unlearning, "Where the forgotten class goes".
     """
     ax = _axes(ax, (8, 3.2))
+    names = [_plain_text(name) for name in classes]
     frame = pd.DataFrame(
-        [(m, c, v) for m, row in shares.items() for c, v in zip(classes, row, strict=True)],
+        [(m, c, v) for m, row in shares.items() for c, v in zip(names, row, strict=True)],
         columns=["method", "class", "share"],
     )
     sns.barplot(frame, x="class", y="share", hue="method",
@@ -380,33 +383,6 @@ def destinations(
         for bar in (*bars, key):
             bar.set(hatch=HATCHES[used.count(COLORS[method]) % len(HATCHES)], edgecolor="white")
         used.append(COLORS[method])
-    return ax
-
-
-def loss_histogram(losses: Mapping[str, Sequence[float]], ax: Axes | None = None) -> Axes:
-    """Draw the distribution of losses of several groups of images, on a logarithmic axis.
-
-    Args:
-        losses: Group -> cross-entropies in nats; the forget set's name starts with "forget".
-        ax: Where to draw.
-
-    Returns:
-        The axes.
-
-    Source: the idea behind loss-based membership attacks (Yeom et al. 2018).
-    Lesson: 05_evaluation, "The membership attack".
-    """
-    ax = _axes(ax)
-    names = list(losses)
-    others = iter([ORACLE, "#009E73", CHANCE])
-    palette = {n: FORGET if n.startswith("forget") else next(others) for n in names}
-    frame = pd.DataFrame(
-        [(n, max(float(v), 1e-9)) for n in names for v in losses[n]], columns=["images", "loss"]
-    )
-    sns.histplot(frame, x="loss", hue="images", stat="probability", common_norm=False, bins=40,
-                 log_scale=True, element="step", alpha=0.2, palette=palette, ax=ax)  # fmt: skip
-    ax.set(xlabel="cross-entropy of an image (nats)", ylabel="share of the group")
-    ax.yaxis.set_major_formatter(PercentFormatter(1))
     return ax
 
 

@@ -26,7 +26,7 @@ COLUMNS: dict[str, tuple[str, Format]] = {
     "ToW": ("ToW", lambda v: f"{v:.3f}"),
     "seconds": ("seconds", lambda v: f"{v:.2f}"),
     "trainable": ("trainable", lambda v: f"{v:,.0f}"),
-    "memory_mb": ("memory MB", lambda v: f"{v:.1f}"),
+    "memory_mb": ("memory MB", lambda v: f"{v:.1f}" if v else "–"),
     "gmacs": ("GMACs", lambda v: f"{v:.1f}"),
     "file_kb": ("file kB", lambda v: f"{v:.0f}"),
     "sparsity": ("sparsity %", lambda v: f"{100 * v:.1f}"),
@@ -47,10 +47,12 @@ NOTE = (
     "accuracy on the other classes, training and test images; MIA-Eff.: share of the forget set "
     "that a membership attack calls unseen. Closer to retrain is better, not higher. Avg Gap "
     "(percentage points) and ToW compare with the mean of the networks retrained with other seeds. "
-    "Seconds and memory are those of the training stage alone; original and retrain have a recipe "
-    "of their own, so compare these two columns among the other methods. File: the final "
-    "network's. Sparsity: zeros among the convolutions' weights; prunelora_channels has none: what "
-    "others set to zero is gone."
+    "Seconds, GMACs and memory are those of the training stage alone. Not counted are the pass "
+    "over the retained images that measures BatchNorm anew after pruning, the teachers of scrub "
+    "and bad_teacher, and the copies that salun keeps; a dash stands where nothing was measured. "
+    "Original and retrain have a recipe of their own, so compare these columns among the other "
+    "methods. File: the final network's. Sparsity: zeros among the convolutions' weights; "
+    "prunelora_channels has none: what others set to zero is gone."
 )
 
 
@@ -525,7 +527,8 @@ def audits() -> str:
         "Differences of the distances to the oracles' centre, above or below it, with their 95 % "
         "intervals over seeds and classes: below zero PruneLoRA is closer. Decided is what remains "
         "when at most one in twenty of all decisions of the table may be wrong (false discovery "
-        f"rate). Cost: multiply-accumulates of training. {provenance(found.about)}\n"
+        "rate). Cost: multiply-accumulates of training, without the pass that measures BatchNorm "
+        f"anew after pruning. {provenance(found.about)}\n"
     )
 
 

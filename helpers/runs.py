@@ -40,6 +40,7 @@ from helpers import (
     parallel,
     patches,
     pruning,
+    training,
     unlearning,
 )
 from helpers.config import RunConfig, check, home
@@ -195,6 +196,8 @@ def identity(cfg: RunConfig, fingerprint: str) -> dict[str, Any]:
     if method.salient:
         recipes["forget_weight"] = 1.0  # earlier networks have the share of weights in its place
     if method.start == "original":
+        if cfg.earlier and (method.data in ("all", "forget") or method.salient):
+            recipes["of_earlier"] = "no image"  # networks made before had them again
         fields += ["mode", "earlier", "start_seed"]
         recipes["unlearn"] = dataclasses.asdict(cfg.unlearn)
     if method.prune != "none":
@@ -261,6 +264,7 @@ def run(
         InputError: If the configuration cannot be run.
         FileProblem: If a file of the run is damaged or cannot be written.
         Interrupted: After Ctrl-C or the kernel's stop button; the same call goes on from there.
+            Also while another process is waited for, where :func:`helpers.training.watched` stops.
         Claimed: If another process does this run, or one that it starts from, and ``wait`` is off.
 
     Source: this project.
@@ -288,9 +292,8 @@ def run(
         plain = dataclasses.asdict(cfg)
         parallel.first(partial(files.write_json, folder / "config.json", plain))  # fails early
         method = unlearning.method(cfg.method)
-        seen = dataset if method.start == "scratch" else as_evaluated(dataset, cfg)
         outcome = unlearning.unlearn(
-            original, seen, cfg,
+            original, as_trained(dataset, cfg), cfg,
             monitor=dataset.validation.sample(MONITORED),
             checkpoint=folder / "checkpoint.safetensors",
             progress=f"{cfg.method}, seed {cfg.seed}" if progress else None,
@@ -313,27 +316,25 @@ def _kept(
 
 @contextlib.contextmanager
 def _claim(folder: Path, wait: bool) -> Iterator[None]:
-    """Hold the lock of a folder; it is removed with its purpose, once the run is kept.
+    """Hold the lock of a folder; its file is removed with its purpose, once the run is kept.
 
-    Whoever gets the lock looks first whether the run is kept, so that it does not matter which of
-    two files of that name, the removed or the next, a process holds.
+    It is removed while it is held. A process that had opened it before finds, once it gets the
+    lock, that the file has lost its name, and begins anew; so that never two hold it at once.
     """
     if parallel.rank():  # the first process claims it for all
         yield
         return
     path = folder / "lock"
-    with files.locked(path) as mine:
-        if mine:
-            yield
-    if not mine:
-        if not wait:
-            raise Claimed(f"{folder} is being worked on by another process")
-        log.info("%s is being worked on by another process: waiting for it", folder)
-        with files.locked(path, wait=True):
-            yield
-    if is_kept(folder):
-        with contextlib.suppress(PermissionError):  # on Windows, while another process looks at it
-            path.unlink(missing_ok=True)
+    with contextlib.ExitStack() as held:
+        if not held.enter_context(files.locked(path)):
+            if not wait:
+                raise Claimed(f"{folder} is being worked on by another process")
+            log.info("%s is being worked on by another process: waiting for it", folder)
+            held.enter_context(files.locked(path, wait=True, meanwhile=training.waiting))
+        yield
+        if is_kept(folder):
+            with contextlib.suppress(PermissionError):  # of Windows, where a held file stays
+                path.unlink(missing_ok=True)
 
 
 def is_kept(folder: Path) -> bool:
@@ -390,6 +391,24 @@ def as_evaluated(dataset: data.Dataset, cfg: RunConfig) -> data.Dataset:
     if cfg.mode == "default":
         return dataset
     return dataset.with_std(PAPER_STD if len(dataset.std) == 3 else PAPER_STD.mean())
+
+
+def as_trained(dataset: data.Dataset, cfg: RunConfig) -> data.Dataset:
+    """Return the data as a run trains on it: paper mode unlearns with what it evaluates with.
+
+    Args:
+        dataset: As loaded.
+        cfg: Gives the method and the mode.
+
+    Returns:
+        The same dataset for methods that start from scratch, else as :func:`as_evaluated`.
+
+    Source: defect 1 of the published code.
+    Lesson: 01_baseline_training, "Limits and pitfalls".
+    """
+    return (
+        dataset if unlearning.method(cfg.method).start == "scratch" else as_evaluated(dataset, cfg)
+    )
 
 
 def _write(cfg: RunConfig, dataset: data.Dataset, folder: Path, outcome: unlearning.Outcome) -> Run:

@@ -101,7 +101,8 @@ def _margin(cfg: RunConfig, name: str, seed: int, place: str) -> Tensor:
         first = one.but(method="original")
         original = runs.run(first, dataset, progress=False).model(dataset)
     cache = frozen.Cache(cfg.cache_mb * 1_000_000)
-    model = unlearning.unlearn(original, dataset, one, cache=cache).model
+    model = unlearning.unlearn(original, runs.as_trained(dataset, one), one, cache=cache).model
+    dataset = runs.as_evaluated(dataset, one)
     forget = dataset.split(cfg.forgotten).forget
     margins = attacks.scaled_logit(predict(model, forget, dataset), forget.labels)
     files.save_tensors(path, {"margins": margins})

@@ -136,35 +136,6 @@ def band(
     )
 
 
-def fraction_inside(
-    values: Mapping[Any, float] | Sequence[float], bands: Mapping[Any, Band] | Sequence[Band]
-) -> float:
-    """Return the share of numbers that lie in their bands.
-
-    Even an oracle is not inside all of them: at 95 % one of twenty independent ones fails.
-
-    Args:
-        values: One finite number a metric.
-        bands: One band a metric: in the same order, or by the same names.
-
-    Returns:
-        A share in [0, 1].
-
-    Raises:
-        InputError: If there are none, they do not belong together, or a value is not finite.
-
-    Source: this project.
-    Lesson: 05_evaluation, "The oracle band".
-    """
-    named = isinstance(values, Mapping), isinstance(bands, Mapping)
-    found = values if isinstance(values, Mapping) else dict(enumerate(values))
-    known = bands if isinstance(bands, Mapping) else dict(enumerate(bands))
-    ok = bool(found) and named[0] == named[1] and set(found) == set(known)
-    allowed = "one band for each of at least one value"
-    check("values and bands", (list(found), list(known)), ok, allowed)
-    return sum(known[key].holds(value) for key, value in found.items()) / len(found)
-
-
 def bootstrap(
     values: Mapping[Any, Mapping[Any, float]] | np.ndarray | Sequence[Any],
     level: float = 0.95,
@@ -378,41 +349,6 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     result = groups.agg(["mean", "std"]).rename(columns={"std": "sd"}, level=1)
     result[("n", "")] = groups.size()
     return result
-
-
-def paired_difference(
-    table: pd.DataFrame, method: str, other: str, metric: str = "Avg Gap", level: float = 0.95
-) -> tuple[float, float, float]:
-    """Compare two methods that started from the same networks, seed by seed.
-
-    Args:
-        table: One row a run, with ``method``, ``seed`` and the metric.
-        method: Name of the first method.
-        other: Name of the second.
-        metric: A column of the table.
-        level: Of confidence, in (0, 1).
-
-    Returns:
-        The mean of first - second over their common seeds, and the ends of its confidence
-        interval by Student's t; infinite for a single seed.
-
-    Raises:
-        InputError: If they have no seed in common.
-
-    Source: the paired t interval; ``scipy.stats.t``.
-    Lesson: 05_evaluation, "The comparison".
-    """
-    from scipy import stats
-
-    values = table.pivot(index="seed", columns="method", values=metric)
-    known = {method, other} <= set(values.columns)
-    difference = (values[method] - values[other]).dropna() if known else []
-    check("methods", (method, other), len(difference) > 0, "two methods with a common seed")
-    n, mean = len(difference), float(difference.mean())
-    if n == 1:
-        return mean, float("-inf"), float("inf")
-    half = float(stats.t.ppf((1 + level) / 2, n - 1) * difference.std() / n**0.5)
-    return mean, mean - half, mean + half
 
 
 def _check_level(level: float) -> None:

@@ -364,8 +364,9 @@ def create(
 
             about.update(fill(put))
         about["sha256"] = files.sha256(part)
+        # it describes the old array, which can be used until the new one takes its place
+        path.with_suffix(".json").unlink(missing_ok=True)
 
-    path.with_suffix(".json").unlink(missing_ok=True)  # it describes the old array
     files.write_atomically(path, write)
     files.write_json(path.with_suffix(".json"), about)
 

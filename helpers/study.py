@@ -316,6 +316,8 @@ def _key(point: RunConfig) -> str:
     """Name a setting by everything that determines its network but the class and the seeds."""
     settings = runs.identity(point.but(forget=0, seed=0, original_seed=0), "")
     settings |= {"data": point.data, "cache": bool(point.cache_mb)}
+    if point.mode != "default":  # of those that start from scratch it changes what they are fed
+        settings["mode"] = point.mode
     return _hash(settings)
 
 
@@ -354,17 +356,22 @@ def _row(
     oracles, which other methods are compared with too, keep the one that they were trained with.
     """
     start = unlearning.method(cfg.method).start
-    fed = runs.as_evaluated(dataset, cfg)
+    judged = runs.as_evaluated(dataset, cfg)
+    split = split if judged is dataset else judged.split(cfg.forgotten)
     if cfg.method == "original":
-        model, seen, patch = original, before, None
+        model, patch = original, None
+        seen = before if judged is dataset else audit.look(model, split)
         cost = runs.run(cfg, dataset, progress=False).row
         costs = {name: cost[name] for name in COSTS}
     else:
         outcome = unlearning.unlearn(
-            None if start == "scratch" else original, fed, cfg, cache=cache
+            None if start == "scratch" else original,
+            runs.as_trained(dataset, cfg),
+            cfg,
+            cache=cache,
         )
         model, patch, fit = outcome.model, outcome.patch, outcome.fit
-        seen = audit.look(model, split if fed is dataset else fed.split(cfg.forgotten))
+        seen = audit.look(model, split)
         costs = {"seconds": fit.seconds, "gmacs": fit.macs / 1e9,
                  "memory_mb": fit.peak_memory / 1e6, "trainable": outcome.trainable}  # fmt: skip
     found = audit.against(seen, oracles, before)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import hashlib
 import itertools
 import logging
 import math
@@ -61,7 +62,8 @@ def watched(
     Args:
         stop: Once it is set, the training saves its checkpoint, if it has one, and ends after the
             current step with :class:`Interrupted`.
-        step: Called after each step with the steps that are done, and their total.
+        step: Called after each step with the steps that are done, and their total; with 0 and 0
+            while another process is waited for.
 
     Yields:
         Nothing.
@@ -74,6 +76,23 @@ def watched(
         yield
     finally:
         _WATCH.reset(token)
+
+
+def waiting() -> None:
+    """Tell whoever watches that another process is waited for; leave, if they want it.
+
+    Raises:
+        Interrupted: If :func:`watched` was told to stop.
+
+    Source: this project.
+    Lesson: 06_explorer, "Run it live".
+    """
+    watch = _WATCH.get()
+    if watch is None:
+        return
+    if watch.stop.is_set():
+        raise Interrupted("stopped while waiting for another process; nothing was begun")
+    watch.step(0, 0)
 
 
 @dataclass
@@ -178,7 +197,8 @@ def fit(
         monitor: Images, or features of a frozen part, on which the accuracy of each class is
             measured after each epoch, outside the measured time.
         checkpoint: Where to leave the state when interrupted, and once a minute; taken up from
-            there if it exists. It stays: remove it when the result is safe.
+            there if it exists, and refused if it is of another recipe, seed, network (its shapes)
+            or of other images (their labels). It stays: remove it when the result is safe.
         precision: ``fp32``, ``amp`` (mixed), or ``auto``: mixed on CUDA.
         compile: Whether ``torch.compile`` makes the training steps faster; the first ones wait for
             it, which counts as training. Numbers round otherwise.
@@ -207,6 +227,8 @@ def fit(
     with _stop_requested() as stop, random, parallel.whole_batch_norms(model):
         parallel.as_first([*model.parameters(), *model.buffers()])
         loop = _Loop(model, recipe, str(part.images.device), precision, tuple(frozen), compile)
+        if checkpoint is not None:
+            loop.origin = _origin(model, part, seed)
         if checkpoint is not None and parallel.first(checkpoint.exists):
             loop.restore(checkpoint)
         bar = _bar(progress, recipe.epochs * per_epoch, loop.fit.steps)
@@ -262,7 +284,7 @@ class _Loop:
         )
         self.fit, self.lr = Fit(), recipe.lr
         self.steps_in_epoch, self.images, self.loss_sum = 0, 0, 0.0
-        self.saved_at = time.monotonic()
+        self.saved_at, self.origin = time.monotonic(), ""
         self.others = 0  # bytes on the GPU that do not belong to this training
         if self.device.type == "cuda":
             _take_workspaces(self.device)
@@ -385,7 +407,7 @@ class _Loop:
         plain = {
             "steps_in_epoch": self.steps_in_epoch, "images": self.images, "lr": self.lr,
             "loss_sum": float(self.loss_sum), "scaler": self.scaler.state_dict(),
-            "fit": vars(self.fit), "recipe": vars(self.recipe),
+            "fit": vars(self.fit), "recipe": vars(self.recipe), "origin": self.origin,
         }  # fmt: skip
         files.save_tensors(path, tensors, plain)
         self.saved_at = time.monotonic()
@@ -395,6 +417,8 @@ class _Loop:
         try:
             if plain["recipe"] != vars(self.recipe):
                 raise KeyError("the same recipe")
+            if plain["origin"] != self.origin:
+                raise ValueError("it is of another seed, of other images or of another network")
             own = self.model.state_dict()
             self.model.load_state_dict({k: tensors[f"model.{k}"].to(v) for k, v in own.items()})
             states: dict[int, dict[str, Tensor]] = {}
@@ -418,6 +442,16 @@ class _Loop:
                 f"{path} is not a checkpoint of this run ({error}): delete it and run again"
             ) from error
         log.info("going on from %s: %d steps are done", path, self.fit.steps)
+
+
+def _origin(model: nn.Module, part: ImageSet, seed: int) -> str:
+    """Name what is trained on what, so that no other training goes on from its checkpoint.
+
+    Not by the weights: on a GPU what pruning measured may differ in the last bit.
+    """
+    labels = hashlib.sha256(part.labels.cpu().contiguous().numpy().tobytes()).hexdigest()
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    return hashlib.sha256(f"{seed} {labels} {shapes}".encode()).hexdigest()
 
 
 def schedule(name: str, share: float) -> float:

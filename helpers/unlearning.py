@@ -41,7 +41,8 @@ class Method:
         family: ``reference``, ``paper`` (the methods compared there), ``baseline`` (what the field
             compares with) or ``cheat`` (nothing is forgotten).
         start: ``scratch`` (fresh weights) or ``original`` (the trained network).
-        data: ``all`` training images, those to ``retain``, or those to ``forget``.
+        data: The training images that it sees, and trains on if it trains: ``all``, those to
+            ``retain``, those to ``forget``, or ``none``.
         prune: ``none``, or a kind of pruning; the configuration can name another kind.
         edit: Name of a change without training in ``helpers.edits.EDITS``, or ``none``.
         adapt: ``full`` (every weight trains), ``lora``, or ``head`` (the classifier alone).
@@ -102,7 +103,8 @@ METHODS: dict[str, Method] = {
         "baseline", data="all", objective="bad_teacher", summary="two teachers, one of them bad"
     ),
     "ssd": Method(
-        "baseline", edit="dampen", objective="none", summary="what matters to the class shrinks"
+        "baseline", data="all", edit="dampen", objective="none",
+        summary="what matters to the class shrinks",
     ),
     "boundary_shrink": Method(
         "baseline", data="forget", objective="boundary_shrink", summary="the label next door"
@@ -111,11 +113,12 @@ METHODS: dict[str, Method] = {
         "baseline", edit="negate", summary="first layer negated (NoT), then fine-tuning"
     ),
     "logit_mask": Method(
-        "cheat", edit="logit_mask", objective="none", summary="one logit overwritten"
+        "cheat", data="none", edit="logit_mask", objective="none", summary="one logit overwritten"
     ),
     "head_only": Method("cheat", adapt="head", summary="the classifier alone, retain set"),
     "prototype": Method(
-        "cheat", edit="prototype", objective="none", summary="one row of the classifier overwritten"
+        "cheat", data="forget", edit="prototype", objective="none",
+        summary="one row of the classifier overwritten",
     ),
 }  # fmt: skip
 
@@ -173,9 +176,17 @@ def method(name: str) -> Method:
     ok = whole and (rest.adapt == "full" or frame.adapt == "full")
     frames = ", ".join(n for n, m in METHODS.items() if m.family == "paper")
     check("method", name, ok, f"FIRST+SECOND with FIRST of {frames} and SECOND a baseline")
+    # of an adapter B is zero at the start, and so are all slopes of A: nothing to rank them by
+    ranked = not rest.salient or frame.adapt == "full"
+    trains = ", ".join(n for n in frames.split(", ") if METHODS[n].adapt == "full")
+    check("method", name, ranked, f"{second} with a FIRST that trains the weights: {trains}")
     adapt = rest.adapt if frame.adapt == "full" else frame.adapt
-    summary = f"{frame.summary}; {rest.summary}"
-    return dataclasses.replace(rest, prune=frame.prune, adapt=adapt, summary=summary)
+    stages = [frame.summary, rest.summary]
+    if rest.objective == "none":  # nothing trains, and so no adapter is attached
+        adapt, stages = "full", [] if frame.prune == "none" else [frame.summary.split(",")[0]]
+        check("method", name, bool(stages), f"{second} with a FIRST that prunes; nothing trains")
+        stages.append(rest.summary)
+    return dataclasses.replace(rest, prune=frame.prune, adapt=adapt, summary="; ".join(stages))
 
 
 def new_model(cfg: RunConfig, dataset: Dataset) -> nn.Module:
@@ -311,6 +322,9 @@ def unlearn(
     Lesson: 04_class_unlearning, "A table of methods".
     """
     chosen, split = method(cfg.method), dataset.split(cfg.forgotten)
+    # whoever asked earlier has had the images deleted: the next request cannot use them
+    every, forget = (_without(part, cfg.earlier) for part in (dataset.train, split.forget))
+    split = dataclasses.replace(split, forget=forget)
     if chosen.start == "scratch":
         model, recipe = new_model(cfg, dataset), recipe or cfg.train
     else:
@@ -321,7 +335,7 @@ def unlearn(
     rows = [ledger.measure(model, "before", names)] if measured else []
     pruned, cache = pruning.Pruned(model), cache or frozen.Cache(cfg.cache_mb * 1_000_000)
     if chosen.prune != "none":
-        seen = split.retain if cfg.mask_data == "retain" else dataset.train
+        seen = split.retain if cfg.mask_data == "retain" else every
         pruned = cache.once(_pruning_key(model, seen, dataset, cfg),
                             partial(_prune, model, seen, dataset, cfg))  # fmt: skip
         rows += [ledger.measure(pruned.model, "pruned", names)] if measured else []
@@ -330,7 +344,7 @@ def unlearn(
     rows += [ledger.measure(pruned.model, "edited", names)] if measured and edited else []
     if chosen.objective == "none":
         return Outcome(pruned.model.eval(), edited or training.Fit(), 0, pruned.masks, rows)
-    part = {"all": dataset.train, "retain": split.retain, "forget": split.forget}[chosen.data]
+    part = {"all": every, "retain": split.retain, "forget": split.forget}[chosen.data]
     stage = partial(
         training.fit, dataset=dataset, recipe=recipe, seed=cfg.seed,
         objective=_objective(original, dataset, cfg, recipe), checkpoint=checkpoint,
@@ -360,6 +374,13 @@ def unlearn(
     about = {"method": cfg.method, "forgotten": list(cfg.forgotten), "seed": cfg.seed}
     patch = patches.make(original, merged, changes, pruned.masks, pruned.kept, about)
     return Outcome(merged, _sum(edited, fit), trainable, pruned.masks, rows, patch, once)
+
+
+def _without(part: ImageSet, classes: tuple[int, ...]) -> ImageSet:
+    if not classes:
+        return part
+    gone = torch.tensor(classes, device=part.labels.device)
+    return part.where(~torch.isin(part.labels, gone))
 
 
 def _objective(

@@ -381,7 +381,7 @@ class Explorer:
         self._thread.start()
 
     def stop(self) -> None:
-        """End what trains after its current step.
+        """End what trains after its current step, or what waits for another process.
 
         Source: this project.
         Lesson: 06_explorer, "Run it live".
@@ -441,6 +441,8 @@ class Explorer:
         if now - self._said < 0.1 and done < total:
             return  # a browser needs no more
         self._said, self.bar.value = now, round(100 * done / max(1, total))
+        if not total:
+            what += ": waiting for another process"
         self.note.value = _status(f"{what}: step {done} of {total}" if done else f"{what} …")
 
     # --------------------------------------------------------------------------------------------

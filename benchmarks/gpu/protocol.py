@@ -17,21 +17,35 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import gzip
 import importlib.util
+import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from helpers import files, runs, study, training, tutorial
-from helpers.config import InputError, Recipe, RunConfig, check, get_config, home
+from helpers.config import (
+    InputError,
+    Recipe,
+    RunConfig,
+    anchor,
+    anchored,
+    check,
+    get_config,
+    home,
+)
 
 ROOT = Path(__file__).parents[2]
 PAPER = ("finetune", "prune_finetune", "lora", "prunelora")
@@ -221,19 +235,34 @@ def script(name: str, command: list[str]) -> Callable[[float], dict[str, Any]]:
     def act(seconds: float) -> dict[str, Any]:
         log = _kept(f"{name}.log")
         with log.open("w", encoding="utf-8") as output:
+            begun = subprocess.Popen(
+                [sys.executable, *command], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
             try:
-                done = subprocess.run(
-                    [sys.executable, *command], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT,
-                    timeout=seconds,
-                )  # fmt: skip
+                code = begun.wait(seconds)
             except subprocess.TimeoutExpired as error:
+                _end(begun)
                 raise NotDone(f"stopped after {seconds:.0f} s; see {log}") from error
+            except BaseException:  # Ctrl-C, which does not reach another session
+                _end(begun)
+                raise
         last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
-        if done.returncode:
-            raise InputError(f"exit code {done.returncode}, see {log}: {''.join(last)}")
+        if code:
+            raise InputError(f"exit code {code}, see {log}: {''.join(last)}")
         return {"says": "".join(last)}
 
     return act
+
+
+def _end(begun: subprocess.Popen[bytes]) -> None:
+    """End a process and those that it began: workers that stay would keep memory of the GPU."""
+    if os.name == "nt":
+        begun.kill()
+    else:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody is left
+            os.killpg(begun.pid, signal.SIGKILL)
+    begun.wait()
 
 
 @contextlib.contextmanager
@@ -347,17 +376,41 @@ def pack(path: Path, records: Iterable[str]) -> None:
 
 
 def unpack(path: Path, records: Iterable[str]) -> None:
-    """Read what :func:`pack` wrote, if it is there, where nothing was measured yet."""
+    """Read what :func:`pack` wrote, if it is there, where nothing was measured yet.
+
+    All of it or nothing: what was read by half would count as done, and be carried on.
+    """
     if not path.is_file() or (home() / "protocol" / "done.json").is_file():
         return
     try:
-        with tarfile.open(path, "r:gz") as archive:
-            archive.extractall(home(), filter="data")  # refuses what would leave the folder
-    except tarfile.TarError as error:
+        home().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home(), prefix=".carried-") as place:
+            _extract(path, place)
+            _settle(Path(place), records)
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise files.FileProblem(files.cannot_read(path, error)) from error
-    for name in records:
-        if (home() / "results" / name).is_file():
-            shutil.move(home() / "results" / name, ROOT / "results" / name)
+    except OSError as error:
+        raise files.FileProblem(
+            f"cannot unpack {path} to {home()}: {error}; nothing of it counts as done. Free some "
+            "space, or choose another --home"
+        ) from error
+
+
+def _extract(path: Path, place: str) -> None:
+    with gzip.open(path) as packed:
+        content = io.BytesIO(packed.read())  # to the end, where the checksum is
+    with tarfile.open(fileobj=content) as archive:
+        archive.extractall(place, filter="data")  # refuses what would leave the folder
+
+
+def _settle(place: Path, records: Iterable[str]) -> None:
+    """Move what was extracted to where it belongs, the list of what is done last."""
+    own = {Path("results", name) for name in records}
+    found = [part.relative_to(place) for part in place.rglob("*") if part.is_file()]
+    for part in sorted(found, key=lambda one: one == Path("protocol", "done.json")):
+        target = (ROOT if part in own else home()) / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(place / part, target)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -468,8 +521,11 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.home:
         os.environ["HELPERS_HOME"] = options.home
+    if options.data:
+        options.data = anchored(options.data)  # the scripts work in the root
     if options.data and not options.quick:
         os.environ["HELPERS_DATA"] = options.data  # for notebooks
+    anchor()
     options.record = ROOT / "results" / "protocol-cuda.json"
     options.records = RECORDS
     if options.quick:  # the committed records stay as they are
@@ -480,6 +536,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    for told in ("SIGTERM", "SIGHUP"):  # to leave by an exception, which ends the scripts as well
+        if (number := getattr(signal, told, None)) and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
         sys.exit(main())
     except (InputError, OSError) as error:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from helpers import __main__, audit, models, runs, study
+from helpers import __main__, audit, config, models, runs, study
 from helpers.__main__ import main
 from tests.unit.test_data import folder
 
@@ -82,6 +82,23 @@ def test_bad_input_is_one_line_and_status_2(home, capfd, options, message, monke
     assert "Traceback" not in error
     if "diverged" not in message:
         assert not list(home.rglob("run.json")), "nothing was trained before"
+
+
+def test_kernels_find_what_was_named_by_relative_paths(tmp_path, monkeypatch):
+    seen = []
+
+    def command(options):
+        os.chdir(tmp_path / "notebooks")  # where a kernel works
+        seen.extend([config.home(), config.get_config("smoke").data])
+        return 0
+
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HELPERS_HOME", "other")
+    monkeypatch.setenv("HELPERS_DATA", "folder:shop")
+    monkeypatch.setattr(__main__, "_tutorial", command)
+    assert main(["tutorial", "--home", "state"]) == 0
+    assert seen == [tmp_path / "state", f"folder:{tmp_path / 'shop'}"]
 
 
 def test_a_corrupt_image_is_named_and_may_be_skipped(home, tmp_path, capfd):

@@ -257,6 +257,25 @@ def test_paths_of_users_who_do_not_exist_are_refused(monkeypatch):
         config.home()
 
 
+@pytest.mark.parametrize("data", ["digits", "cifar10", "nonsense", "folder:", "folder:/a/../b"])
+def test_a_source_without_a_relative_path_stays_as_it_is(data):
+    assert config.anchored(data) == data
+
+
+def test_relative_paths_hold_in_other_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HELPERS_HOME", "state")
+    monkeypatch.setenv("HELPERS_DATA", "folder:a,b.tar")
+    config.anchor()
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert config.home() == tmp_path / "state"
+    assert get_config("gpu").data == f"folder:{tmp_path / 'a,b.tar'}"
+    assert config.anchored("folder:~/x") == f"folder:{Path('~/x').expanduser().resolve()}"
+    with pytest.raises(InputError, match="data = '~no-such-user/x' is not allowed"):
+        config.anchored("folder:~no-such-user/x")
+
+
 def test_importing_the_package_loads_nothing_heavy():
     code = (
         "import sys, helpers, helpers.config, helpers.files, helpers.__main__;"

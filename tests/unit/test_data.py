@@ -6,9 +6,11 @@ import hashlib
 import io
 import os
 import pickle
+import struct
 import tarfile
 import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -314,16 +316,59 @@ def test_an_image_that_may_not_be_read_now_is_not_corrupt(tmp_path, home, monkey
     root = folder(tmp_path / "set", {"a": 8, "b": 8})
     opened = Image.open
 
-    def refuse(file, *rest):
+    def refuse(file, **rest):
         if str(file).endswith("a/0.png"):
             raise PermissionError(13, "Permission denied", str(file))
-        return opened(file, *rest)
+        return opened(file, **rest)
 
     monkeypatch.setattr(Image, "open", refuse)
     with pytest.raises(InputError, match=r"a/0\.png cannot be read now: Permission denied"):
         load(root, on_corrupt="skip")
     monkeypatch.setattr(Image, "open", opened)
     assert not load(root, on_corrupt="skip").skipped
+
+
+def test_an_image_whose_offset_leads_nowhere_is_corrupt_and_no_fault_of_the_disk(tmp_path, home):
+    root = folder(tmp_path / "set", {"a": 8, "b": 8})
+    start = struct.pack("<2sHHHQ", b"II", 43, 8, 0, 2**63 - 1)  # BigTIFF, by its first four bytes
+    (root / "a" / "bad.tif").write_bytes(start + bytes(64))
+    with pytest.raises(InputError, match=r"1 of 17 images.*a/bad\.tif"):
+        load(root)
+    (bad,) = load(root, on_corrupt="skip").skipped
+    assert "a/bad.tif" in bad
+
+
+def test_only_the_formats_that_are_listed_are_tried_whatever_a_file_is_called(
+    tmp_path, home, monkeypatch
+):
+    """Pillow goes by the content, and hands an EPS to another program."""
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin.EpsImageFile, "_open", lambda _: pytest.fail("tried"))
+    root = folder(tmp_path / "set", {"a": 5, "b": 5})
+    start, box = b"%!PS-Adobe-3.0 EPSF-3.0\n", b"%%BoundingBox: 0 0 16 16\n%%EndComments\n"
+    (root / "a" / "eps.png").write_bytes(start + box + b"showpage\n%%EOF\n")
+    Image.new("RGB", (16, 16)).save(root / "b" / "pcx.jpg", "PCX")
+    found = load(root, on_corrupt="skip")
+    assert [s.split(" (")[0] for s in found.skipped] == ["a/eps.png", "b/pcx.jpg"]
+    assert all("cannot identify" in s for s in found.skipped)
+
+
+def test_every_suffix_has_its_format_and_the_other_way_round():
+    Image.init()
+    known = [Image.registered_extensions()[suffix] for suffix in folders.IMAGE_SUFFIXES]
+    assert set(known) == set(folders.IMAGE_FORMATS)
+
+
+def test_pictures_of_phones_and_moving_ones_are_read(tmp_path, home):
+    root = folder(tmp_path / "set", {"a": 5, "b": 5})
+    kinds = {"phone.jpg": "MPO", "moves.gif": "GIF", "moves.webp": "WEBP", "pages.tif": "TIFF"}
+    for name, kind in kinds.items():
+        frames = [Image.new("RGB", (32, 32), (shade, 0, 0)) for shade in (90, 180)]
+        frames[0].save(root / "a" / name, kind, save_all=True, append_images=frames[1:])
+    found = load(root)
+    assert found.skipped == ()
+    assert sum(len(getattr(found, p)) for p in PARTS) == 14
 
 
 def test_an_image_that_would_fill_the_memory_counts_as_corrupt(tmp_path, home, monkeypatch):
@@ -440,6 +485,57 @@ def test_a_cache_is_whole_or_absent(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_old_array_can_be_used_until_the_new_one_is_whole(tmp_path):
+    path, counts = tmp_path / "x.npy", {"train": {"a": 1, "b": 1}}
+
+    def fill(shade, fails=False):
+        def act(put):
+            for row in range(2):
+                put(row, np.full((3, 4, 4), shade, np.uint8))
+            if shade > 1:
+                assert int(store.read(path, 4).parts["train"][0][:].max()) == 1
+            if fails:
+                raise InputError("the disk is full")
+            return NOTHING
+
+        return act
+
+    store.create(path, counts, 4, fill(1))
+    with pytest.raises(InputError):
+        store.create(path, counts, 4, fill(2, fails=True))
+    assert int(store.read(path, 4).parts["train"][0][:].max()) == 1, "hours of work are kept"
+    store.create(path, counts, 4, fill(3))
+    assert int(store.read(path, 4).parts["train"][0][:].min()) == 3
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_of_several_that_begin_at_once_one_decodes(tmp_path, home, monkeypatch, packed):
+    root = folder(tmp_path / "set", {"a": 5, "b": 5})
+    root = pack(root, tmp_path / "x.tar") if packed else root
+    together, begun, decoded = threading.Barrier(4), threading.local(), []
+    exists, pixels = store.exists, folders._pixels
+
+    def looked(path):
+        found = exists(path)
+        if not hasattr(begun, "here"):  # all of them find that nothing is there
+            begun.here = together.wait(60)
+        return found
+
+    monkeypatch.setattr(store, "exists", looked)
+    monkeypatch.setattr(folders, "_pixels", lambda *args: decoded.append(1) or pixels(*args))
+    with ThreadPoolExecutor(4) as pool:
+        found = [*pool.map(lambda _: folders.read(root, 16, progress=False), range(4))]
+    assert len(decoded) == 10
+    assert len({bytes(one.parts["train"][0][:].numpy()) for one in found}) == 1
+
+
+def test_what_is_decoded_is_read_where_nothing_can_be_written(tmp_path, home, monkeypatch):
+    root = folder(tmp_path / "set", {"a": 5, "b": 5})
+    first = load(root)
+    monkeypatch.setattr(files, "locked", lambda *_, **__: pytest.fail("a lock needs a file"))
+    assert load(root).fingerprint == first.fingerprint
+
+
 def test_odd_names_are_read(tmp_path, home):
     root = folder(tmp_path / ("x" * 200), {"ä b": 5, "猫": 5})
     odd = os.fsencode(root / "ä b") + b"/\xff\xfe.png"
@@ -485,7 +581,7 @@ def test_an_archive_is_what_it_unpacks_to(tmp_path, home, suffix, top):
     for part in PARTS:
         assert torch.equal(getattr(found, part).images, getattr(unpacked, part).images)
     assert not list(home.rglob("*.png")), "nothing is unpacked"
-    assert not [p for p in home.rglob("*") if p.suffix not in ("", ".npy", ".json")]
+    assert not [p for p in home.rglob("*") if p.suffix not in ("", ".npy", ".json", ".lock")]
 
 
 def test_an_archive_without_entries_for_its_folders_is_read(tmp_path, home):
@@ -539,7 +635,7 @@ def test_an_archive_with_anything_odd_is_refused(tmp_path, home, monkeypatch, ex
         tar.addfile(*extra)
     with pytest.raises(InputError, match=message):
         load(archive)
-    assert not (home / "data" / "cache").exists() or not [*(home / "data" / "cache").iterdir()]
+    assert [p.suffix for p in (home / "data" / "cache").iterdir()] == [".lock"], "empty"
 
 
 def test_an_archive_of_too_many_files_is_refused(tmp_path, home, monkeypatch):
@@ -568,8 +664,30 @@ def test_a_damaged_archive_is_refused_wherever_it_is_damaged(tmp_path, home, suf
             load(archive)
 
 
+def parsed_by(monkeypatch, name):
+    """Have tarfile parse headers by the method of that name, as one version of Python or other."""
+    method = getattr(tarfile.TarInfo, "_frombuf", tarfile.TarInfo.frombuf).__func__
+
+    def parse(cls, buf, encoding, errors, *, dircheck=True):
+        return method(cls, buf, encoding, errors)
+
+    def read(cls, archive, **kwargs):
+        buf = archive.fileobj.read(tarfile.BLOCKSIZE)
+        found = getattr(cls, name)(buf, archive.encoding, archive.errors, **kwargs)
+        found.offset = archive.fileobj.tell() - tarfile.BLOCKSIZE
+        return found._proc_member(archive)
+
+    new = {name: parse, "fromtarfile": read, "_fromtarfile": read}
+    for attribute, function in new.items():
+        monkeypatch.setattr(tarfile.TarInfo, attribute, classmethod(function), raising=False)
+
+
 @pytest.mark.parametrize("size", [1, 424, 511, 512, 513, 1024])
-def test_an_archive_is_refused_wherever_it_is_cut_before_its_end_mark(tmp_path, home, size):
+@pytest.mark.parametrize("method", ["frombuf", "_frombuf"])
+def test_an_archive_is_refused_wherever_it_is_cut_before_its_end_mark(
+    tmp_path, home, monkeypatch, method, size
+):
+    parsed_by(monkeypatch, method)
     path, content = tmp_path / "x.tar", bytes(range(1, 256)) * 5
     with tarfile.open(path, "w") as tar:
         for name in ("a/1.png", "a/2.png"):
@@ -585,6 +703,104 @@ def test_an_archive_is_refused_wherever_it_is_cut_before_its_end_mark(tmp_path, 
             list(folders._members(path, {"a/1.png", "a/2.png"}, "reading", progress=False))
     path.write_bytes(whole)
     assert len(list(folders._members(path, (), "reading", progress=False))) == 2
+
+
+def headers(archive):
+    return [i for i in range(0, len(archive), 512) if archive[i + 257 : i + 262] == b"ustar"]
+
+
+@pytest.mark.parametrize("method", ["frombuf", "_frombuf"])
+def test_an_archive_with_a_damaged_header_is_refused(tmp_path, home, monkeypatch, method):
+    parsed_by(monkeypatch, method)
+    path = pack(folder(tmp_path / "set", {"a": 5, "b": 5}), tmp_path / "x.tar")
+    assert len(load(path).train)
+    whole = path.read_bytes()
+    for place in headers(whole)[1], headers(whole)[-1]:
+        content = bytearray(whole)
+        content[place + 5] ^= 255
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="it is cut off or damaged"):
+            load(path)
+
+
+def test_a_python_that_parses_headers_in_yet_another_way_refuses_what_it_cannot_check(
+    tmp_path, home, monkeypatch
+):
+    path = pack(folder(tmp_path / "set", {"a": 5, "b": 5}), tmp_path / "x.tar")
+    parsed_by(monkeypatch, "parsed_otherwise")
+    whole = path.read_bytes()
+    for content in (whole, whole[: headers(whole)[4]]):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"cut off, or this version of Python.*use a folder"):
+            load(path)
+
+
+def header(kind, size=0, name="././@More"):
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def record(kind, size):
+    """A header that says more of members, with what it says: a long comment."""
+    start = b"%d comment=" % size
+    return header(kind, size) + start + b"a" * (size - len(start) - 1) + b"\n" + bytes(-size % 512)
+
+
+@pytest.mark.parametrize("method", ["frombuf", "_frombuf"])
+@pytest.mark.parametrize("kind", [b"x", b"g", b"X", b"L", b"K"])
+def test_what_stands_before_a_member_is_not_read_if_it_would_fill_the_memory(
+    tmp_path, home, monkeypatch, method, kind
+):
+    parsed_by(monkeypatch, method)
+    path = pack(folder(tmp_path / "set", {"a": 5, "b": 5}), tmp_path / "x.tar")
+    path.write_bytes(header(kind, 8**11 - 1) + path.read_bytes())
+    with pytest.raises(InputError, match="have 8,589,934,591 bytes, more than 1,000,000"):
+        load(path)
+
+
+MEMBER, MORE, LASTING = header(b"0", 0, "a/0.png"), record(b"x", 400_000), record(b"g", 400_000)
+
+
+@pytest.mark.parametrize(
+    ("parts", "refused"),
+    [
+        ([MORE, MEMBER] * 4, False),
+        ([LASTING, MORE, MEMBER, MORE, MEMBER], False),
+        ([MORE, MORE, MORE, MEMBER], True),
+        ([LASTING, MEMBER] * 3, True),
+        ([LASTING, MEMBER, LASTING, MORE, MEMBER], True),
+        ([record(b"x", 600)] * 1000 + [MEMBER], True),
+    ],
+)
+def test_what_stands_before_a_member_counts_together_and_what_lasts_always(
+    tmp_path, parts, refused
+):
+    (tmp_path / "x.tar").write_bytes(b"".join(parts) + bytes(1024))
+    members = folders._members(tmp_path / "x.tar", (), "reading", progress=False)
+    if refused:
+        with pytest.raises(InputError, match="cannot be read as a tar archive"):
+            list(members)
+    else:
+        assert [name for name, _, _ in members] == ["a/0.png"] * parts.count(MEMBER)
+
+
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_a_size_that_no_file_has_is_not_read_up_to_its_end(tmp_path, kind):
+    info = tarfile.TarInfo("a/0.bin")
+    info.size = 120_000_000_000
+    (tmp_path / "x.tar").write_bytes(info.tobuf(kind) + bytes(1024))
+    with pytest.raises(InputError, match=r"a/0\.bin has more than 100,000,000,000 bytes"):
+        list(folders._members(tmp_path / "x.tar", (), "reading", progress=False))
+
+
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_long_names_are_read(tmp_path, kind):
+    name = "/".join(["a" * 200] * 4)
+    with tarfile.open(tmp_path / "x.tar", "w", format=kind) as tar:
+        tar.addfile(*entry(name, tarfile.REGTYPE))
+    (found,) = folders._members(tmp_path / "x.tar", (), "reading", progress=False)
+    assert found[0] == name
 
 
 def test_a_file_that_is_no_archive_is_refused(tmp_path, home):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from helpers import defects, tutorial
+from helpers import defects, runs, tutorial
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
@@ -69,6 +70,18 @@ def test_6_peft_saves_no_statistics(found):
     values = found["lost_statistics"]
     assert values["reloaded"] < values["trained"] - 0.1, "peft saves BatchNorm's buffers now"
     assert values["off"] < values["original"] - 0.1
+
+
+def test_7_the_balanced_attack_takes_members_of_every_class(cfg, dataset, monkeypatch):
+    """Data sets are stored class by class: the first members would be of one or two classes."""
+    order = dataset.train.labels.argsort(stable=True)
+    ordered = dataclasses.replace(dataset, train=dataset.train.where(order))
+    assert ordered.train.labels.diff().min() >= 0
+    network = runs.run(cfg.but(method="original"), dataset, progress=False).model(dataset)
+    monkeypatch.setattr(defects, "_network", lambda cfg, dataset: network)
+    mixed, sorted_ = (defects.unbalanced_attack(cfg, one).values for one in (dataset, ordered))
+    assert sorted_["unbalanced out"] == pytest.approx(mixed["unbalanced out"], abs=0.01)
+    assert sorted_["balanced out"] == pytest.approx(mixed["balanced out"], abs=0.1)
 
 
 def test_7_more_members_make_a_constant_attack(found):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import tempfile
 from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
@@ -170,6 +171,29 @@ def test_a_folder_is_tried_before_the_work(tmp_path):
     for bad in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/none")):
         with pytest.raises(FileProblem, match="cannot write"):
             files.try_folder(bad)
+
+
+def test_a_folder_that_another_process_tries_as_well_is_tried_again(tmp_path, monkeypatch):
+    """Both make it and both remove it: the one finds it gone before its file, or after."""
+    opened, removed, path = tempfile.TemporaryFile, os.rmdir, tmp_path / "a" / "b"
+    left = [2]
+
+    def gone(*args, **kwargs):
+        if left[0]:
+            left[0] -= 1
+            removed(path)
+            removed(path.parent)
+        return opened(*args, **kwargs)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", gone)
+    files.try_folder(path)
+    assert not left[0]
+    monkeypatch.setattr(Path, "rmdir", lambda self: (removed(self), removed(self)))
+    files.try_folder(path)
+    assert not [*tmp_path.iterdir()]
+    left[0] = 1000  # whenever it is tried: then there is nothing to write to
+    with pytest.raises(FileProblem, match=r"cannot write .*a/b: No such file"):
+        files.try_folder(path)
 
 
 def test_missing_files_are_named(tmp_path):

@@ -185,6 +185,23 @@ def test_fresh_weights_and_nothing_else_is_touched(original):
     assert one.bn1.running_var.tolist() == [1] * 16
 
 
+def test_fresh_weights_of_what_no_layer_of_convolutions_has():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token = nn.Parameter(torch.randn(1, 1, 8))
+            self.attention = nn.MultiheadAttention(8, 2)
+            self.scale = nn.Parameter(torch.tensor(3.0))
+
+    model = Net()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    made = dict(models.fresh(model).named_parameters())
+    for name, parameter in model.named_parameters():
+        assert torch.equal(made[name], parameter) == (name == "scale"), name
+
+
 def test_a_fresh_copy_has_the_channels_that_are_left(original, split, dataset):
     smaller = pruning.prune(original, 0.5, "channels", part=split.retain, dataset=dataset).model
     copied = models.fresh(smaller)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -147,8 +148,6 @@ def test_every_function_draws_where_it_is_told(dataset):
         "filter_norms": lambda ax: plots.filter_norms(norms, ax),
         "roc": lambda ax: plots.roc({"lora": ([0, 1], [0, 1])}, ax, log=False),
         "destinations": lambda ax: plots.destinations({"lora": [1.0]}, ["a"], ax),
-        "loss_histogram": lambda ax: plots.loss_histogram({"members": [0.1, 0.2],
-                                                           "forget set": [3.0, 2.0]}, ax),
     }  # fmt: skip
     for name, draw in calls.items():
         ax = plt.subplots()[1]
@@ -164,6 +163,21 @@ def test_sample_images_shows_one_class_a_row(dataset):
     assert picture.shape == (90, 36), "8 pixels and a line each"
     first = (dataset.train.labels == 7).nonzero()[0].item()
     assert np.array_equal(picture[63:71, :8], dataset.train.images[first, 0].cpu().numpy())
+
+
+def test_names_with_dollars_are_no_formulas(dataset):
+    coins = ("5_$_and_10_$", "US$", *dataset.classes[2:])
+    shown = dataclasses.replace(dataset, name="a $_ price_$", classes=coins)
+    frame = pd.DataFrame({"x": [1, 2], "y": [0.1, 0.5], "of": ["a"] * 2})
+    shares = {"lora": [0.1] * len(coins)}
+    for ax in (
+        plots.sample_images(shown, 2),
+        plots.destinations(shares, coins),
+        plots.label_shares(coins),
+        plots.curves(frame, "x", "y", "of", labels=("step", f"class {coins[0]} recognised")),
+    ):
+        ax.figure.canvas.draw()  # a formula that is none is an error
+        plt.close(ax.figure)
 
 
 def test_cells_show_mean_and_spread_in_per_cent():

@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
 
-from helpers import study
+from helpers import files, study
+from helpers.config import get_config
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu" / "protocol.py"
@@ -110,6 +114,93 @@ def test_a_damaged_carried_file_is_told_in_one_line(tmp_path):
     assert done.stderr.startswith("error: ")
     assert "s.tar.gz" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("cut", [0.1, 0.5, 0.9, -1])
+def test_a_carried_file_that_was_cut_short_leaves_nothing(protocol, home, tmp_path, cut):
+    done, texts = {"audit": {"audits": 5}}, random.Random(0)
+    files.write_json(protocol._kept("done.json"), done)
+    for name in ("a.json", "b.json", "z.log"):
+        protocol._kept(name).write_text("".join(texts.choices("0123456789", k=40_000)))
+    carried = tmp_path / "s.tar.gz"
+    protocol.pack(carried, ())
+    content = carried.read_bytes()
+    shutil.rmtree(home)
+    carried.write_bytes(content[: cut if cut < 0 else int(cut * len(content))])
+    for _ in range(2):  # nor does the next call take it for whole
+        with pytest.raises(files.FileProblem, match=r"cannot read .*s\.tar\.gz"):
+            protocol.unpack(carried, ())
+        assert not list(home.iterdir())
+    carried.write_bytes(content)
+    protocol.unpack(carried, ())
+    assert protocol.done_so_far() == done
+    assert {path.name for path in home.rglob("*")} == {"protocol", "done.json", "a.json", "b.json",
+                                                       "z.log"}  # fmt: skip
+    assert protocol._kept("z.log").stat().st_size == 40_000
+
+
+def test_records_in_a_carried_file_go_to_the_clone(protocol, home, tmp_path, monkeypatch):
+    monkeypatch.setattr(protocol, "ROOT", tmp_path / "clone")
+    record = tmp_path / "clone" / "results" / "x.json"
+    files.write_json(record, {"old": 1})
+    files.write_json(protocol._kept("done.json"), {})
+    protocol.pack(tmp_path / "s.tar.gz", ["x.json"])
+    shutil.rmtree(home)
+    files.write_json(record, {"new": 1})
+    protocol.unpack(tmp_path / "s.tar.gz", ["x.json"])
+    assert files.read_json(record) == {"old": 1}
+    assert [path.name for path in home.iterdir()] == ["protocol"]
+
+
+WITH_WORKER = """
+import subprocess, sys, time
+hold = "import filelock, sys, time; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); "
+worker = subprocess.Popen([sys.executable, "-c", hold + "print('held', flush=True); time.sleep(60)",
+                           sys.argv[1]], stdout=subprocess.PIPE)
+worker.stdout.readline()
+open(sys.argv[2], "w").close()
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends the script alone")
+@pytest.mark.parametrize("stopped", [subprocess.TimeoutExpired("x", 60), KeyboardInterrupt()])
+def test_a_script_that_is_stopped_leaves_no_workers(protocol, home, tmp_path, monkeypatch, stopped):
+    (tmp_path / "script.py").write_text(WITH_WORKER)
+    held, ready = tmp_path / "held", tmp_path / "ready"
+    act = protocol.script("x", [str(tmp_path / "script.py"), str(held), str(ready)])
+
+    def wait(process, timeout=None, real=subprocess.Popen.wait):
+        if timeout is None:
+            return real(process)
+        while not ready.exists():  # the worker has begun
+            assert process.poll() is None
+            time.sleep(0.05)
+        raise stopped
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait)
+    with pytest.raises((protocol.NotDone, KeyboardInterrupt)) as found:
+        act(60.0)
+    assert isinstance(found.value, KeyboardInterrupt) or "after 60 s" in str(found.value)
+    ends = time.monotonic() + 5
+    while time.monotonic() < ends:
+        with files.locked(held) as free:
+            if free:
+                return
+        time.sleep(0.05)
+    pytest.fail("a worker is still there")
+
+
+def test_relative_paths_hold_where_scripts_and_kernels_work(protocol, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HELPERS_HOME", "other")
+    monkeypatch.setenv("HELPERS_DATA", "digits")
+    options = protocol._options(["--data", "folder:shop", "--home", "state"])
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert options.data == f"folder:{tmp_path / 'shop'}"
+    assert get_config("smoke").data == options.data
+    assert protocol.home() == tmp_path / "state"
 
 
 def test_a_failing_step_is_told_and_does_not_stop_the_others(protocol, home, capsys):

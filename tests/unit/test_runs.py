@@ -6,6 +6,9 @@ import json
 import os
 import shutil
 import signal
+import threading
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,7 +98,7 @@ def test_the_identity_changes_with_what_matters_and_with_nothing_else(cfg, metho
     assert runs.identity(one, "x") != runs.identity(one, "y"), "the data matter"
 
 
-@pytest.mark.parametrize("method", [*unlearning.METHODS, "prunelora+scrub", "lora+salun"])
+@pytest.mark.parametrize("method", [*unlearning.METHODS, "prunelora+scrub", "lora+neggrad_plus"])
 def test_two_classes_are_two_runs_of_every_method_but_the_original(cfg, dataset, method):
     folders = {runs.folder_of(cfg.but(method=method, forget=c), dataset) for c in (3, 5, (3, 5))}
     assert len(folders) == (1 if method == "original" else 3)
@@ -220,6 +223,65 @@ def test_a_run_without_a_ledger_is_read_back_or_done_again_as_asked(quick, datas
     assert whole.record["ledger"]
     assert whole.record["weights_sha256"] == first.record["weights_sha256"]
     assert runs.run(quick.but(rank=2), dataset, False, measured=None).record["ledger"]
+
+
+def test_the_lock_of_a_kept_run_has_never_two_holders(tmp_path, monkeypatch):
+    """A is slow at removing the file, B waits for the lock meanwhile, C comes when A has left."""
+    for name in ("run.json", "model.safetensors"):
+        files.write_json(tmp_path / name, {"views": []})
+    inside, most = set(), []
+    there = {name: threading.Event() for name in "ABC"}
+    real = Path.unlink
+
+    def slowly(path, *args, **kwargs):
+        if path.name == "lock":
+            there["B"].wait(0.5)
+        return real(path, *args, **kwargs)
+
+    def work(name, until=None):
+        with runs._claim(tmp_path, wait=True):
+            inside.add(name)
+            most.append(len(inside))
+            there[name].set()
+            record = files.read_json(tmp_path / "run.json")
+            if until:
+                there[until].wait(0.5)
+            time.sleep(0.2)  # for the next to begin to wait
+            files.write_json(tmp_path / "run.json", {"views": [*record["views"], name]})
+            inside.discard(name)
+
+    monkeypatch.setattr(Path, "unlink", slowly)
+    a, b, c = (threading.Thread(target=work, args=args) for args in ("A", "BC", "C"))
+    a.start()
+    there["A"].wait()
+    b.start()
+    a.join()
+    c.start()
+    b.join()
+    c.join()
+    assert max(most) == 1
+    assert sorted(files.read_json(tmp_path / "run.json")["views"]) == ["A", "B", "C"]
+    if os.name != "nt":
+        assert not (tmp_path / "lock").exists()
+
+
+def test_who_waits_for_another_process_can_be_stopped(tmp_path):
+    stop, seen = threading.Event(), []
+
+    def step(done, total):
+        seen.append((done, total))
+        stop.set()
+
+    with (
+        files.locked(tmp_path / "lock"),
+        training.watched(stop, step),
+        pytest.raises(Interrupted, match="while waiting for another process"),
+        runs._claim(tmp_path, wait=True),
+    ):
+        pytest.fail("it is held")
+    assert seen == [(0, 0)]
+    with runs._claim(tmp_path, wait=True):
+        pass  # and nothing is held afterwards
 
 
 def test_damaged_or_exchanged_weights_are_named(quick, dataset, home):

@@ -129,19 +129,6 @@ def test_bands_refuse_what_says_nothing():
             statistics.band([1.0, 2.0, 3.0], level=level)
 
 
-def test_the_share_inside():
-    bands = [statistics.band([0, 1, 2], side=side) for side in ("both", "upper", "lower", "both")]
-    assert statistics.fraction_inside([1, -99, -99, 99], bands) == 0.5
-    named = dict(zip("abcd", bands, strict=True))
-    values = {"d": 99, "c": -99, "b": -99, "a": 1}
-    assert statistics.fraction_inside(values, named) == 0.5
-    for wrong in ([1, 2], [], {"a": 1}):
-        with pytest.raises(InputError, match="one band for each"):
-            statistics.fraction_inside(wrong, bands)
-    with pytest.raises(InputError, match="one band for each"):
-        statistics.fraction_inside([], [])
-
-
 # ------------------------------------------------------------------------------------------------
 # intervals
 
@@ -470,20 +457,6 @@ def test_the_summary_has_mean_and_sample_deviation():
     assert found.loc["finetune", ("UA", "mean")] == pytest.approx(0.9)
     assert found.loc["finetune", ("UA", "sd")] == pytest.approx(0.1)
     assert found[("n", "")].tolist() == [2, 3]
-
-
-def test_paired_differences_equal_scipys_interval():
-    values = {"a": [0.1, 0.3, 0.2, 0.5], "b": [0.2, 0.25, 0.1, 0.3]}
-    rows = [(m, s, v) for m, column in values.items() for s, v in enumerate(column)]
-    table = pd.DataFrame(rows, columns=["method", "seed", "Avg Gap"])
-    wanted = stats.ttest_rel(values["a"], values["b"]).confidence_interval(0.9)
-    mean, low, high = statistics.paired_difference(table, "a", "b", level=0.9)
-    assert mean == pytest.approx(0.0625)
-    assert (low, high) == pytest.approx((wanted.low, wanted.high))
-    one = table[table.seed == 0]
-    assert statistics.paired_difference(one, "a", "b") == (pytest.approx(-0.1), -INF, INF)
-    with pytest.raises(InputError, match="common seed"):
-        statistics.paired_difference(table, "a", "c")
 
 
 @pytest.mark.parametrize(("n", "least", "most"), [(3, 0.82, 0.90), (10, 0.905, 0.945)])

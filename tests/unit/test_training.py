@@ -168,6 +168,10 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(cfg, dataset, s
     for model, recipe in ((other, SHORT), (small(), Recipe(epochs=9, lr=0.01))):
         with pytest.raises(FileProblem, match="not a checkpoint of this run"):
             fit(on(cfg.device, model), split.retain, dataset, recipe, seed=0, checkpoint=path)
+    another = dataset.split(5).retain  # nothing but the images, or the seed, is another
+    for part, seed in ((another, 0), (split.retain, 1)):
+        with pytest.raises(FileProblem, match="of another seed, of other images"):
+            fit(on(cfg.device, small()), part, dataset, SHORT, seed=seed, checkpoint=path)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(FileProblem, match="damaged"):
         fit(on(cfg.device, small()), split.retain, dataset, SHORT, seed=0, checkpoint=path)

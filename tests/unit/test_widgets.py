@@ -6,13 +6,14 @@ import base64
 import io
 import logging
 import re
+import time
 
 import pandas as pd
 import pytest
 from PIL import Image
 from traitlets import TraitError
 
-from helpers import controls, grid, plots, study, training, widgets
+from helpers import controls, files, grid, plots, runs, study, training, widgets
 from helpers.config import InputError
 from helpers.files import FileProblem
 from tests import grids
@@ -180,6 +181,22 @@ def test_stop_stops(panel, monkeypatch):
     panel.run.click()
     assert panel.wait(120)
     assert len(panel.lives) == 1, "the next run is not stopped by the old button"
+
+
+def test_stop_stops_what_waits_for_another_process(panel, dataset, home):
+    own = panel.point.of(panel.cfg, panel.seed, panel.grid.seeds[panel.seed])
+    first = own.but(method="original", seed=own.start_seed, original_seed=None)
+    with files.locked(runs.folder_of(first, dataset) / "lock"):  # another one trains it
+        panel.run.click()
+        ends = time.monotonic() + 30
+        while "waiting for another process" not in panel.note.value and time.monotonic() < ends:
+            time.sleep(0.05)
+        assert "training the network before: waiting for another process …" in panel.note.value
+        panel.halt.click()
+        assert panel.wait(10)
+    assert "stopped while waiting for another process." in panel.note.value
+    assert not panel.run.disabled
+    assert not panel.lives
 
 
 def test_two_runs_at_once_are_one(panel, monkeypatch):
