@@ -319,7 +319,8 @@ def _claim(folder: Path, wait: bool) -> Iterator[None]:
     """Hold the lock of a folder; its file is removed with its purpose, once the run is kept.
 
     It is removed while it is held. A process that had opened it before finds, once it gets the
-    lock, that the file has lost its name, and begins anew; so that never two hold it at once.
+    lock, that the file has lost its name, and begins anew; so that never two hold it at once
+    (filelock looks since 3.25; before, a moment is left in which two may).
     """
     if parallel.rank():  # the first process claims it for all
         yield
