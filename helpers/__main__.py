@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import logging
 import math
 import os
@@ -51,6 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
     Lesson: 00_start_here, "The same from a shell".
     """
     options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file of Windows, say, that holds no Greek
+            stream.reconfigure(errors="replace")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("helpers").setLevel(logging.INFO)
     if options.home:
@@ -257,6 +261,7 @@ def _sweep(options: argparse.Namespace) -> int:
     }  # fmt: skip
     done = sweep.run(grid, options.preset, options.workers, options.ray,
                      options.skip_impossible, not options.quiet)  # fmt: skip
+    paths = sweep.save(done, out)  # first: what is printed may not arrive
     cells = report.cells(statistics.summary(sweep.table(done)))
     cells[0][-1] = "points"
     print(report.text_table(cells[: LONGEST + 1]))
@@ -270,7 +275,7 @@ def _sweep(options: argparse.Namespace) -> int:
               f"{row['problem']}")  # fmt: skip
     print(f"{len(done.rows)} points in {done.seconds:.1f} s: {done.done} done now, "
           f"{len(done.rows) - done.done - len(failed)} kept, {len(failed)} failed")  # fmt: skip
-    for path in sweep.save(done, out):
+    for path in paths:
         print(path)
     return 2 if failed else 0
 
@@ -293,8 +298,9 @@ def _report(options: argparse.Namespace) -> int:
     files.try_folder(out)
     dataset = data.load_dataset(cfg, progress=not options.quiet)
     record = study.audit_run(cfg, options.oracles, dataset, not options.quiet)
+    paths = card.write(record, out)  # first: what is printed may not arrive
     print(report.text_table(report.audit_cells(record)))
-    for path in card.write(record, out).values():
+    for path in paths.values():
         print(path)
     return 0
 
@@ -332,10 +338,10 @@ def _audit(options: argparse.Namespace) -> int:
     split = dataset.split(cfg.forgotten)
     record = audit.audit(networks[0], networks[1], networks[2:], split, seed=cfg.seed)
     record |= {"how": None, "costs": None, **runs.environment(cfg.device)}
+    paths = card.write(record, Path(options.out)) if options.out else {}
     print(report.text_table(report.audit_cells(record)))
-    if options.out:
-        for path in card.write(record, Path(options.out)).values():
-            print(path)
+    for path in paths.values():
+        print(path)
     return 0
 
 

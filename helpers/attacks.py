@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from helpers import data
 from helpers.config import check, choose
 
 if TYPE_CHECKING:
     from sklearn.svm import SVC
 
 SCORES = ("correctness", "confidence", "entropy", "m_entropy", "prob")
-LEAST = 10  # examples or networks below which no number is returned
+LEAST = data.LEAST  # examples or networks below which no number is returned
 MOST = 5000  # images of the larger group that an attack learns from: its time grows with the square
 LEAST_SHADOWS = 4  # for a mean and a variance
 _LOG_ZERO = math.log(1e-30)  # what the published attacks put in place of log 0

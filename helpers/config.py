@@ -437,7 +437,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Validate and resolve the device; raises InputError."""
         choose("preset", self.preset, PRESETS)
-        known = self.data in ("digits", "cifar10") or str(self.data).startswith("folder:")
+        kind, _, path = str(self.data).partition(":")
+        known = self.data in ("digits", "cifar10") or (kind == "folder" and path != "")
         ok = isinstance(self.data, str) and known
         check("data", self.data, ok, "known are digits, cifar10, folder:PATH")
         check("train", self.train, isinstance(self.train, Recipe), "a Recipe")

@@ -25,6 +25,7 @@ from helpers.store import Spilled, Stored
 
 log = logging.getLogger(__name__)
 
+LEAST = 10  # images of a group from which an attack learns; with fewer there is no number
 UPLOADS = folders.IMAGE_FORMATS  # what a visitor may give
 MOST_AT_ONCE = 1000
 PIXELS_AT_ONCE = {"cpu": 128 * 32 * 32, "cuda": 1000 * 32 * 32}

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 MOST = 1_000_000  # points of one sweep
 PIECES = 8  # a worker's share is cut into at least so many pieces, for the balance at the end
+MOST_WORKERS = 1024
 TRIES = 3  # rounds in which workers died and no point was finished, until it is given up
 POLL = 0.5  # seconds between two looks at points that other processes are doing
 RAY_RETRIES = 3  # of a piece whose worker died, by Ray itself
@@ -354,7 +355,8 @@ def run(
     Source: this project; joblib and Ray do the work.
     Lesson: 00_start_here, "The same from a shell".
     """
-    check("workers", workers, isinstance(workers, int) and workers >= 1, "a whole number ≥ 1")
+    ok = isinstance(workers, int) and 1 <= workers <= MOST_WORKERS
+    check("workers", workers, ok, f"a whole number, 1 to {MOST_WORKERS:,}")
     started, name = time.perf_counter(), uuid.uuid4().hex
     asked = plan(grid, preset, name)
     _refuse(asked, skip_impossible)
@@ -380,8 +382,9 @@ def _refuse(asked: Plan, skip: bool) -> None:
             f"{name}: {reason} ({1 + others} of {1 + others + len(asked.points)} points cannot be "
             "run; --skip-impossible leaves them out)"
         )
-    left = len(asked.impossible)
-    check("points", len(asked.points), bool(asked.points), f"at least one; {left} are impossible")
+    if not asked.points:
+        name, reason = asked.impossible[0]
+        raise InputError(f"none of the {len(asked.impossible)} points can be run; {name}: {reason}")
 
 
 def _outcome(point: RunConfig, sweep: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from helpers import (
     training,
 )
 from helpers.config import InputError, Recipe, RunConfig, check, choose
-from helpers.data import ClassSplit, Dataset, ImageSet
+from helpers.data import LEAST, ClassSplit, Dataset, ImageSet
 
 log = logging.getLogger(__name__)
 
@@ -225,8 +225,10 @@ def validate(cfg: RunConfig, dataset: Dataset) -> None:
     Lesson: 00_start_here, "One configuration".
     """
     chosen, split = method(cfg.method), dataset.split(cfg.forgotten)
-    retained, what = len(split.retain), f"{', '.join(map(str, split.forgotten))}"
-    check("retained training images", retained, retained > 1, "at least two, for BatchNorm")
+    retained, what = len(split.retain), ", ".join(map(str, split.forgotten))
+    for name, number in (("training", retained), ("test", len(split.test_retain))):
+        check(f"retained {name} images", number, number >= LEAST, f"at least {LEAST}: an attack "
+              "learns from them; add images, or forget fewer classes")  # fmt: skip
     for name, part in (("training", split.forget), ("test", split.test_forget)):
         check(f"{name} images of class {what}", len(part), len(part) > 0, "at least one")
     model = new_model(cfg, dataset)

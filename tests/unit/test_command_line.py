@@ -62,6 +62,7 @@ def test_a_folder_of_images_runs_end_to_end(home, tmp_path, capsys):
         (("--preset", "laptop"), "known are smoke, cpu, cifar, gpu, paper"),
         (("--data", "mnist"), "known are digits, cifar10, folder:PATH"),
         (("--data", "folder:/no/such/place"), "there is no such folder"),
+        (("--data", "folder:"), "data = 'folder:' is not allowed: known are digits, cifar10"),
         (("--home", "/proc/no-such-home"), "cannot write /proc/no-such-home"),
         (("--home", "~no-such-user/x"), "HELPERS_HOME = '~no-such-user/x' is not allowed"),
         (("--data", "folder:~no-such-user/x"), "data = '~no-such-user/x' is not allowed"),
@@ -383,6 +384,34 @@ def test_compiling_is_an_option(words, monkeypatch):
     )
     assert main([*RUN, *words]) == 0
     assert seen[0].compile is bool(words)
+
+
+def test_what_cannot_be_printed_is_written_all_the_same(own_module, heard, tmp_path, monkeypatch):
+    """A file of Windows may hold no Greek letters, and a pipe may be closed at its other end."""
+
+    def fails(*words, **where):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    words = asked(own_module, "--architecture", "my_networks:network", "--out")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", narrow)
+        assert main([*words, "narrow"]) == 0
+    narrow.flush()
+    assert b"steps back" in narrow.buffer.getvalue()
+    monkeypatch.setattr("builtins.print", fails)
+    with contextlib.suppress(BrokenPipeError):  # of the message itself
+        main([*words, "closed"])
+    for name in ("narrow", "closed"):
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == REPORT
+
+
+def test_too_few_images_are_refused_before_anything_is_trained(home, tmp_path, capfd):
+    folder(tmp_path / "shop", {"a": 12, "b": 12})
+    options = ("--data", f"folder:{tmp_path / 'shop'}", "--image-size", "8", "--forget", "0")
+    assert main([*RUN, *options]) == 2
+    assert "retained training images = 7 is not allowed: at least 10" in capfd.readouterr().err
+    assert not list(home.rglob("config.json"))
 
 
 @pytest.mark.parametrize("command", ["report", "audit"])

@@ -365,3 +365,33 @@ def test_taylor_works_on_a_frozen_network(original, dataset, split):
     made = pruning.prune(original, 0.5, criterion="taylor", part=split.retain, dataset=dataset,
                          measured=False)  # fmt: skip
     assert not any(p.requires_grad for p in made.model.parameters())
+
+
+# ------------------------------------------------------------------------------------------------
+# what the removal of channels must not do silently
+
+
+@pytest.mark.parametrize("name", ["digits_resnet", "resnet20", "vit_tiny"])
+def test_more_sparsity_never_leaves_a_larger_network(name):
+    shape = (10, 1, 8) if name == "digits_resnet" else (10, 3, 32)
+    model = models.build_model(name, *shape)
+    sizes = [
+        models.count_parameters(pruning.prune(model, s, "channels", measured=False).model)
+        for s in (0.5, 0.9, 0.94, 0.97, 0.999)
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < 0.1 * models.count_parameters(model)
+
+
+def test_channels_that_are_put_together_in_a_way_that_is_not_followed_are_refused():
+    from torchvision.models import DenseNet
+
+    torch.manual_seed(0)
+    model = DenseNet(8, (2, 2, 2), 16, num_classes=10).eval()
+    model.input_shape = (3, 32, 32)
+    with pytest.raises(
+        InputError, match=r"channels cannot be removed from DenseNet: outputs .* mask"
+    ):
+        pruning.prune(model, 0.5, "channels", measured=False)
+    kept = pruning.prune(model, 0.5, "mask_structured", measured=False)
+    assert kept.masks

@@ -147,8 +147,13 @@ def test_points_that_cannot_be_run_are_all_found_before_anything_is_trained(home
     with pytest.raises(InputError, match=r"forget = 10 .*6 of 8 points .*--skip-impossible"):
         sweep.run(grid, "smoke", progress=False)
     assert not list(home.rglob("run.json"))
-    with pytest.raises(InputError, match="2 are impossible"):
+    with pytest.raises(InputError, match=r"none of the 2 points can be run; seed 0: rank = 99"):
         sweep.run({"rank": [99], "seed": [0, 1]}, "smoke", skip_impossible=True)
+
+
+def test_no_machine_has_so_many_workers():
+    with pytest.raises(InputError, match=r"workers = 1000000 .*1 to 1,024"):
+        sweep.run({"seed": [0]}, "smoke", workers=1_000_000)
 
 
 def test_a_point_is_validated_once_for_all_its_seeds(monkeypatch):

@@ -139,7 +139,7 @@ def test_a_single_retained_image_is_refused(cfg, dataset):
     few = dataset.train.where(dataset.train.labels == 3)
     one = dataset.train.where((dataset.train.labels == 5).nonzero()[:1, 0])
     train = type(few)(torch.cat([few.images, one.images]), torch.cat([few.labels, one.labels]))
-    with pytest.raises(InputError, match="retained training images = 1"):
+    with pytest.raises(InputError, match=r"retained training images = 1 .*at least 10"):
         unlearning.validate(cfg, dataclasses.replace(dataset, train=train))
 
 
