@@ -373,10 +373,11 @@ def _own_network(built: str) -> nn.Module:
     sys.path.insert(0, os.getcwd())
     try:
         network = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError, ValueError, TypeError, SyntaxError) as error:
+    except Exception as error:  # the user's code may raise anything; its words are given
         raise InputError(
-            f"architecture = {built!r} cannot be had: {error}; use MODULE:FUNCTION of a function "
-            "without arguments in the working folder or an installed module"
+            f"architecture = {built!r} cannot be had: {type(error).__name__}: {error}; use "
+            "MODULE:FUNCTION of a function without arguments in the working folder or an installed "
+            "module"
         ) from error
     finally:
         sys.path.remove(os.getcwd())

@@ -259,8 +259,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get("helpers", "null"))
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise FileProblem(f"{path} does not exist") from error
+    except FileNotFoundError as error:  # so safetensors calls a file that may not be read, too
+        there = path.exists()
+        raise FileProblem(forbidden(path) if there else f"{path} does not exist") from error
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise FileProblem(cannot_read(path, error)) from error
 
@@ -291,8 +292,9 @@ def tensor_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {n: (tuple(s.get_shape()), known.get(s.get_dtype())) for n, s in slices.items()}
-    except FileNotFoundError as error:
-        raise FileProblem(f"{path} does not exist") from error
+    except FileNotFoundError as error:  # so safetensors calls a file that may not be read, too
+        there = path.exists()
+        raise FileProblem(forbidden(path) if there else f"{path} does not exist") from error
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise FileProblem(cannot_read(path, error)) from error
 
@@ -350,6 +352,8 @@ def cannot_read(path: Path, reason: object) -> str:
     Lesson: 00_start_here, "Where results are kept".
     """
     return (
-        f"cannot read {path}: {reason}. The file is damaged or was not written by this package: "
-        "delete it (for a run, delete its whole folder) and run the same command again"
+        f"cannot read {path}: {reason}. If this package wrote it, it is damaged or of another run: "
+        "delete it (for a run, its whole folder) and run the same command again. If it is yours, "
+        "keep it, and see what the reason asks for; networks must be safetensors, not pickles "
+        "(safetensors.torch.save_file)"
     )

@@ -755,8 +755,11 @@ def check_shapes(
     Lesson: 02_pruning, "Channels that are gone".
     """
     state = base.state_dict()
-    check("tensors", len(found), found.keys() == state.keys() == stated.keys(),
-          f"the {len(state)} of {type(base).__name__}, by the same names")  # fmt: skip
+    strange = [*sorted(found.keys() ^ state.keys()), *sorted(stated.keys() ^ state.keys()), ""][0]
+    where = "it lacks" if strange in state else "it has"
+    same = found.keys() == state.keys() == stated.keys()
+    allowed = f"the {len(state)} of {type(base).__name__}, by the same names"
+    check("tensors", len(found), same, f"{allowed}; {where} {strange!r}")
     for name, (shape, dtype) in found.items():
         most = tuple(state[name].shape)
         ok = within(shape, most) and shape == stated[name] and dtype == state[name].dtype

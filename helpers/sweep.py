@@ -284,6 +284,8 @@ def _settings(cfg: RunConfig, varied: set[str], dataset: data.Dataset) -> dict[s
         if isinstance(value, dict):
             value = value.get(name)
         row[name] = _plain(value)
+    if "data" in row:  # the identity names images by their fingerprint
+        row["data"] = cfg.data
     return row
 
 

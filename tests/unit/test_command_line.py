@@ -278,6 +278,9 @@ def needs(something):
 
 def nothing():
     return 3
+
+def breaks():
+    raise KeyError("boom")
 """
 
 
@@ -335,7 +338,8 @@ RESNET = ("--architecture", "digits_resnet")
         (("--architecture", "my_networks:nothing"), "architecture = 'int' is not allowed"),
         (("--architecture", "my_networks:"), "cannot be had"),
         (("--architecture", ":network"), "cannot be had"),
-        (("--architecture", "my_networks:network"), "by the same names"),
+        (("--architecture", "my_networks:network"), "by the same names; it lacks '0.bias'"),
+        (("--architecture", "my_networks:breaks"), "cannot be had: KeyError: 'boom'; use MODULE"),
         ((*RESNET, "--mean", "0.5,0.5"), "mean = '0.5,0.5' is not allowed: 1 number(s)"),
         ((*RESNET, "--std", "0.5,0.5,0.5"), "std = '0.5,0.5,0.5' is not allowed: 1 number(s)"),
         ((*RESNET, "--std", "0"), "std = '0' is not allowed"),

@@ -196,6 +196,19 @@ def test_a_folder_that_another_process_tries_as_well_is_tried_again(tmp_path, mo
         files.try_folder(path)
 
 
+def test_a_file_that_may_not_be_read_is_not_called_missing(tmp_path, monkeypatch):
+    """The library that reads it says of either that there is no such file."""
+
+    def refuse(path, framework):
+        raise FileNotFoundError(path)
+
+    path = files.save_tensors(tmp_path / "t.safetensors", {"a": torch.ones(1)}, None)
+    monkeypatch.setattr("safetensors.safe_open", refuse)
+    for read in (files.load_tensors, files.tensor_shapes):
+        with pytest.raises(FileProblem, match="may not be read: give yourself the right"):
+            read(path)
+
+
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(FileProblem, match="does not exist"):
         files.read_json(tmp_path / "no.json")

@@ -367,7 +367,7 @@ def test_loading_never_imports_pickle_modules(original, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
-    assert "damaged or was not written by this package" in done.stdout, done.stderr
+    assert "If this package wrote it, it is damaged" in done.stdout, done.stderr
     assert not (tmp_path / "PWNED").exists()
 
 

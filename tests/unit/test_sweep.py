@@ -23,6 +23,7 @@ from helpers import files, models, pruning, report, runs, statistics, sweep, unl
 from helpers.__main__ import main
 from helpers.config import InputError, get_config
 from helpers.files import FileProblem
+from tests.unit.test_data import folder
 
 # ------------------------------------------------------------------------------------------------
 # what is asked for
@@ -149,6 +150,13 @@ def test_points_that_cannot_be_run_are_all_found_before_anything_is_trained(home
     assert not list(home.rglob("run.json"))
     with pytest.raises(InputError, match=r"none of the 2 points can be run; seed 0: rank = 99"):
         sweep.run({"rank": [99], "seed": [0, 1]}, "smoke", skip_impossible=True)
+
+
+def test_the_table_names_the_images_as_they_were_asked_for(tmp_path):
+    place = f"folder:{folder(tmp_path / 'shop', {'a': 60, 'b': 60})}"
+    grid = {"data": ["digits", place], "image_size": [8], "method": ["original"], "forget": [0]}
+    found = sweep.plan(grid, "smoke")
+    assert [point.settings["data"] for point in found.points] == ["digits", place]
 
 
 def test_no_machine_has_so_many_workers():
@@ -497,7 +505,7 @@ def test_the_command_prints_a_summary_and_names_its_files(home, tmp_path, capsys
 @pytest.mark.parametrize(
     ("options", "message"),
     [(("--rank", "1,x"), "whole numbers, or ranges such as 0..4"), (("--rank", "0"), "≥ 1"),
-     (("--forget", "cat"), "3+5 for both at once"), (("--workers", "0"), "a whole number ≥ 1"),
+     (("--forget", "cat"), "3+5 for both at once"), (("--workers", "0"), "a whole number, 1 to 1,024"),
      (("--method", "lora,nope"), "known are original"), (("--rank", "1,99"), "1 of 2 points"),
      (("--out", ""), "the path of a file"), (("--out", "/proc/no/where"), "cannot write /proc/no")],
 )  # fmt: skip
