@@ -733,7 +733,9 @@ def check_networks(
     for name, network in named.items():
         device = next((p.device.type for p in network.parameters()), "no parameters")
         check(name, device, device == split.forget.images.device.type, "the device of the images")
-        models.check_float32(name, network)
+        models.check_answers(
+            name, network, split.forget.images.shape[1:], len(split.dataset.classes)
+        )
         twin = hashes.setdefault(models.fingerprint(network), name)
         check(name, f"the same weights as {twin}", twin == name or name == "original",
               "networks of their own; another seed gives another oracle")  # fmt: skip

@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -454,6 +454,56 @@ def check_float32(name: str, model: nn.Module) -> None:
     """
     types = {p.dtype for p in model.parameters() if p.is_floating_point()}
     check(name, ", ".join(map(str, types)), types <= {torch.float32}, "float32: model.float()")
+
+
+def check_weights(model: nn.Module, names: Iterable[str]) -> None:
+    """Refuse layers whose weight is computed from others: what is written to it would be lost.
+
+    Args:
+        model: The network.
+        names: Of the layers.
+
+    Raises:
+        InputError: If the weight of one is no parameter of its own, as with ``weight_norm`` and
+            ``torch.nn.utils.prune``.
+
+    Source: this project.
+    Lesson: 02_pruning, "How much can go".
+    """
+    for name in names:
+        plain = "weight" in model.get_submodule(name)._parameters
+        check(f"{name}.weight", "computed from other parameters", plain, "a parameter of its own: "
+              "torch.nn.utils.parametrize.remove_parametrizations, or torch.nn.utils.prune.remove, "
+              "make it one")  # fmt: skip
+
+
+def check_answers(name: str, model: nn.Module, shape: Sequence[int], classes: int) -> None:
+    """Refuse a network that does not turn images into one logit a class.
+
+    Args:
+        name: What the user called it.
+        model: The network; stays as it is.
+        shape: (C, H, W) of the images.
+        classes: Number of classes.
+
+    Raises:
+        InputError: If it is not of float32, cannot take such images, or returns anything else.
+
+    Source: this project.
+    Lesson: 05_evaluation, "Audit your own model".
+    """
+    check_float32(name, model)
+    device, taken = next(model.parameters()).device, f"images of {tuple(shape)}"
+    try:
+        with evaluating(model), torch.no_grad():
+            found = model(torch.zeros(2, *shape, device=device))
+    except Exception as error:  # the network's own code may raise anything
+        line = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{name} cannot take {taken}: {line}; give it the images that it was "
+                         "trained for") from error  # fmt: skip
+    got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    allowed = f"a tensor (2, {classes}): one logit a class; wrap the network where it returns more"
+    check(f"{name}'s answer to 2 {taken}", got, got == (2, classes), allowed)
 
 
 def call_order(model: nn.Module) -> list[str]:

@@ -104,6 +104,7 @@ def prune(
     known = dict(model.named_modules())
     unknown = [name for name in names or () if name not in known]
     check("names", unknown, not unknown, f"layers of {type(model).__name__}")
+    models.check_weights(model, models.layers(model).prunable if names is None else names)
     if names is None:
         names = list(models.layers(model).prunable)
         share = sum(known[n].weight.numel() for n in names) / models.count_parameters(model)

@@ -251,6 +251,8 @@ def _check_start(original: nn.Module, split: ClassSplit, dataset: Dataset) -> No
     check(f"outputs of {head}", found, found == len(dataset.classes),
           f"{len(dataset.classes)}, one a class: the linear layer that is registered last is taken "
           "for the classifier")  # fmt: skip
+    models.check_weights(original, models.layers(original).prunable)
+    models.check_answers("original", original, dataset.train.images.shape[1:], len(dataset.classes))
     count = len(split.forget)
     check("training images of the class to forget", count, count > 0, "at least one")
 
@@ -333,6 +335,8 @@ def unlearn(
         check("original", original, original is not None, f"{cfg.method} starts from a network")
         model, recipe = original, recipe or cfg.unlearn
         _check_start(model, split, dataset)
+        ready = chosen.adapt != "full" or any(p.requires_grad for p in model.parameters())
+        check("original", "no parameter that trains", ready, "model.requires_grad_(True) before")
     names = models.layers(model).prunable
     rows = [ledger.measure(model, "before", names)] if measured else []
     pruned, cache = pruning.Pruned(model), cache or frozen.Cache(cfg.cache_mb * 1_000_000)

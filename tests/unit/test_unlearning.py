@@ -261,3 +261,41 @@ def test_every_setting_is_another_run_and_works(changes, cfg, dataset, original)
         names = models.layers(original).prunable
         assert pruning.sparsity(outcome.model, names) == pytest.approx(0.5, abs=1e-5)
     assert training.predict(outcome.model, dataset.test, dataset).isfinite().all()
+
+
+# ------------------------------------------------------------------------------------------------
+# networks of one's own that cannot be used
+
+
+class Wrapped(nn.Module):
+    """A network whose answer is put into something else."""
+
+    def __init__(self, inner, wrap):
+        super().__init__()
+        self.inner, self.wrap = inner, wrap
+        self.input_shape = inner.input_shape
+
+    def forward(self, images):
+        return self.wrap(self.inner(images))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: Wrapped(m, lambda y: {"y": y}), r"answer to 2 images of \(1, 8, 8\) = 'dict'"),
+        (lambda m: Wrapped(m, lambda y: (y, y)), "= 'tuple' is not allowed: a tensor"),
+        (lambda m: Wrapped(m, lambda y: y[:, :, None]), r"= \(2, 10, 1\) is not allowed"),
+        (lambda m: m.half(), "float16.*model.float"),
+        (lambda m: m.requires_grad_(False), "no parameter that trains.*requires_grad_"),
+        (lambda m: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 10)),
+         r"cannot take images of \(1, 8, 8\): .* trained for"),
+        (lambda m: (nn.utils.parametrizations.weight_norm(m.layer3[0].conv1), m)[1],
+         r"layer3.0.conv1.weight = 'computed.*remove_parametrizations"),
+        (lambda m: (nn.utils.prune.l1_unstructured(m.layer3[0].conv1, "weight", 0.5), m)[1],
+         r"layer3.0.conv1.weight = 'computed.*prune.remove"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_is_refused_before_it_trains(cfg, dataset, original, change, message):
+    network = change(copy.deepcopy(original))
+    with pytest.raises(InputError, match=message):
+        unlearning.unlearn(network.to(cfg.device), dataset, cfg.but(method="prune_finetune"))
