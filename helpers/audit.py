@@ -733,9 +733,8 @@ def check_networks(
     for name, network in named.items():
         device = next((p.device.type for p in network.parameters()), "no parameters")
         check(name, device, device == split.forget.images.device.type, "the device of the images")
-        models.check_answers(
-            name, network, split.forget.images.shape[1:], len(split.dataset.classes)
-        )
+        images = split.dataset.normalise(split.forget.images[:2])
+        models.check_answers(name, network, images, len(split.dataset.classes))
         twin = hashes.setdefault(models.fingerprint(network), name)
         check(name, f"the same weights as {twin}", twin == name or name == "original",
               "networks of their own; another seed gives another oracle")  # fmt: skip

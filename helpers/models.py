@@ -477,33 +477,34 @@ def check_weights(model: nn.Module, names: Iterable[str]) -> None:
               "make it one")  # fmt: skip
 
 
-def check_answers(name: str, model: nn.Module, shape: Sequence[int], classes: int) -> None:
+def check_answers(name: str, model: nn.Module, images: Tensor, classes: int) -> None:
     """Refuse a network that does not turn images into one logit a class.
 
     Args:
         name: What the user called it.
         model: The network; stays as it is.
-        shape: (C, H, W) of the images.
+        images: (N, C, H, W) float, normalised: a few that it must take.
         classes: Number of classes.
 
     Raises:
-        InputError: If it is not of float32, cannot take such images, or returns anything else.
+        InputError: If it is of another type, cannot take the images, or returns anything else.
 
     Source: this project.
     Lesson: 05_evaluation, "Audit your own model".
     """
-    check_float32(name, model)
-    device, taken = next(model.parameters()).device, f"images of {tuple(shape)}"
+    taken, wanted = f"images of {tuple(images.shape[1:])}", (len(images), classes)
+    if images.dtype == torch.float32:
+        check_float32(name, model)
     try:
         with evaluating(model), torch.no_grad():
-            found = model(torch.zeros(2, *shape, device=device))
+            found = model(images)
     except Exception as error:  # the network's own code may raise anything
         line = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{name} cannot take {taken}: {line}; give it the images that it was "
                          "trained for") from error  # fmt: skip
     got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-    allowed = f"a tensor (2, {classes}): one logit a class; wrap the network where it returns more"
-    check(f"{name}'s answer to 2 {taken}", got, got == (2, classes), allowed)
+    allowed = f"a tensor {wanted}: one logit a class; wrap the network where it returns more"
+    check(f"{name}'s answer to {len(images)} {taken}", got, got == wanted, allowed)
 
 
 def call_order(model: nn.Module) -> list[str]:

@@ -252,7 +252,8 @@ def _check_start(original: nn.Module, split: ClassSplit, dataset: Dataset) -> No
           f"{len(dataset.classes)}, one a class: the linear layer that is registered last is taken "
           "for the classifier")  # fmt: skip
     models.check_weights(original, models.layers(original).prunable)
-    models.check_answers("original", original, dataset.train.images.shape[1:], len(dataset.classes))
+    images = dataset.normalise(dataset.train.images[:2])
+    models.check_answers("original", original, images, len(dataset.classes))
     count = len(split.forget)
     check("training images of the class to forget", count, count > 0, "at least one")
 
