@@ -119,7 +119,7 @@ def audits(
     ]  # fmt: skip
     how = {name: {**one, "epochs": epochs(cfg.but(**one))} for name, one in SETTINGS.items()}
     parts = Parallel(n_jobs=workers, return_as="generator")(
-        delayed(study.run)(cfg, group, [forget], [seed], oracles=ORACLES)
+        delayed(study.run)(cfg, group, [forget], [seed], oracles=ORACLES, keep=True)
         for (forget, seed), group in jobs
     )
     for (cell, _), part in zip(jobs, parts, strict=True):

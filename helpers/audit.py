@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 GAP_METRICS = ("UA", "RA", "TA", "MIA")  # what Avg Gap averages over
 CLASSIC = ("UA", "UA_test", "RA", "TA", "MIA")
-VERSION = 2  # of what the metrics measure: numbers of another one are not comparable
+VERSION = 3  # of what the metrics measure: numbers of another one are not comparable
 LEAST_ORACLES = 3
 ENOUGH = f"at least {LEAST_ORACLES} retrained networks, better five; train more seeds"
 PARTS = ("forget", "retain", "test_forget", "test_retain")
@@ -222,7 +222,9 @@ def _probe(
     inputs: dict[str, Tensor], seeds: range,
 ) -> None:  # fmt: skip
     """Measure what the layers and the classifier's input hold. Fills the look and its metrics."""
-    names, dataset, seed = (*features.points(model), features.HEAD_INPUT), split.dataset, seeds[0]
+    dataset, seed = split.dataset, seeds[0]
+    few = dataset.normalise(split.forget.images[:2])
+    names = *features.points(model, few), features.HEAD_INPUT
     gone, parts = torch.tensor(split.forgotten), [getattr(split, name) for name in PARTS]
     few = [_sampled(part) for part in parts]
     few, found.first = [few[0].with_all(few[1]), few[2].with_all(few[3])], len(few[2])

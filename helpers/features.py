@@ -96,31 +96,65 @@ def _outputs(model: nn.Module, images: Tensor, names: tuple[str, ...]) -> dict[s
     }  # fmt: skip
 
 
-def points(model: nn.Module) -> tuple[str, ...]:
-    """List the measuring points of a network: the last layer of every stage that can be adapted.
+@torch.no_grad()
+def points(model: nn.Module, images: Tensor) -> tuple[str, ...]:
+    """List the measuring points of a network: where each stage that can be adapted ends.
 
-    In a residual network that is a convolution before its BatchNorm and the shortcut. What is
-    measured there depends on how the weights are written: to scale a filter changes the output of
-    the convolution, and BatchNorm undoes it.
+    That is the outermost module around the stage which has no layer of another one in it, so that
+    BatchNorm, shortcut and activation are behind it. A layer that stands alone ends with the
+    BatchNorm that is called next. Before BatchNorm a measurement would depend on how the weights
+    are written: to scale a filter changes the output of a convolution, and BatchNorm undoes it.
 
     Args:
         model: One of ours, or any network that :func:`helpers.models.layers` can read.
+        images: (N, C, H, W) float32, normalised: a few that the network takes.
 
     Returns:
-        Names, in the order of the calls where the network says what it takes (``input_shape``),
-        else in the order of registration. Callers add ``HEAD_INPUT``.
+        Names of modules that return one tensor with a row an image, in the order of the calls.
+        Callers add ``HEAD_INPUT``.
 
     Raises:
-        InputError: If the network has no classifier, or nothing before it.
+        InputError: If the network has no classifier, nothing before it, or no such module.
 
-    Source: the IDI paper measures at the ends of blocks, after both (arXiv 2405.17878).
+    Source: the IDI paper measures at the ends of blocks (arXiv 2405.17878).
     Lesson: 05_evaluation, "What the features still know".
     """
-    found = [stage[-1] for stage in models.layers(model).stages]
-    if getattr(model, "input_shape", None) is not None:
-        order = {name: i for i, name in enumerate(models.call_order(model))}
-        found.sort(key=lambda name: order.get(name, len(order)))
-    return tuple(found)
+    kinds, named = models.layers(model), dict(model.named_modules())
+    ends = _ends(model, images)
+    elsewhere = [{n for n in (*kinds.adaptable, kinds.head) if n not in stage}
+                 for stage in kinds.stages]  # fmt: skip
+    found = []
+    for stage, others in zip(kinds.stages, elsewhere, strict=True):
+        parts = stage[-1].split(".")
+        around = (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+        name = next((name for name in around if name in ends
+                     and not any(n.startswith(f"{name}.") for n in others)), None)  # fmt: skip
+        if name == stage[-1]:
+            after = ends[ends.index(name) + 1 :]
+            if after and isinstance(named[after[0]], nn.modules.batchnorm._BatchNorm):
+                name = after[0]
+        found += [] if name is None else [name]
+    check("model", type(model).__name__, bool(found), "one with layers that return one tensor")
+    return tuple(sorted({*found}, key=ends.index))
+
+
+def _ends(model: nn.Module, images: Tensor) -> list[str]:
+    """List the modules that return a tensor with a row an image, in the order in which they end."""
+    order: list[str] = []
+
+    def note(out: object, name: str) -> None:
+        if isinstance(out, Tensor) and out.ndim > 1 and len(out) == len(images):
+            order.append(name)
+
+    hooks = [module.register_forward_hook(lambda _, __, out, name=name: note(out, name))
+             for name, module in model.named_modules() if name]  # fmt: skip
+    try:
+        with models.evaluating(model):
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(dict.fromkeys(reversed(order)))[::-1]  # of a module called twice the last counts
 
 
 def penultimate(model: nn.Module, part: ImageSet, dataset: Dataset) -> Tensor:

@@ -215,12 +215,10 @@ class Grid:
         """
         import pandas as pd
 
-        table, bands, columns = self.study.table, self.study.bands, {}
+        table, columns = self.study.table, {}
         for name in self.study.metrics:
-            known = {c: b[name] for c, b in bands.items() if name in b}
-            values = table[name].astype(float)
-            ends = (table["forget"].map({c: b[i] for c, b in known.items()}).astype(float)
-                    for i in range(3))  # fmt: skip
+            limits, values = self.study.limits(name), table[name].astype(float)
+            ends = (limits[end] for end in ("low", "high", "center"))
             columns[name] = _away(audit.METRICS[name].side, values, *ends)
         return pd.DataFrame(columns, index=table.index)
 
@@ -244,7 +242,7 @@ class Grid:
         Lesson: 06_explorer, "The stored grid".
         """
         check("seed", seed, seed in self.seeds, f"offered are {', '.join(map(str, self.seeds))}")
-        rows, bands = self.rows(point), self.study.bands.get(point.forget, {})
+        rows, start = self.rows(point), self.seeds[seed]
         mine = rows.index[rows["seed"] == seed]
         found = []
         for name in self.study.metrics:
@@ -255,7 +253,8 @@ class Grid:
             row["value"] = _known(values.loc[mine].mean())
             row["away"] = _known(away.mean())
             row["inside"] = None if row["away"] is None else bool(away.mean() <= 1 + 1e-9)
-            low, high, _ = bands.get(name, (-math.inf, math.inf, 0.0))
+            open_ = -math.inf, math.inf, 0.0
+            low, high, _ = self.study.band(point.forget, name, start) or open_
             row["band"] = [v if math.isfinite(v) else None for v in (low, high)]
             found.append(row)
         return found
@@ -282,7 +281,7 @@ class Grid:
         if value is None:
             found = self._means[1]["TA"].get(point, math.nan)
         else:
-            band = self.study.bands.get(point.forget, {}).get("TA")
+            band = self.study.band(point.forget, "TA")
             found = math.nan if band is None else away("TA", value, band)
         return found if math.isnan(found) else min(max(float(found), 0.0), FAR)
 
@@ -603,18 +602,18 @@ def train(
     seen, model = audit.look(outcome.model, split), outcome.model
     _leave_if(stop)
     metrics = dict(seen.own)
-    centers = {name: band[2] for name, band in grid.study.bands.get(point.forget, {}).items()}
-    if {*audit.GAP_METRICS} <= {*centers}:
+    bands = {name: grid.study.band(point.forget, name) for name in audit.GAP_METRICS}
+    if None not in bands.values():
+        centers = {name: band[2] for name, band in bands.items()}
         metrics["Avg Gap"] = audit.average_gap(metrics, centers)
         metrics["ToW"] = audit.tow(metrics, centers)
     row = ledger.measure(model, "live", models.layers(model).prunable)
-    fit = outcome.fit
     patch = None if outcome.patch is None else _bytes_of(outcome)
     costs = {
         "zeros": row["sparsity"], "channels": sum(row["channels"].values()),
         "parameters": row["parameters"], "macs": row["macs"], "file_bytes": row["file_bytes"],
-        "seconds": fit.seconds, "gmacs": fit.macs / 1e9, "memory_mb": fit.peak_memory / 1e6,
-        "trainable": outcome.trainable,
+        "seconds": outcome.seconds, "gmacs": outcome.macs / 1e9,
+        "memory_mb": outcome.fit.peak_memory / 1e6, "trainable": outcome.trainable,
     } | ({} if patch is None else {"patch_bytes": patch})  # fmt: skip
     shares = outputs.label_histogram(seen.logits["test_forget"]).tolist()
     _leave_if(stop)

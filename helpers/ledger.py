@@ -69,12 +69,13 @@ def measure(
     }  # fmt: skip
 
 
-def macs(model: nn.Module, batch: int = BATCH) -> int:
+def macs(model: nn.Module, batch: int = BATCH, images: Tensor | None = None) -> int:
     """Count the multiply-accumulates of one image, forward.
 
     Args:
         model: The network.
         batch: Images of a batch, over which what is done once a batch is shared out.
+        images: (B, C, H, W) float32, that batch; None takes :func:`helpers.models.example`.
 
     Returns:
         Half of what PyTorch's counter finds: it counts multiplications and additions.
@@ -84,12 +85,13 @@ def macs(model: nn.Module, batch: int = BATCH) -> int:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
+    images = models.example(model, batch) if images is None else images
     counter = FlopCounterMode(display=False)
     # the fused attention of inference is not counted, that of the plain formula is
     plain = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
     with models.evaluating(model), torch.no_grad(), plain, counter:
-        model(models.example(model, batch))
-    return counter.get_total_flops() // (2 * batch)
+        model(images)
+    return counter.get_total_flops() // (2 * len(images))
 
 
 def file_bytes(model: nn.Module) -> int:

@@ -24,8 +24,9 @@ class Task:
     """What an objective may know beside the batch.
 
     Attributes:
-        original: The network before unlearning, in evaluation mode: a teacher; never changed.
-        stranger: The same architecture with fresh weights, which knows nothing.
+        original: The network before unlearning, in evaluation mode: a teacher; never changed. None
+            where the objective does not ask it, see ``TEACHERS``.
+        stranger: The same architecture with fresh weights, which knows nothing; or None.
         forgotten: Indices of the forgotten classes.
         classes: Number of classes.
         strength: Of the objective's own term; None means its default.
@@ -34,8 +35,8 @@ class Task:
     Lesson: 04_class_unlearning, "A table of methods".
     """
 
-    original: nn.Module
-    stranger: nn.Module
+    original: nn.Module | None
+    stranger: nn.Module | None
     forgotten: tuple[int, ...]
     classes: int
     strength: float | None = None
@@ -246,13 +247,17 @@ OBJECTIVES: dict[str, Builder] = {
     "bad_teacher": bad_teacher,
     "boundary_shrink": boundary_shrink,
 }
-# Teachers look at images; the kept outputs of a frozen part are none.
-NEEDS_IMAGES = frozenset(["scrub", "bad_teacher", "boundary_shrink"])
+# Which networks of a task an objective asks: they look at images, not at outputs that were kept.
+TEACHERS: dict[str, tuple[str, ...]] = {
+    "scrub": ("original",),
+    "bad_teacher": ("original", "stranger"),
+    "boundary_shrink": ("original",),
+}
 
 
 def saliency(
     model: nn.Module, forget: ImageSet, dataset: Dataset, share: float
-) -> Callable[[], None]:
+) -> tuple[Callable[[], None], int]:
     """Choose the weights that the forget set's loss depends on most, and hold all the others.
 
     Args:
@@ -263,7 +268,8 @@ def saliency(
             ``strength``, 0.5 unless given.
 
     Returns:
-        What puts the others back to where they are now; to be called after each step.
+        What puts the others back to where they are now, to be called after each step; and the bytes
+        that it keeps for that.
 
     Raises:
         InputError: If the share is not allowed.
@@ -286,7 +292,7 @@ def saliency(
         for parameter, still, value in held:
             parameter.copy_(torch.where(still, value, parameter))
 
-    return hold
+    return hold, sum(tensor.nbytes for _, *kept in held for tensor in kept)
 
 
 def _gradients(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -40,6 +41,8 @@ class Pruned:
         masks: What must stay zero; empty for ``channels``.
         kept: What was cut out of the original; empty for masks.
         ledger: One row before and one after, from :func:`helpers.ledger.measure`.
+        seconds: Time that it took, without the ledger.
+        macs: Multiply-accumulates of the images that it looked at.
 
     Source: this project.
     Lesson: 02_pruning, "Four kinds of pruning".
@@ -49,6 +52,8 @@ class Pruned:
     masks: Masks = field(default_factory=dict)
     kept: Kept = field(default_factory=dict)
     ledger: list[ledger.Row] = field(default_factory=list)
+    seconds: float = 0.0
+    macs: int = 0
 
 
 def prune(
@@ -112,11 +117,12 @@ def prune(
             log.warning("%.1f %% of the weights of %s are in layers that can be pruned",
                         100 * share, type(model).__name__)  # fmt: skip
     names = list(names)
-    made = Pruned(copy.deepcopy(model).eval())
+    started, made = time.perf_counter(), Pruned(copy.deepcopy(model).eval())
+    looked: dict[nn.Module, int] = {}  # images passed forward, a backward pass counted as two
     if criterion == "taylor":
         check("criterion", criterion, part is not None and dataset is not None, "needs images")
         frozen = [p for p in made.model.parameters() if not p.requires_grad]
-        _gradients(made.model, part, dataset, seed)
+        looked[model] = 3 * _gradients(made.model, part, dataset, seed)
         for parameter in frozen:
             parameter.requires_grad_(False)
     shared = {"criterion": criterion, "seed": seed}
@@ -130,7 +136,12 @@ def prune(
         made.kept = remove_channels(made.model, sparsity, **shared)
     made.model.zero_grad(set_to_none=True)
     if part is not None and dataset is not None:
-        recalibrate_batchnorm(made.model, part, dataset, seed=seed)
+        looked[made.model] = recalibrate_batchnorm(made.model, part, dataset, seed=seed)
+    next(made.model.parameters())[:1].cpu()  # waits for the GPU
+    made.seconds = time.perf_counter() - started
+    for net, count in looked.items():
+        few = dataset.normalise(part.images[:2])
+        made.macs += count * ledger.macs(net, images=few) if count else 0
     if measured:
         rows = ("before", model), ("pruned", made.model)
         made.ledger = [ledger.measure(net, stage, names) for stage, net in rows]
@@ -284,13 +295,14 @@ def _scores(weight: Tensor, criterion: str, generator: torch.Generator) -> Tenso
     return weight.detach()
 
 
-def _gradients(model: nn.Module, part: ImageSet, dataset: Dataset, seed: int) -> None:
-    """Leave the mean gradient of the loss on some of the images in every parameter. In place."""
+def _gradients(model: nn.Module, part: ImageSet, dataset: Dataset, seed: int) -> int:
+    """Leave the mean gradient of the loss on some images in every parameter; how many. In place."""
     chosen = part.sample(SCORED, seed)
     model.eval().requires_grad_(True).zero_grad(set_to_none=True)
     for images, labels in batches(chosen, 128):
         loss = F.cross_entropy(model(dataset.normalise(images)), labels, reduction="sum")
         (loss / len(chosen)).backward()
+    return len(chosen)
 
 
 def remove_channels(

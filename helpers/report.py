@@ -648,7 +648,8 @@ def _protocol_cells(record: Mapping[str, Any], costs: _Costs) -> list[list[str]]
     table = pd.DataFrame(record["rows"], columns=record["columns"])
     made = [["method", "class", *(COLUMNS[m][0] for m in _WITH_GAP), *costs, "seeds"]]
     names = dict(enumerate(record["classes"]))
-    for forget, limits in record["bands"].items():
+    for forget, seeds in record["bands"].items():
+        limits = next(iter(seeds.values()))  # of these metrics the same for every original
         center = [f"{100 * limits[m][2]:.2f}" for m in audit.GAP_METRICS]
         oracles = f"{record['oracles']} oracles"
         without = ["–"] * len(costs)

@@ -40,6 +40,7 @@ ORACLE_SEED = 1000  # the oracles' seeds begin here, so that ``retrain`` is none
 COSTS = ("seconds", "gmacs", "memory_mb", "trainable")
 FAMILIES = ("reference", "paper", "baseline", "cheat", "setting")  # in the order of the panel
 _DIGITS = 6  # significant digits of a record
+Bands = dict[int, dict[int, dict[str, tuple[float, float, float]]]]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Study:
         table: One row an audit: method (or the label of a setting), forget, original_seed, seed,
             repetition (the same for every original seed), every metric, costs, what the network
             weighs; ``problem`` where a network could not be judged.
-        bands: Class -> metric -> (low, high, centre) of the oracles; infinite where open.
+        bands: Class -> training seed of the original -> metric -> (low, high, centre) of the
+            oracles; infinite where open. IDI and the steps back alone depend on the original.
         oracles: Networks behind each band.
         about: What was measured, where and when.
 
@@ -59,12 +61,55 @@ class Study:
     """
 
     table: pd.DataFrame
-    bands: dict[int, dict[str, tuple[float, float, float]]]
+    bands: Bands
     oracles: int
     about: dict[str, Any]
 
+    def band(
+        self, forget: int, metric: str, original_seed: int | None = None
+    ) -> tuple[float, float, float] | None:
+        """Return what the oracles of a class span.
+
+        Args:
+            forget: The class.
+            metric: Name of a metric.
+            original_seed: Training seed of the network before; None averages over those measured.
+
+        Returns:
+            Low and high end and the centre; None if it was not measured.
+
+        Source: this project.
+        Lesson: 05_evaluation, "The oracle band".
+        """
+        every = self.bands.get(forget, {})
+        chosen = every.values() if original_seed is None else [every.get(original_seed, {})]
+        found = [limits[metric] for limits in chosen if metric in limits]
+        if not found:
+            return None
+        low, high, center = (sum(ends) / len(found) for ends in zip(*found, strict=True))
+        return low, high, center
+
+    def limits(self, metric: str) -> pd.DataFrame:
+        """Return the oracles' band of every audit.
+
+        Args:
+            metric: Name of a metric.
+
+        Returns:
+            ``low``, ``high`` and ``center`` with the index of ``table``; NaN where not measured.
+
+        Source: this project.
+        Lesson: 05_evaluation, "The lie detector".
+        """
+        import pandas as pd
+
+        cells = [*zip(self.table["forget"], self.table["original_seed"], strict=True)]
+        known = {cell: self.band(cell[0], metric, cell[1]) or [math.nan] * 3 for cell in {*cells}}
+        columns = ["low", "high", "center"]
+        return pd.DataFrame([known[cell] for cell in cells], self.table.index, columns, dtype=float)
+
     def inside(self) -> pd.DataFrame:
-        """Say of every audit and metric whether it lies in the band of its class.
+        """Say of every audit and metric whether it lies in the band of its class and original.
 
         Returns:
             Booleans with the index of ``table``, one column a metric; missing where not measured.
@@ -76,14 +121,11 @@ class Study:
 
         columns = {}
         for name in self.metrics:
-            low, high, center = (
-                self.table["forget"].map({c: b[name][i] for c, b in self.bands.items()
-                                          if name in b}) for i in range(3)
-            )  # fmt: skip
-            values = self.table[name].astype(float)
-            known = values.notna() & low.notna()
-            slack = 1e-12 * values.abs().combine(center.abs(), max)  # as statistics.Band.holds
-            inside = (values >= low - slack) & (values <= high + slack)
+            limits, values = self.limits(name), self.table[name].astype(float)
+            known = values.notna() & limits["low"].notna()
+            # as statistics.Band.holds
+            slack = 1e-12 * values.abs().combine(limits["center"].abs(), max)
+            inside = (values >= limits["low"] - slack) & (values <= limits["high"] + slack)
             columns[name] = inside.where(known)
         return pd.DataFrame(columns)
 
@@ -107,6 +149,7 @@ def run(
     oracles: int = 5,
     workers: int = 1,
     progress: bool = True,
+    keep: bool = False,
 ) -> Study:
     """Audit methods over training seeds, unlearning seeds and classes; go on where it was stopped.
 
@@ -121,6 +164,8 @@ def run(
         oracles: Retrained networks for each class; at least three.
         workers: Processes.
         progress: Whether to show a bar.
+        keep: Whether every network is kept among the runs: a training that is stopped goes on where
+            it was, and to audit it in another way takes no training. The disk has to hold them.
 
     Returns:
         All audits.
@@ -152,7 +197,7 @@ def run(
         (t, t + ORACLE_SEED * 10 * u): [name for name in points if times[name] > u]
         for t in original_seeds for u in range(max(times.values()))
     }  # fmt: skip
-    jobs = (delayed(_class)(cfg, points, wanted, c, oracles, str(home())) for c in classes)
+    jobs = (delayed(_class)(cfg, points, wanted, c, oracles, str(home()), keep) for c in classes)
     pool = Parallel(n_jobs=workers, return_as="generator_unordered")
     bar = tqdm(pool(jobs), total=len(classes), desc="classes", disable=not progress)
     found = sorted(bar, key=lambda job: list(classes).index(job["forget"]))
@@ -237,7 +282,7 @@ def _settings(cfg: RunConfig) -> dict[str, Any]:
 
 def _class(
     cfg: RunConfig, points: dict[str, RunConfig], wanted: dict[tuple[int, int], list[str]],
-    forget: int, oracles: int, home: str,
+    forget: int, oracles: int, home: str, keep: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Audit everything of one class; a job of its own process."""
     import os
@@ -254,7 +299,7 @@ def _class(
         pair: [name for name in names if _find(rows[pair], keys[name]) is None]
         for pair, names in wanted.items()
     }
-    looks, bands = [], {}
+    looks = []
     for pair, names in missing.items():
         if not names:
             continue
@@ -270,16 +315,18 @@ def _class(
             one = points[name].but(forget=forget, seed=seed, original_seed=start)
             began = time.perf_counter()
             try:
-                row = _row(one, original, before, looks, dataset, split, cache)
+                row = _row(one, original, before, looks, dataset, split, cache, keep)
             except InputError as error:  # one network that cannot be judged does not stop the rest
                 log.warning("%s, class %s, seed %s: %s", name, forget, seed, error)
                 row = _place(one) | {"problem": str(error)}
             wall = time.perf_counter() - began
             rows[pair] = _keep(path, row | {"wall": wall, "key": keys[name]}, bands)
-    shared = files.read_json(_paths(folder, wanted)[0], ("rows", "bands"))
+    bands = {start: files.read_json(path, ("rows", "bands"))["bands"]
+             for (start, _), path in zip(wanted, _paths(folder, wanted), strict=True)
+             if path.is_file()}  # fmt: skip
     return {
         "forget": forget, "data": dataset.name, "classes": list(dataset.classes),
-        "bands": shared["bands"],
+        "bands": bands,
         "rows": [{**_find(rows[pair], keys[name]), "method": name}
                  for pair, names in wanted.items() for name in names],
     }  # fmt: skip
@@ -348,47 +395,46 @@ def _json(value: float) -> float | None:
 
 def _row(
     cfg: RunConfig, original: Any, before: audit.Look, oracles: list[audit.Look],
-    dataset: data.Dataset, split: data.ClassSplit, cache: frozen.Cache,
+    dataset: data.Dataset, split: data.ClassSplit, cache: frozen.Cache, keep: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Do one method and audit what came out.
 
     In paper mode the network trains and is judged with the published second normalisation; the
     oracles, which other methods are compared with too, keep the one that they were trained with.
     """
-    start = unlearning.method(cfg.method).start
     judged = runs.as_evaluated(dataset, cfg)
     split = split if judged is dataset else judged.split(cfg.forgotten)
-    if cfg.method == "original":
-        model, patch = original, None
-        seen = before if judged is dataset else audit.look(model, split)
-        cost = runs.run(cfg, dataset, progress=False).row
-        costs = {name: cost[name] for name in COSTS}
+    if keep or cfg.method == "original":
+        done = runs.run(cfg, dataset, progress=False, cache=cache, measured=False)
+        model, size = done.model(dataset), done.record["patch_bytes"] or None
+        costs = {name: done.row[name] for name in COSTS}
     else:
+        scratch = unlearning.method(cfg.method).start == "scratch"
         outcome = unlearning.unlearn(
-            None if start == "scratch" else original,
-            runs.as_trained(dataset, cfg),
-            cfg,
-            cache=cache,
+            None if scratch else original, runs.as_trained(dataset, cfg), cfg, cache=cache
         )
-        model, patch, fit = outcome.model, outcome.patch, outcome.fit
-        seen = audit.look(model, split)
-        costs = {"seconds": fit.seconds, "gmacs": fit.macs / 1e9,
-                 "memory_mb": fit.peak_memory / 1e6, "trainable": outcome.trainable}  # fmt: skip
+        model = outcome.model
+        size = None if outcome.patch is None else patches.size(outcome.patch)
+        costs = {
+            "seconds": outcome.seconds, "gmacs": outcome.macs / 1e9,
+            "memory_mb": outcome.fit.peak_memory / 1e6, "trainable": outcome.trainable,
+        }  # fmt: skip
+    known = cfg.method == "original" and judged is dataset
+    seen = before if known else audit.look(model, split)
     found = audit.against(seen, oracles, before)
     return {
-        **_place(cfg), **found, **costs, **_weight(model, patch, original),
+        **_place(cfg), **found, **costs, **_weight(model, original), "patch_bytes": size,
         "predicted": seen.logits["test_forget"].argmax(1).bincount(
             minlength=len(dataset.classes)).tolist(),
     }  # fmt: skip
 
 
-def _weight(model: nn.Module, patch: patches.Patch | None, dense: nn.Module) -> dict[str, Any]:
+def _weight(model: nn.Module, dense: nn.Module) -> dict[str, Any]:
     """Say what a finished network weighs, from the network itself."""
     row = ledger.measure(model, "", models.layers(dense).prunable)
-    size = None if patch is None else patches.size(patch)
     return {"zeros": row["sparsity"], "channels": sum(row["channels"].values()),
             "parameters": row["parameters"], "macs": row["macs"],
-            "file_bytes": row["file_bytes"], "patch_bytes": size}  # fmt: skip
+            "file_bytes": row["file_bytes"]}  # fmt: skip
 
 
 def _place(cfg: RunConfig) -> dict[str, Any]:
@@ -410,7 +456,9 @@ def _collect(
         ["method", "forget", "original_seed", "seed"],
         key=lambda column: column.map(order) if column.name == "method" else column,
     ).reset_index(drop=True)
-    bands = {int(job["forget"]): {k: _opened(b) for k, b in job["bands"].items()} for job in found}
+    bands = {int(job["forget"]): {
+        start: {k: _opened(b) for k, b in limits.items()} for start, limits in job["bands"].items()
+    } for job in found}  # fmt: skip
     images = {name: found[0][name] for name in ("data", "classes")}
     about = {**where, "audit": audit.VERSION, "preset": cfg.preset, **images, "model": cfg.model}
     return Study(table, bands, oracles, about)
@@ -448,7 +496,10 @@ def join(studies: Sequence[Study]) -> Study:
     place = ["method", "forget", "original_seed", "seed"]
     twice = table[table.duplicated(place)][place].to_dict("records")
     check("studies", twice, not twice, "each audit in one of them alone")
-    bands = {c: limits for one in studies for c, limits in one.bands.items()}
+    bands: Bands = {}
+    for one in studies:
+        for c, limits in one.bands.items():
+            bands.setdefault(c, {}).update(limits)
     return Study(table, bands, studies[-1].oracles, dict(studies[-1].about))
 
 
@@ -467,8 +518,11 @@ def save(study: Study, path: Path) -> None:
     """
     columns = list(study.table.columns)
     rows = [[_short(value) for value in row] for row in study.table.itertuples(index=False)]
-    bands = {c: {k: [_short(_json(v)) for v in b] for k, b in limits.items()}
-             for c, limits in study.bands.items()}  # fmt: skip
+    bands = {
+        c: {start: {k: [_short(_json(v)) for v in b] for k, b in limits.items()}
+            for start, limits in seeds.items()}
+        for c, seeds in study.bands.items()
+    }  # fmt: skip
     files.write_json(path, {**study.about, "oracles": study.oracles, "bands": bands,
                             "columns": columns, "rows": rows})  # fmt: skip
 
@@ -506,12 +560,12 @@ def load(path: Path) -> Study:
         table = pd.DataFrame(rows, columns=columns)
         numbers = [c for c in (*audit.METRICS, "rank", "sparsity") if c in columns]
         table = table.astype(dict.fromkeys(numbers, float))
-        bands = {int(c): {k: _opened(b) for k, b in limits.items()}
-                 for c, limits in record.pop("bands").items()}  # fmt: skip
-        for limits in bands.values():
-            for band in limits.values():
-                if not all(isinstance(v, int | float) for v in band):
-                    raise ValueError("a band is not made of numbers")
+        bands = {int(c): {int(start): {k: _opened(b) for k, b in limits.items()}
+                          for start, limits in seeds.items()}
+                 for c, seeds in record.pop("bands").items()}  # fmt: skip
+        every = [b for seeds in bands.values() for one in seeds.values() for b in one.values()]
+        if not all(isinstance(v, int | float) for band in every for v in band):
+            raise ValueError("a band is not made of numbers")
         oracles = int(record.pop("oracles"))
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise files.FileProblem(files.cannot_read(path, error)) from error
@@ -541,8 +595,7 @@ def distances(study: Study, method: str, metric: str) -> Any:
     check("method", method, method in study.methods, f"known are {', '.join(study.methods)}")
     check("metric", metric, metric in study.metrics, f"known are {', '.join(study.metrics)}")
     table = study.table[study.table["method"] == method].copy()
-    center = table["forget"].map({c: b[metric][2] for c, b in study.bands.items() if metric in b})
-    away = table[metric] - center
+    away = table[metric] - study.limits(metric).loc[table.index, "center"]
     if metric not in audit.COMPARED:
         away = away.abs()
     elif audit.METRICS[metric].side == "lower":

@@ -582,7 +582,7 @@ def predict(
 @torch.no_grad()
 def recalibrate_batchnorm(
     model: nn.Module, part: ImageSet, dataset: Dataset, limit: int = 2048, seed: int = 0
-) -> None:
+) -> int:
     """Measure the running statistics of every BatchNorm anew, without training. In place.
 
     Pruning changes what flows through a network, and the old statistics no longer describe it.
@@ -594,6 +594,9 @@ def recalibrate_batchnorm(
         limit: At most this many images.
         seed: Of the choice of images.
 
+    Returns:
+        Images that were passed through the network; 0 if it has no BatchNorm.
+
     Raises:
         InputError: If there are fewer than two images.
 
@@ -602,6 +605,8 @@ def recalibrate_batchnorm(
     """
     check("images", len(part), len(part) > 1, "at least two, to have a variance")
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return 0
     momenta = [m.momentum for m in norms]
     chosen = part.sample(limit, seed).images[:]
     with models.evaluating(model):
@@ -613,3 +618,4 @@ def recalibrate_batchnorm(
             model(dataset.normalise(images))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+    return len(chosen)

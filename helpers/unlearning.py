@@ -123,18 +123,41 @@ METHODS: dict[str, Method] = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What a stage without a training loop took.
+
+    Attributes:
+        seconds: Time.
+        macs: Multiply-accumulates of the images that it looked at.
+        bytes: Memory that it goes on to hold while the network trains.
+
+    Source: this project.
+    Lesson: 04_class_unlearning, "A table of methods".
+    """
+
+    seconds: float = 0.0
+    macs: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Spent) -> Spent:
+        """Add up two stages."""
+        return Spent(self.seconds + other.seconds, self.macs + other.macs, self.bytes + other.bytes)
+
+
 @dataclass
 class Outcome:
     """What a method made.
 
     Attributes:
         model: The plain network, merged, in evaluation mode.
-        fit: History and costs of the training stage.
+        fit: History and costs of the training stage; its memory is the peak of the whole method.
         trainable: Parameters that trained.
         masks: The masks that hold in ``model``; empty without them, and in paper mode.
         ledger: One row a stage, from :func:`helpers.ledger.measure`; empty if not asked for.
         patch: What turns the network before into this one; None where every weight was trained.
         frozen_once: Whether the outputs of the frozen part were computed once and kept.
+        before: What came before the training: pruning, edit, choice of the weights that may move.
 
     Source: this project.
     Lesson: 04_class_unlearning, "A table of methods".
@@ -147,6 +170,17 @@ class Outcome:
     ledger: list[ledger.Row] = field(default_factory=list)
     patch: patches.Patch | None = None
     frozen_once: bool = False
+    before: Spent = field(default_factory=Spent)
+
+    @property
+    def seconds(self) -> float:
+        """Time of the whole method, without what only measures."""
+        return self.before.seconds + self.fit.seconds
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the whole method, of all processes together."""
+        return self.before.macs + self.fit.macs
 
 
 def method(name: str) -> Method:
@@ -317,7 +351,7 @@ def unlearn(
         measured: Whether to fill the ledger, which takes a few passes at each stage.
 
     Returns:
-        The plain network and what it cost.
+        The plain network and what it cost, from pruning to merge.
 
     Raises:
         InputError: If the configuration does not fit the data or the network.
@@ -346,33 +380,40 @@ def unlearn(
         pruned = cache.once(_pruning_key(model, seen, dataset, cfg),
                             partial(_prune, model, seen, dataset, cfg))  # fmt: skip
         rows += [ledger.measure(pruned.model, "pruned", names)] if measured else []
-    pruned, edited = _edit(pruned, split, dataset, cfg, recipe)
+    before = Spent(pruned.seconds, pruned.macs)
+    if chosen.edit != "none":
+        pruned, spent = _edit(pruned, split, dataset, cfg, recipe)
+        before += spent
+        rows += [ledger.measure(pruned.model, "edited", names)] if measured else []
     _agree(pruned)
-    rows += [ledger.measure(pruned.model, "edited", names)] if measured and edited else []
     if chosen.objective == "none":
-        return Outcome(pruned.model.eval(), edited or training.Fit(), 0, pruned.masks, rows)
+        fit = training.Fit()
+        return Outcome(pruned.model.eval(), fit, 0, pruned.masks, rows, before=before)
+    objective, held = _objective(original, dataset, cfg, recipe)
+    before += Spent(bytes=held)
     part = {"all": every, "retain": split.retain, "forget": split.forget}[chosen.data]
     stage = partial(
-        training.fit, dataset=dataset, recipe=recipe, seed=cfg.seed,
-        objective=_objective(original, dataset, cfg, recipe), checkpoint=checkpoint,
-        precision=cfg.precision, compile=cfg.compile, progress=progress,
+        training.fit, dataset=dataset, recipe=recipe, seed=cfg.seed, objective=objective,
+        checkpoint=checkpoint, precision=cfg.precision, compile=cfg.compile, progress=progress,
     )  # fmt: skip
-    holder = partial(_hold, chosen, split.forget, dataset, recipe)
     if chosen.adapt != "lora":
         fresh = chosen.start == "scratch" and chosen.prune == "none"
         model = pruned.model if fresh else copy.deepcopy(pruned.model)
         still = _only_the_head(model) if chosen.adapt == "head" else ()
         trainable = models.count_parameters(model, trainable=True)
-        masked = partial(pruning.apply_masks, model, pruned.masks) if pruned.masks else None
-        fit = stage(model, part, after_step=holder(model, masked), frozen=still, monitor=monitor)
+        hold = partial(pruning.apply_masks, model, pruned.masks) if pruned.masks else None
+        if chosen.salient:
+            hold, spent = _hold(model, hold, split.forget, dataset, recipe)
+            before += spent
+        fit = stage(model, part, after_step=hold, frozen=still, monitor=monitor)
+        fit.peak_memory += before.bytes
         model.requires_grad_(True)
         rows += [ledger.measure(model, "trained", names)] if measured else []
-        return Outcome(model, _sum(edited, fit), trainable, pruned.masks, rows)
+        return Outcome(model, fit, trainable, pruned.masks, rows, before=before)
     adapted = _adapt(pruned, cfg)
     trainable = models.count_parameters(adapted, trainable=True)
-    fit, once = _train_adapted(
-        adapted, pruned, part, dataset, cfg, recipe, stage, holder, monitor, cache
-    )
+    fit, once = _train_adapted(adapted, pruned, part, dataset, cfg, recipe, stage, monitor, cache)
+    fit.peak_memory += before.bytes
     if measured:
         rows.append(ledger.measure(adapted, "adapted", names, weight=_used_weight))
     changes = patches.changes(adapted)
@@ -380,7 +421,7 @@ def unlearn(
     rows += [ledger.measure(merged, "merged", names)] if measured else []
     about = {"method": cfg.method, "forgotten": list(cfg.forgotten), "seed": cfg.seed}
     patch = patches.make(original, merged, changes, pruned.masks, pruned.kept, about)
-    return Outcome(merged, _sum(edited, fit), trainable, pruned.masks, rows, patch, once)
+    return Outcome(merged, fit, trainable, pruned.masks, rows, patch, once, before)
 
 
 def _without(part: ImageSet, classes: tuple[int, ...]) -> ImageSet:
@@ -392,47 +433,54 @@ def _without(part: ImageSet, classes: tuple[int, ...]) -> ImageSet:
 
 def _objective(
     original: nn.Module | None, dataset: Dataset, cfg: RunConfig, recipe: Recipe
-) -> training.Objective:
-    """Build the loss of a method; its teachers are the original and a fresh network."""
+) -> tuple[training.Objective, int]:
+    """Build the loss of a method, with the teachers that it asks; and the bytes of these."""
     chosen = method(cfg.method)
     name, builder = chosen.objective, OBJECTIVES[chosen.objective]
-    if original is None or name == "cross_entropy":  # needs no teacher
-        return builder(None)
-    teacher = copy.deepcopy(original).eval().requires_grad_(False)
-    stranger = new_model(cfg.but(seed=(cfg.seed + 1) % 2**31), dataset).requires_grad_(False)
-    teachers = parallel.shared(teacher), parallel.shared(stranger)
+    if original is None or name == "cross_entropy":
+        return builder(None), 0
+    asked, teachers = objectives.TEACHERS.get(name, ()), dict.fromkeys(("original", "stranger"))
+    if "original" in asked:
+        teachers["original"] = copy.deepcopy(original).eval()
+    if "stranger" in asked:
+        teachers["stranger"] = new_model(cfg.but(seed=(cfg.seed + 1) % 2**31), dataset)
+    networks = [one.requires_grad_(False) for one in teachers.values() if one is not None]
+    # the backward pass of boundary_shrink goes through its teacher: counted in the step
+    held = 0 if name == "boundary_shrink" else sum(
+        t.nbytes for one in networks for t in (*one.parameters(), *one.buffers())
+    )  # fmt: skip
+    shared = [None if one is None else parallel.shared(one) for one in teachers.values()]
     # SalUn's own number is how many weights may move; its losses are not weighed
     strength = None if chosen.salient else recipe.strength
-    return builder(objectives.Task(*teachers, cfg.forgotten, len(dataset.classes), strength))
+    task = objectives.Task(*shared, cfg.forgotten, len(dataset.classes), strength)
+    return builder(task), held
 
 
 def _edit(
     pruned: pruning.Pruned, split: ClassSplit, dataset: Dataset, cfg: RunConfig, recipe: Recipe
-) -> tuple[pruning.Pruned, training.Fit | None]:
+) -> tuple[pruning.Pruned, Spent]:
     """Do what a method changes without training, and say what it cost."""
-    name = method(cfg.method).edit
-    if name == "none":
-        return pruned, None
     model = copy.deepcopy(pruned.model)
     started = time.perf_counter()
-    images = edits.EDITS[name](model, split, dataset, recipe.strength)
+    images = edits.EDITS[method(cfg.method).edit](model, split, dataset, recipe.strength)
     pruning.apply_masks(model, pruned.masks)
+    seconds = _since(started, model)
+    return dataclasses.replace(pruned, model=model), Spent(seconds, _macs(model, images))
+
+
+def _since(started: float, model: nn.Module) -> float:
     next(model.parameters())[:1].cpu()  # waits for the GPU
-    seconds = time.perf_counter() - started
-    cost = training.Fit(seconds=seconds, macs=images * ledger.macs(model) if images else 0)
-    return dataclasses.replace(pruned, model=model), cost
+    return time.perf_counter() - started
+
+
+def _macs(model: nn.Module, images: int) -> int:
+    return images * ledger.macs(model) if images else 0
 
 
 def _agree(pruned: pruning.Pruned) -> None:
     """Let all processes start from the same network with the same masks. In place."""
     places = (places for kept in pruned.kept.values() for places in kept if places is not None)
     parallel.as_first([*pruned.model.state_dict().values(), *pruned.masks.values(), *places])
-
-
-def _sum(edited: training.Fit | None, fit: training.Fit) -> training.Fit:
-    if edited is not None:
-        fit.seconds, fit.macs = fit.seconds + edited.seconds, fit.macs + edited.macs
-    return fit
 
 
 def _only_the_head(model: nn.Module) -> list[nn.Module]:
@@ -444,21 +492,20 @@ def _only_the_head(model: nn.Module) -> list[nn.Module]:
 
 
 def _hold(
-    chosen: Method, forget: ImageSet, dataset: Dataset, recipe: Recipe, model: nn.Module,
-    first: Callable[[], None] | None,
-) -> Callable[[], None] | None:  # fmt: skip
-    """Join what has to be held after each step: masks, and the weights that may not move."""
-    if not chosen.salient:
-        return first
-    share = 0.5 if recipe.strength is None else recipe.strength
-    still = objectives.saliency(model, forget, dataset, share)
+    model: nn.Module, first: Callable[[], None] | None, forget: ImageSet, dataset: Dataset,
+    recipe: Recipe,
+) -> tuple[Callable[[], None], Spent]:  # fmt: skip
+    """Choose the weights that may not move; join them to what has to be held after each step."""
+    share, started = 0.5 if recipe.strength is None else recipe.strength, time.perf_counter()
+    still, held = objectives.saliency(model, forget, dataset, share)
+    spent = Spent(_since(started, model), _macs(model, 3 * len(forget)), held)
 
     def both() -> None:
         still()
         if first is not None:
             first()
 
-    return both
+    return both, spent
 
 
 def _used_weight(adapted: nn.Module, name: str) -> torch.Tensor:
@@ -470,16 +517,17 @@ def _used_weight(adapted: nn.Module, name: str) -> torch.Tensor:
 
 
 def _prune(model: nn.Module, part: ImageSet, dataset: Dataset, cfg: RunConfig) -> pruning.Pruned:
-    layers, kind = models.layers(model), pruning_of(cfg)
+    layers, kind, started = models.layers(model), pruning_of(cfg), time.perf_counter()
     if cfg.mode == "paper":  # prune.remove: the zeros are there, and nothing will hold them
         masked = copy.deepcopy(model)
         pruning.mask_structured(masked, cfg.sparsity, layers.paper_prunable)
-        return pruning.Pruned(masked)
+        return pruning.Pruned(masked, seconds=_since(started, masked))
     if cfg.earlier:  # pruned at the first request; what is gone stays gone
         again = copy.deepcopy(model)
         masks = {} if kind == "channels" else pruning.zeros_as_masks(again, layers.prunable)
-        training.recalibrate_batchnorm(again, part, dataset, seed=cfg.seed)
-        return pruning.Pruned(again, masks)
+        images = training.recalibrate_batchnorm(again, part, dataset, seed=cfg.seed)
+        seconds = _since(started, again)
+        return pruning.Pruned(again, masks, seconds=seconds, macs=_macs(again, images))
     return pruning.prune(
         model, cfg.sparsity, kind, criterion=cfg.criterion, scope=cfg.scope, part=part,
         dataset=dataset, seed=cfg.seed, measured=False,
@@ -531,14 +579,12 @@ def _norms_from(
 
 def _train_adapted(
     adapted: nn.Module, pruned: pruning.Pruned, part: ImageSet, dataset: Dataset, cfg: RunConfig,
-    recipe: Recipe, stage: partial, holder: partial, monitor: ImageSet | None,
-    cache: frozen.Cache,
+    recipe: Recipe, stage: partial, monitor: ImageSet | None, cache: frozen.Cache,
 ) -> tuple[training.Fit, bool]:  # fmt: skip
     """Train the adapters, on kept outputs of the frozen part where that gives the same."""
     hold = None
     if cfg.lora_dropout and pruned.masks:
         hold = partial(lora.hold_masks, adapted, pruned.masks)
-    hold = holder(adapted, hold)
     if cfg.mode == "paper":  # the published code lets BatchNorm move
         return stage(adapted, part, after_step=hold, monitor=monitor), False
     still = lora.frozen_norms(adapted)
@@ -567,7 +613,7 @@ def _train_adapted(
 
 
 def _cut(adapted: nn.Module, plain: nn.Module, cfg: RunConfig, recipe: Recipe) -> frozen.Cut | None:
-    looks = method(cfg.method).objective in objectives.NEEDS_IMAGES
+    looks = method(cfg.method).objective in objectives.TEACHERS
     if not cfg.cache_mb or recipe.augment != "none" or recipe.mixup or looks:
         return None
     layers = models.layers(plain)

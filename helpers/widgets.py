@@ -309,7 +309,7 @@ class Explorer:
         for row in mine.itertuples():
             marks += plots.mark_tradeoff(sheet.ax, row.cost, row.away)
         if live is not None and metric in live.metrics:
-            place = self._price(live, cost), self._away(point.forget, metric, live.metrics[metric])
+            place = self._price(live, cost), self._away(live, metric)
             if not any(map(math.isnan, place)):
                 marks += plots.mark_tradeoff(sheet.ax, *place, live=True)
         on = "on" if len(mine) and mine["front"].any() else "not on"
@@ -320,9 +320,10 @@ class Explorer:
         )  # fmt: skip
         return found + self._shares(point, seed, live)
 
-    def _away(self, forget: int, metric: str, value: float) -> float:
-        band = self.grid.study.bands.get(forget, {}).get(metric)
-        return math.nan if band is None else grid.away(metric, value, band)
+    def _away(self, live: grid.Live, metric: str) -> float:
+        start = self.grid.seeds[live.seed]
+        band = self.grid.study.band(live.point.forget, metric, start)
+        return math.nan if band is None else grid.away(metric, live.metrics[metric], band)
 
     def _price(self, live: grid.Live, cost: str) -> float:
         if cost == "utility":

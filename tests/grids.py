@@ -49,5 +49,5 @@ def made(preset="smoke"):
             for name in [*BAND, "seconds", "gmacs", "predicted"]:
                 one[name] = None
             one["problem"] = "rank = 8 is not allowed: from 1 to 6"
-    bands = {c: dict(BAND) for c in CLASSES}
+    bands = {c: {seed: dict(BAND) for seed in SEEDS} for c in CLASSES}
     return study.Study(pd.DataFrame(rows), bands, 5, {"preset": preset})

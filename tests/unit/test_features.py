@@ -42,17 +42,17 @@ PROBES = {
 
 def test_what_is_collected_is_what_the_layers_compute(dataset, original):
     part = dataset.test.where(torch.arange(25))
-    names = (*reversed(features.points(original)), HEAD_INPUT)
+    ends = features.points(original, dataset.normalise(part.images))
+    names = (*reversed(ends), HEAD_INPUT)
     found = features.collect(original, part, dataset, names)
     with torch.no_grad():
         x = torch.relu(original.bn1(original.conv1(dataset.normalise(part.images))))
         x = original.layer2(original.layer1(x))
-        block = original.layer3[0]
-        conv = block.conv2(torch.relu(block.bn1(block.conv1(x))))
-        last = block(x).mean((2, 3))
-    assert list(found) == [*features.points(original), HEAD_INPUT], "in the order of the calls"
-    assert torch.allclose(found["layer3.0.conv2"], conv.flatten(1).cpu(), atol=1e-5)
-    assert torch.allclose(found[HEAD_INPUT], last.cpu(), atol=1e-5)
+        last = original.layer3(x)
+    assert list(found) == [*ends, HEAD_INPUT] == ["layer1", "layer2", "layer3", HEAD_INPUT]
+    assert torch.allclose(found["layer2"], x.flatten(1).cpu(), atol=1e-5)
+    assert torch.allclose(found["layer3"], last.flatten(1).cpu(), atol=1e-5)
+    assert torch.allclose(found[HEAD_INPUT], last.mean((2, 3)).cpu(), atol=1e-5)
     assert torch.equal(features.penultimate(original, part, dataset), found[HEAD_INPUT])
     batched = features.collect(original, part, dataset, names, batch_size=7)
     assert all(torch.allclose(batched[n], found[n], atol=1e-5) for n in names)
@@ -64,7 +64,8 @@ def test_collecting_leaves_no_trace(dataset, original):
     original.bn1.eval()
     before = models.fingerprint(original), [m.training for m in original.modules()]
     state = torch.random.get_rng_state()
-    features.collect(original, dataset.test, dataset, [*features.points(original), HEAD_INPUT])
+    ends = features.points(original, dataset.normalise(dataset.test.images[:2]))
+    features.collect(original, dataset.test, dataset, [*ends, HEAD_INPUT])
     with pytest.raises(InputError, match="names"):
         features.collect(original, dataset.test, dataset, [HEAD_INPUT, "layer9"])
     assert before == (models.fingerprint(original), [m.training for m in original.modules()])
@@ -82,14 +83,12 @@ def test_hooks_go_when_the_network_fails(dataset, original):
 class Wrapper(nn.Module):
     """The stages registered in the wrong order, around a classifier with another name."""
 
-    def __init__(self, shape=None):
+    def __init__(self):
         super().__init__()
         self.spare = nn.Conv2d(1, 1, 1)
         self.late = nn.Sequential(nn.Conv2d(4, 5, 3, padding=1))
         self.early = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1))
         self.pair = nn.ModuleDict({"out": nn.Linear(5, 10)})
-        if shape:
-            self.input_shape = shape
 
     def forward(self, x):
         return self.pair["out"](torch.relu(self.late(torch.relu(self.early(x)))).mean((2, 3)))
@@ -97,12 +96,12 @@ class Wrapper(nn.Module):
 
 def test_any_network_with_a_final_linear_layer(cfg, dataset, original):
     part, own = dataset.test.where(torch.arange(9)), Wrapper().to(cfg.device)
-    assert features.points(Wrapper((1, 8, 8))) == ("early.0", "late.0")
-    assert features.points(Wrapper()) == ("late.0", "early.0")
+    few = dataset.normalise(part.images)
+    assert features.points(own, few) == ("early", "late"), "in the order of the calls"
     assert features.penultimate(own, part, dataset).shape == (9, 5)
     inside = nn.ModuleDict({"net": original})
     inside.forward = original.forward
-    assert features.points(inside) == tuple(f"net.{n}" for n in features.points(original))
+    assert features.points(inside, few) == ("net.layer1", "net.layer2", "net.layer3")
     expected = features.penultimate(original, part, dataset)
     assert torch.equal(features.penultimate(inside, part, dataset), expected)
     for name, why in (("spare", "that the network calls"), ("nowhere", "a module of the network")):
@@ -110,6 +109,57 @@ def test_any_network_with_a_final_linear_layer(cfg, dataset, original):
             features.collect(own, part, dataset, [name])
     with pytest.raises(InputError, match="at least one image"):
         features.penultimate(own, part.where(torch.arange(0)), dataset)
+
+
+def test_a_stage_ends_behind_what_belongs_to_it():
+    class Two(nn.Module):
+        """Returns two things, so that one has to look inside of it."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return self.norm(self.conv(x)), x
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.conv, self.norm = (
+                nn.Conv2d(1, 4, 1),
+                nn.Conv2d(4, 4, 1),
+                nn.BatchNorm2d(4),
+            )
+            self.two, self.plain, self.head = Two(), nn.Conv2d(4, 4, 1), nn.Linear(4, 3)
+
+        def forward(self, x):
+            x = torch.relu(self.norm(self.conv(self.stem(x))))
+            return self.head(torch.relu(self.plain(self.two(x)[0])).mean((2, 3)))
+
+    images = torch.rand(2, 1, 4, 4)
+    assert features.points(Net(), images) == ("norm", "two.norm", "plain")
+    for name, wanted in (("resnet18", ("layer1", "layer2", "layer3", "layer4")),
+                         ("vit_tiny", ("blocks.0", "blocks.1"))):  # fmt: skip
+        net = models.build_model(name, 10, 3, 32)
+        assert features.points(net, torch.rand(2, 3, 32, 32)) == wanted
+
+
+@torch.no_grad()
+def test_how_the_weights_are_written_does_not_change_what_is_seen(dataset, original):
+    """BatchNorm undoes what is multiplied before it: the same network, and the same numbers."""
+    part = dataset.test.where(torch.arange(40))
+    ends = features.points(original, dataset.normalise(part.images))
+    seen = features.collect(original, part, dataset, ends)
+    for stage in (original.layer1, original.layer2, original.layer3):
+        conv, norm = stage[-1].conv2, stage[-1].bn2
+        factor = torch.logspace(-1, 1, len(conv.weight), device=conv.weight.device)
+        conv.weight.mul_(factor.view(-1, 1, 1, 1))
+        norm.running_mean.mul_(factor)
+        norm.running_var.mul_(factor**2)
+    again = features.collect(original, part, dataset, ends)
+    for name in ends:
+        assert features.cka(seen[name], again[name]) == pytest.approx(1, abs=1e-3)
+        assert torch.allclose(seen[name], again[name], atol=2e-2), name
 
 
 def test_an_output_that_is_no_tensor_is_refused(cfg, dataset):

@@ -312,7 +312,7 @@ def test_the_papers_numbers_are_called_the_papers(monkeypatch, tmp_path):
     columns = ["method", "forget", "original_seed", "UA", "RA", "TA", "MIA", "Avg Gap", "seconds",
                "memory_mb"]  # fmt: skip
     band = {m: [0.9, 1.0, 0.99] for m in ("UA", "RA", "TA", "MIA")}
-    model = {"rows": rows, "columns": columns, "bands": {"3": band}, "oracles": 3,
+    model = {"rows": rows, "columns": columns, "bands": {"3": {"0": band}}, "oracles": 3,
              "classes": ["plane", "car", "bird", "cat"],
              "settings": {"prunelora, 5 epochs": {"epochs": 5}}}  # fmt: skip
     here = runs.environment("cpu") | {"models": {"resnet50": model}}
@@ -339,8 +339,8 @@ def test_the_audit_on_photographs_is_told_as_it_was_recorded(monkeypatch, tmp_pa
     record = runs.environment("cpu") | {
         "preset": "cifar", "data": "CIFAR-10 (JPEG)", "model": "resnet20", "oracles": 3,
         "classes": ["plane", "car", "bird", "cat"], "settings": {"lora": {"epochs": 5}},
-        "training": training, "core_seconds": 9000.0, "bands": {"3": band, "1": band},
-        "columns": columns, "rows": rows,
+        "training": training, "core_seconds": 9000.0,
+        "bands": {"3": {"0": band, "2": band}, "1": {"0": band}}, "columns": columns, "rows": rows,
     }  # fmt: skip
     (tmp_path / "audit-cifar.json").write_text(json.dumps(record))
     text = report.photographs()

@@ -175,7 +175,7 @@ def test_the_numbers_are_those_of_the_audit(whole, tiny, monkeypatch):
     for name, value in audit.against(before, oracles, before).items():
         assert row[name] == value, name
     for name, band in audit.bands(oracles, before, split).items():
-        assert found.bands[5][name] == (band.low, band.high, band.center), name
+        assert found.bands[5][0][name] == (band.low, band.high, band.center), name
 
 
 def test_a_study_that_was_stopped_goes_on(whole, tiny, trained, counted, monkeypatch):
@@ -276,6 +276,23 @@ def test_a_study_may_have_several_settings_of_one_method(tiny, trained, counted,
     assert len(counted) == 4
     assert again.table["method"].tolist() == ["thin", "thick", "short"]
     assert again.table["trainable"].iloc[1] < found.table["trainable"].iloc[1]
+
+
+def test_networks_that_were_kept_are_audited_again_without_training(tiny, trained, monkeypatch):
+    settings = {"thin": {"method": "prunelora", "rank": 1, "epochs": 1},
+                "as published": {"method": "lora", "mode": "paper", "epochs": 1},
+                "mask": {"method": "logit_mask"}}  # fmt: skip
+    audits, runs_kept = trained / "artifacts" / "audits", trained / "artifacts" / "smoke"
+    before = len([*runs_kept.iterdir()])
+    plain = go(tiny, settings, [3])
+    assert len([*runs_kept.iterdir()]) == before
+    shutil.rmtree(audits)
+    kept = go(tiny, settings, [3], keep=True)
+    same(kept, plain)
+    assert len([*runs_kept.iterdir()]) == before + len(settings)
+    shutil.rmtree(audits)
+    monkeypatch.setattr(unlearning, "unlearn", None)
+    same(go(tiny, settings, [3], keep=True), plain)
 
 
 def test_some_methods_may_have_more_repetitions(tiny, trained, counted):
@@ -388,7 +405,7 @@ def test_damaged_studies_are_refused(whole, tmp_path):
     study.save(whole[0], path)
     record = json.loads(path.read_text())
     short = [row[:-1] if i == 1 else row for i, row in enumerate(record["rows"])]
-    bad_band = {"3": {"UA": [0, 1]}}
+    bad_band = {"3": {"0": {"UA": [0, 1]}}}
     damaged = [
         path.read_text()[:-30], "[]", json.dumps({k: record[k] for k in record if k != "bands"}),
         json.dumps(record | {"columns": 5}), json.dumps(record | {"rows": [[1, 2], [3]]}),
@@ -397,7 +414,8 @@ def test_damaged_studies_are_refused(whole, tmp_path):
         json.dumps(record | {"bands": bad_band}), json.dumps(record | {"bands": {"three": {}}}),
         json.dumps(record | {"bands": [1]}), json.dumps(record | {"oracles": "many"}),
         path.read_text().replace(f'"oracles": {record["oracles"]}', '"oracles": Infinity'),
-        json.dumps(record | {"bands": {"3": {"UA": [0, "1", 2]}}}),
+        json.dumps(record | {"bands": {"3": {"0": {"UA": [0, "1", 2]}}}}),
+        json.dumps(record | {"bands": {"3": {"UA": [0, 1, 2]}}}),
         json.dumps(record | {"rows": [["x"] * len(record["columns"])]}),
     ]  # fmt: skip
     for text in damaged:
@@ -419,10 +437,15 @@ BANDS = {  # (low, high, centre)
 
 
 def made(cells, bands=BANDS):
-    """A study from (method, class, original seed, repetition, UA, TV, relearn_steps)."""
+    """A study from (method, class, original seed, repetition, UA, TV, relearn_steps).
+
+    The bands are those of a class, whatever the original, unless they say of which.
+    """
     names = ["method", "forget", "original_seed", "repetition", "UA", "TV", "relearn_steps"]
     table = pd.DataFrame(cells, columns=names)
     table.insert(3, "seed", table["original_seed"] + table["repetition"])
+    starts = {*table["original_seed"]}
+    bands = {c: one if 0 in one else dict.fromkeys(starts, one) for c, one in bands.items()}
     return study.Study(table, bands, 5, {"preset": "smoke"})
 
 
@@ -440,6 +463,19 @@ def test_what_lies_inside_is_told_cell_by_cell():
     assert found["UA"].tolist() == [True, True, False, True] + [True] * 4
     assert found["TV"].tolist() == [True, False, True, True] + [True] * 4
     assert found["relearn_steps"].tolist() == [True, False, True, True] + [False] * 4
+
+
+def test_each_original_has_a_band_of_its_own():
+    """The original of seed 1 knows the class less well: it comes back in fewer steps."""
+    steps = {0: {"relearn_steps": (8.0, INF, 11.0)}, 1: {"relearn_steps": (4.0, INF, 5.0)}}
+    one = made([("lora", 3, s, 0, 1.0, 0.1, 6) for s in (0, 1)], {3: steps})
+    assert one.inside()["relearn_steps"].tolist() == [False, True]
+    assert study.distances(one, "lora", "relearn_steps").ravel().tolist() == [5.0, 1.0]
+    assert one.limits("relearn_steps")["low"].tolist() == [8.0, 4.0]
+    assert one.limits("TV").isna().all(axis=None), "was not measured"
+    assert one.band(3, "relearn_steps", 1) == (4.0, INF, 5.0)
+    assert one.band(3, "relearn_steps") == (6.0, INF, 8.0), "the mean of both"
+    assert one.band(3, "TV") is one.band(9, "UA") is one.band(3, "UA", 7) is None
 
 
 def test_inside_is_what_the_band_says_even_where_rounding_matters():

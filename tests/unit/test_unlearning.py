@@ -299,3 +299,75 @@ def test_what_cannot_be_used_is_refused_before_it_trains(cfg, dataset, original,
     network = change(copy.deepcopy(original))
     with pytest.raises(InputError, match=message):
         unlearning.unlearn(network.to(cfg.device), dataset, cfg.but(method="prune_finetune"))
+
+
+# ------------------------------------------------------------------------------------------------
+# what it costs, all of it
+
+
+def counted(work):
+    """Multiply-accumulates of whatever is done, by PyTorch's own counter."""
+    counter = torch.utils.flop_counter.FlopCounterMode(display=False)
+    with counter:
+        work()
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("kind", ["mask_structured", "channels"])
+@pytest.mark.parametrize("criterion", ["l2", "taylor"])
+def test_pruning_is_part_of_the_cost(kind, criterion, cfg, dataset, original):
+    chosen, retain = cfg.but(epochs=1, pruning=kind, criterion=criterion), dataset.split(3).retain
+    outcome = unlearn(original, dataset, chosen)
+    pruned = pruning.prune(
+        original, chosen.sparsity, kind, criterion=criterion, part=retain, dataset=dataset
+    )
+    wanted = counted(lambda: training.recalibrate_batchnorm(pruned.model, retain, dataset))
+    if criterion == "taylor":
+        ranked = copy.deepcopy(original)
+        # counted without what the first layer, whose images need no gradient, does not compute
+        passes = counted(lambda: pruning._gradients(ranked, retain, dataset, 0))
+        first = original.conv1.weight.numel() * 64 * min(len(retain), pruning.SCORED)
+        wanted += passes + first
+    assert outcome.before.macs == pruned.macs == wanted > 0
+    assert outcome.before.seconds > 0
+    assert outcome.macs == outcome.before.macs + outcome.fit.macs
+    assert outcome.seconds == outcome.before.seconds + outcome.fit.seconds
+    again = unlearn(original, dataset, chosen.but(earlier=(5,)))
+    if criterion == "l2":
+        fewer = len(dataset.split((3, 5)).retain)
+        assert again.before.macs * len(retain) == (
+            fewer * counted(lambda: training.recalibrate_batchnorm(original, retain, dataset))
+        ), "the second request prunes nothing more, and measures BatchNorm anew"
+
+
+def test_a_run_records_all_of_the_cost(cfg, dataset, original_run, home):
+    one = cfg.but(epochs=1)
+    outcome = unlearn(original_run.model(dataset), dataset, one)
+    record = runs.run(one, dataset, progress=False).record
+    assert record["macs"] == outcome.macs > outcome.fit.macs
+    assert record["peak_memory"] == outcome.fit.peak_memory
+
+
+def test_what_is_held_while_it_trains_is_part_of_the_memory(cfg, dataset, original):
+    own = sum(t.nbytes for t in (*original.parameters(), *original.buffers()))
+    weights = models.count_parameters(original)
+    held = {"finetune_sgd": 0, "neggrad_plus": 0, "random_labels": 0, "scrub": own,
+            "bad_teacher": 2 * own, "salun": weights * (4 + 1)}  # fmt: skip
+    found = {n: unlearn(original, dataset, cfg.but(method=n, epochs=1)) for n in held}
+    assert {name: one.before.bytes for name, one in found.items()} == held
+    images = len(dataset.split(cfg.forget).forget)
+    per_image = counted(lambda: original(dataset.normalise(dataset.train.images[:1])))
+    assert found["salun"].before.macs == 3 * images * per_image
+    if cfg.device == "cpu":
+        for name, plain in (("salun", "random_labels"), ("bad_teacher", "scrub")):
+            assert found[name].fit.peak_memory - found[plain].fit.peak_memory >= (
+                held[name] - held[plain]
+            ), name
+
+
+def test_a_teacher_that_the_backward_pass_keeps_counts_once(cfg, dataset, original):
+    outcome = unlearn(original, dataset, cfg.but(method="boundary_shrink", epochs=1))
+    own = sum(t.nbytes for t in original.parameters())
+    plain = unlearn(original, dataset, cfg.but(method="gradient_ascent", epochs=1))
+    assert outcome.before.bytes == 0
+    assert outcome.fit.peak_memory - plain.fit.peak_memory > own
