@@ -57,9 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("helpers").setLevel(logging.INFO)
-    if options.home:
-        os.environ["HELPERS_HOME"] = options.home
     try:
+        if options.home is not None:
+            check("home", options.home, bool(options.home.strip()), "the name of a folder")
+            os.environ["HELPERS_HOME"] = options.home
         anchor()
         return _command(options)
     except (InputError, OSError) as error:  # FileProblem is an OSError

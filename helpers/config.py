@@ -601,8 +601,8 @@ def get_config(preset: str | None = None, **changes: Any) -> RunConfig:
     Source: this project.
     Lesson: 00_start_here, "One configuration".
     """
-    name = preset or os.environ.get("HELPERS_PRESET")
-    if not name:
+    name = os.environ.get("HELPERS_PRESET") if preset is None else preset
+    if not name and preset is None:
         name = "gpu" if in_colab() and resolve_device("auto") == "cuda" else "cpu"
     choose("preset", name, PRESETS)
     settings = {"preset": name, **PRESETS[name]}

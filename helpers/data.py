@@ -283,6 +283,10 @@ def crop(images: Tensor, shift: Tensor, pad: int) -> Tensor:
     return windows[picture, :, shift[:, 0], shift[:, 1]]
 
 
+# the fields of a configuration that decide which images there are, and where
+FIELDS = ("data", "image_size", "split_seed", "train_limit", "on_corrupt", "memory_mb", "device")
+
+
 def load_dataset(cfg: RunConfig, progress: bool = True) -> Dataset:
     """Load the images that a configuration names, divide them and put them on its device.
 

@@ -98,7 +98,8 @@ def _cannot_write(path: Path, error: Exception) -> str:
     reason = getattr(error, "strerror", None) or str(error)
     return (
         f"cannot write {path}: {reason}; nothing was left half-written. Free some space, or choose "
-        "another folder with the environment variable HELPERS_HOME (or --home on the command line)"
+        "another place; for artifacts/ and data/ with the environment variable HELPERS_HOME (or "
+        "--home on the command line)"
     )
 
 

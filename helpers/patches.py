@@ -404,8 +404,8 @@ def load_patch(folder: Path, base: nn.Module) -> Patch:
     except (InputError, TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
         raise files.FileProblem(files.cannot_read(folder, error)) from error
     if models.fingerprint(made) != patch.result:
-        log.warning("%s: this machine rounds otherwise than the one the patch was made on; the "
-                    "network agrees with the original one up to rounding", folder)  # fmt: skip
+        log.warning("%s: the network is not to the last bit the one that the patch was made from: "
+                    "this machine rounds otherwise, or the patch was changed", folder)  # fmt: skip
     return patch
 
 
@@ -482,4 +482,13 @@ def _unpack(
             kept.setdefault(name, [None] * state[name].dim())[int(part[4:])] = index
     whole = {key[7:]: tensor for key, tensor in tensors.items() if key.startswith("tensor/")}
     channels = {name: tuple(places) for name, places in kept.items()}
+    for name, tensor in whole.items():
+        left = channels.get(name, (None,) * tensor.dim())
+        wanted = tuple(n if p is None else len(p)
+                       for n, p in zip(state[name].shape, left, strict=True))  # fmt: skip
+        check(name, tuple(tensor.shape), tuple(tensor.shape) == wanted, f"{wanted}")
+        ok = not name.endswith("running_var") or bool((tensor >= 0).all())
+        check(name, "a negative variance", ok, "variances")
+    for key, tensor in tensors.items():
+        check(key, "nan or inf", bool(torch.isfinite(tensor).all()), "finite numbers")
     return replace(patch, low_rank=low_rank, masks=masks, kept=channels, tensors=whole)

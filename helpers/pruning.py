@@ -202,7 +202,7 @@ def mask_unstructured(
 
     Args:
         model: The network.
-        sparsity: Share of the weights, in [0, 1); rounded to whole weights.
+        sparsity: Share of the weights, in [0, 1); rounded to whole weights, of which one stays.
         names: The layers.
         scope: ``global``: all weights compete; ``layer``: each layer loses the same share.
         criterion: As in :func:`prune`; for single weights ``l1`` and ``l2`` are the same.
@@ -233,8 +233,9 @@ def mask_unstructured(
 
 def _weakest(scores: Tensor, sparsity: float) -> Tensor:
     """Return a mask that leaves out the weakest share of a vector of scores."""
-    amount, mask = round(sparsity * len(scores)), torch.ones_like(scores)
-    if amount:
+    amount = min(round(sparsity * len(scores)), len(scores) - 1)
+    mask = torch.ones_like(scores)
+    if amount > 0:
         mask = torch_prune.L1Unstructured(amount).compute_mask(scores, mask)
     return mask.bool()
 

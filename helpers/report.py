@@ -47,9 +47,8 @@ NOTE = (
     "accuracy on the other classes, training and test images; MIA-Eff.: share of the forget set "
     "that a membership attack calls unseen. Closer to retrain is better, not higher. Avg Gap "
     "(percentage points) and ToW compare with the mean of the networks retrained with other seeds. "
-    "Seconds, GMACs and memory are those of the training stage alone. Not counted are the pass "
-    "over the retained images that measures BatchNorm anew after pruning, the teachers of scrub "
-    "and bad_teacher, and the copies that salun keeps; a dash stands where nothing was measured. "
+    "Seconds and GMACs are those of the whole method, from pruning to merge; memory is the peak of "
+    "its training, with teachers and held copies; a dash stands where nothing was measured. "
     "Original and retrain have a recipe of their own, so compare these columns among the other "
     "methods. File: the final network's. Sparsity: zeros among the convolutions' weights; "
     "prunelora_channels has none: what others set to zero is gone."
@@ -527,8 +526,7 @@ def audits() -> str:
         "Differences of the distances to the oracles' centre, above or below it, with their 95 % "
         "intervals over seeds and classes: below zero PruneLoRA is closer. Decided is what remains "
         "when at most one in twenty of all decisions of the table may be wrong (false discovery "
-        "rate). Cost: multiply-accumulates of training, without the pass that measures BatchNorm "
-        f"anew after pruning. {provenance(found.about)}\n"
+        f"rate). Cost: multiply-accumulates from pruning to merge. {provenance(found.about)}\n"
     )
 
 
@@ -567,12 +565,13 @@ def photographs() -> str:
     right = ", ".join(f"{100 * row['accuracy']:.2f} %" for row in trained["original"])
     cells = found.table.groupby("method")["forget"].size()
     several = " to ".join(map(str, sorted({cells.min(), cells.max()})))
+    older = "" if record.get("audit") == audit.VERSION else f"{audit.EARLIER} "
     return (
         f"{markdown_table(_protocol_cells(record, _COUNTED))}\n"
         f"{markdown_table(_inside_cells(found))}\n"
         f"{record['data']}, {record['model']}. Networks unlearned with each method: {several}, "
         f"a class and a training seed each; {found.oracles} oracles a class. Test accuracy of the "
-        f"originals: {right}. TMACs: 10^12 multiply-accumulates of training. By the clock, with "
+        f"originals: {right}. TMACs: 10^12 multiply-accumulates. {older}By the clock, with "
         f"other jobs beside it, training these and the oracles took {hours:.1f} hours of a core, "
         f"unlearning and its audits {record['core_seconds'] / 3600:.1f}. {provenance(record)}\n"
     )

@@ -37,6 +37,7 @@ from helpers import (
     frozen,
     ledger,
     models,
+    objectives,
     parallel,
     patches,
     pruning,
@@ -204,6 +205,8 @@ def identity(cfg: RunConfig, fingerprint: str) -> dict[str, Any]:
         fields += ["sparsity", "criterion", "mask_data"]
         recipes["pruning"] = kind = unlearning.pruning_of(cfg)
         fields += ["scope"] if kind == "mask_unstructured" else []
+    if method.prune != "none" or method.salient or method.objective in objectives.TEACHERS:
+        recipes["costs"] = "of all stages"  # earlier records have those of the training alone
     if method.adapt == "lora":
         fields += ["rank", "lora_alpha", "lora_dropout", "adapter", "targets", "norms"]
     chosen = {name: getattr(cfg, name) for name in fields}

@@ -110,7 +110,8 @@ def _margin(cfg: RunConfig, name: str, seed: int, place: str) -> Tensor:
 
 
 def _path(cfg: RunConfig, dataset: data.Dataset) -> Path:
-    plain = [runs.identity(cfg, dataset.fingerprint), list(cfg.forgotten)]
+    # what starts from scratch is the same network in both modes, and judged otherwise
+    plain = [runs.identity(cfg, dataset.fingerprint), list(cfg.forgotten), cfg.mode]
     key = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
     return home() / "artifacts" / "shadows" / f"{key}.safetensors"
 

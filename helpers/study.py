@@ -207,10 +207,11 @@ def run(
 def _points(
     cfg: RunConfig, methods: Sequence[str] | Mapping[str, Mapping[str, Any]]
 ) -> dict[str, RunConfig]:
-    """Return label -> configuration; the class and the seeds come later."""
+    """Return label -> configuration."""
     if not isinstance(methods, Mapping):
         methods = {name: {"method": name} for name in methods}
-    later = {"forget", "earlier", "seed", "original_seed"}
+    # the class and the seeds come later; images, network and what it starts from are everybody's
+    later = {"forget", "earlier", "seed", "original_seed", "model", *data.FIELDS}
     for name, changes in methods.items():
         check(name, sorted(changes), not later & {*changes}, f"anything but {sorted(later)}")
     return {name: cfg.but(**changes) for name, changes in methods.items()}
@@ -362,7 +363,7 @@ def _find(rows: Sequence[dict[str, Any]], key: str) -> dict[str, Any] | None:
 def _key(point: RunConfig) -> str:
     """Name a setting by everything that determines its network but the class and the seeds."""
     settings = runs.identity(point.but(forget=0, seed=0, original_seed=0), "")
-    settings |= {"data": point.data, "cache": bool(point.cache_mb)}
+    settings["cache"] = bool(point.cache_mb)
     if point.mode != "default":  # of those that start from scratch it changes what they are fed
         settings["mode"] = point.mode
     return _hash(settings)

@@ -60,6 +60,8 @@ def test_a_folder_of_images_runs_end_to_end(home, tmp_path, capsys):
         (("--model", "alexnet"), "known are digits_resnet, resnet20"),
         (("--method", "erase"), "known are original, retrain, finetune"),
         (("--preset", "laptop"), "known are smoke, cpu, cifar, gpu, paper"),
+        (("--preset", ""), "preset = '' is not allowed: known are smoke, cpu, cifar, gpu, paper"),
+        (("--home", ""), "home = '' is not allowed: the name of a folder"),
         (("--data", "mnist"), "known are digits, cifar10, folder:PATH"),
         (("--data", "folder:/no/such/place"), "there is no such folder"),
         (("--data", "folder:"), "data = 'folder:' is not allowed: known are digits, cifar10"),

@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helpers import lora, models, patches, pruning, runs, training, unlearning
+from helpers import files, lora, models, patches, pruning, runs, training, unlearning
 from helpers.config import KINDS, InputError, Recipe
 from helpers.files import FileProblem
 from tests.networks import images, networks, train_a_little
@@ -423,6 +423,31 @@ def test_a_word_changed_in_the_json_is_noticed(field, original, dataset, tmp_pat
     path.write_text(json.dumps(stated))
     with pytest.raises(FileProblem, match=r"digest|bits"):
         patches.load_patch(tmp_path, original)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("tensor/fc.bias", lambda t: t * torch.nan, "nan or inf"),
+        ("b/layer3.0.conv1", lambda t: t + torch.inf, "nan or inf"),
+        ("tensor/layer3.0.bn1.running_var", lambda t: t - 1e3, "a negative variance"),
+        ("tensor/layer3.0.bn1.running_var", lambda t: t[:7].clone(), r"\(7,\).*\(64,\)"),
+        ("tensor/layer3.0.bn2.weight", lambda t: t[:63].clone(), r"\(63,\).*\(64,\)"),
+    ],
+)
+def test_digests_do_not_make_nonsense_a_patch(name, change, message, original, dataset, tmp_path):
+    """Whoever changes the tensors can compute their digests, too."""
+    _, _, patch = unlearned_digits(original, dataset)
+    folder = patches.save_patch(patch, tmp_path)
+    tensors, _ = files.load_tensors(folder / "patch.safetensors")
+    tensors[name] = change(tensors[name])
+    path = files.save_tensors(folder / "patch.safetensors", tensors)
+    stated = json.loads((folder / "patch.json").read_text())
+    stated["sha256"] = files.sha256(path)
+    stated["digest"] = patches._digest(stated)
+    (folder / "patch.json").write_text(json.dumps(stated))
+    with pytest.raises(FileProblem, match=message):
+        patches.load_patch(folder, original)
 
 
 def test_whole_weights_are_combined_and_masked_too(cfg, dataset, original):

@@ -151,6 +151,9 @@ def test_single_weights_compete_globally_or_within_their_layer():
     assert [layer.weight.tolist() for layer in overall] == [[[0, 0, 0, 0]], [[5, -6, 7, 8]]]
     assert each[0].weight.flatten().tolist() == pytest.approx([0, 0, 0.3, 0.4])
     assert each[1].weight.flatten().tolist() == [0, 0, 7, 8]
+    pruning.mask_unstructured(overall, 0.9999999, ["0", "1"])
+    pruning.mask_unstructured(each, 0.9999999, ["0", "1"], scope="layer")
+    assert [int(layer.weight.count_nonzero()) for layer in (*overall, *each)] == [0, 1, 1, 1]
 
 
 def test_two_of_four_by_hand():

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from helpers import attacks, files, runs, shadows, unlearning
+from helpers import attacks, data, files, runs, shadows, training, unlearning
 from helpers.config import InputError
 from helpers.files import FileProblem
 
@@ -174,3 +174,16 @@ def test_margins_are_kept_and_read_back(tiny, home, monkeypatch):
         files.save_tensors(path, {"weights": torch.zeros(2)})
     with pytest.raises(FileProblem, match="no margins"):
         shadows._margin(tiny, "oracles", 0, str(home))
+
+
+def test_paper_mode_judges_with_the_published_normalisation(tiny, home):
+    paper = tiny.but(mode="paper")
+    found = [shadows._margin(one, "retrain", 0, str(home)) for one in (tiny, paper)]
+    dataset = data.load_dataset(tiny)
+    fed = runs.as_evaluated(dataset, paper)
+    model = unlearning.unlearn(None, dataset, tiny.but(method="retrain")).model
+    for seen, images in zip(found, (dataset, fed), strict=True):
+        part = images.split(3).forget
+        wanted = attacks.scaled_logit(training.predict(model, part, images), part.labels)
+        assert torch.allclose(seen, wanted, atol=1e-3)
+    assert (found[0] - found[1]).abs().max() > 0.1, "one network, two normalisations"

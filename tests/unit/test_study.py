@@ -308,10 +308,13 @@ def test_some_methods_may_have_more_repetitions(tiny, trained, counted):
         go(tiny, unlearning_seeds={"original": 0})
 
 
-def test_a_setting_may_not_choose_class_and_seeds(tiny, home):
-    for field in ("forget", "seed", "original_seed", "earlier"):
+def test_a_setting_may_not_choose_class_seeds_and_images(tiny, home):
+    """The data are loaded once: a setting with others would be measured on these all the same."""
+    values = {"data": "cifar10", "model": "resnet20", "device": "cpu"}
+    fields = ("forget", "seed", "original_seed", "earlier", "train_limit", "split_seed", *values)
+    for field in fields:
         with pytest.raises(InputError, match="anything but"):
-            go(tiny, {"one": {field: 1}})
+            go(tiny, {"one": {field: values.get(field, 1)}})
 
 
 def test_two_workers_find_the_same(whole, tiny, trained):
