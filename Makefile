@@ -11,8 +11,9 @@ AS_ROOT = $(shell test "$$(id -u)" != 0 || echo --allow-root)  # as in a contain
 tutorial: $(READY)  ## execute notebooks 00 to 06, write HTML and records, print the comparison
 	$(RUN) -m helpers tutorial
 
-test: $(READY)  ## unit, structure and notebook tests
-	$(RUN) -m pytest
+test: $(READY)  ## unit, structure and notebook tests, two at a time; those of a browser alone
+	$(RUN) -m pytest -n 2 --dist loadfile --ignore=tests/e2e
+	$(RUN) -m pytest tests/e2e
 
 lab: $(READY)  ## open JupyterLab on the notebooks
 	env -u PYTHONDONTWRITEBYTECODE -u MPLBACKEND .venv/bin/jupyter lab $(AS_ROOT) notebooks/00_start_here.ipynb

@@ -58,7 +58,7 @@ DECIMALS = {"TV": 3, "JS": 3, "activation": 3, "ZRF": 3, "CKA_*": 3, "IDI": 3, "
             "relearn_steps": 2, "epsilon": 2}  # fmt: skip
 
 COSTS = {
-    "seconds": ("time of the unlearning stage", lambda v: f"{v:,.2f} s"),
+    "seconds": ("time of unlearning", lambda v: f"{v:,.2f} s"),
     "macs": ("multiply-accumulates in all", lambda v: f"{v / 1e9:,.2f} billion"),
     "peak_memory": ("peak memory", lambda v: f"{v / 1e6:,.1f} MB"),
     "trainable": ("trainable parameters", lambda v: f"{v:,.0f}"),

@@ -465,7 +465,7 @@ def _edit(
     images = edits.EDITS[method(cfg.method).edit](model, split, dataset, recipe.strength)
     pruning.apply_masks(model, pruned.masks)
     seconds = _since(started, model)
-    return dataclasses.replace(pruned, model=model), Spent(seconds, _macs(model, images))
+    return dataclasses.replace(pruned, model=model), Spent(seconds, _macs(model, images, dataset))
 
 
 def _since(started: float, model: nn.Module) -> float:
@@ -473,8 +473,9 @@ def _since(started: float, model: nn.Module) -> float:
     return time.perf_counter() - started
 
 
-def _macs(model: nn.Module, images: int) -> int:
-    return images * ledger.macs(model) if images else 0
+def _macs(model: nn.Module, images: int, dataset: Dataset) -> int:
+    few = dataset.normalise(dataset.train.images[:2])
+    return images * ledger.macs(model, images=few) if images else 0
 
 
 def _agree(pruned: pruning.Pruned) -> None:
@@ -498,7 +499,7 @@ def _hold(
     """Choose the weights that may not move; join them to what has to be held after each step."""
     share, started = 0.5 if recipe.strength is None else recipe.strength, time.perf_counter()
     still, held = objectives.saliency(model, forget, dataset, share)
-    spent = Spent(_since(started, model), _macs(model, 3 * len(forget)), held)
+    spent = Spent(_since(started, model), _macs(model, 3 * len(forget), dataset), held)
 
     def both() -> None:
         still()
@@ -527,7 +528,7 @@ def _prune(model: nn.Module, part: ImageSet, dataset: Dataset, cfg: RunConfig) -
         masks = {} if kind == "channels" else pruning.zeros_as_masks(again, layers.prunable)
         images = training.recalibrate_batchnorm(again, part, dataset, seed=cfg.seed)
         seconds = _since(started, again)
-        return pruning.Pruned(again, masks, seconds=seconds, macs=_macs(again, images))
+        return pruning.Pruned(again, masks, seconds=seconds, macs=_macs(again, images, dataset))
     return pruning.prune(
         model, cfg.sparsity, kind, criterion=cfg.criterion, scope=cfg.scope, part=part,
         dataset=dataset, seed=cfg.seed, measured=False,

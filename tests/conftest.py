@@ -7,6 +7,7 @@ import tempfile
 
 import matplotlib as mpl
 import pytest
+from hypothesis import settings
 
 # Before anything reads them: results of tests go to an empty folder, never into the clone.
 _HOME = tempfile.TemporaryDirectory(prefix="helpers-tests-")
@@ -15,6 +16,8 @@ os.environ["HELPERS_PRESET"] = "smoke"
 os.environ.pop("MPLBACKEND", None)
 os.environ.pop("HELPERS_DATA", None)
 mpl.use("agg")
+settings.register_profile("course", deadline=None)  # how long a draw takes depends on neighbours
+settings.load_profile("course")
 
 from helpers import data, runs, unlearning  # noqa: E402
 from helpers.config import get_config  # noqa: E402

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -445,7 +445,6 @@ def test_epsilon_grows_with_the_distance():
     assert found[0] < 0.4 < 1 < found[3] < found[-1]
 
 
-@settings(deadline=None)
 @given(st.integers(10, 30), st.integers(10, 30), st.integers(0, 999), st.floats(0, 3))
 def test_epsilon_has_two_directions_and_knows_only_the_order(n, m, seed, shift):
     one, other = normal(shift, n, seed).round(decimals=1), normal(0, m, seed + 1).round(decimals=1)

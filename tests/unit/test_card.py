@@ -186,7 +186,7 @@ def test_only_the_end_that_counts_of_a_one_sided_metric_is_judged():
 
 
 @given(st.sets(st.sampled_from([m[0] for m in METRICS])), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_claim_is_supported_if_and_only_if_no_metric_of_it_is_outside(moved, data):
     rec = record("oracle")
     for row in rec["metrics"]:
@@ -460,7 +460,7 @@ def test_nothing_from_outside_becomes_a_mark(text, tmp_path):
 
 
 @given(st.text(max_size=30))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 def test_any_name_of_a_class_can_be_shown(text):
     rec = record(classes=["a", "b", "c", text], only=("UA", "RA"))
     content = card.html(rec)

@@ -125,7 +125,7 @@ def test_a_class_that_does_not_exist_or_is_the_only_one_is_refused(dataset):
 # batches
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 6), st.integers(1, 3), st.integers(2, 9), st.integers(1, 3), st.data())
 def test_crop_equals_padding_and_slicing_one_by_one(n, channels, side, pad, draw):
     images = torch.randint(0, 256, (n, channels, side, side + 1), dtype=torch.uint8)

@@ -217,7 +217,7 @@ def test_the_linear_probe_equals_scikit_learns_ridge(per_class, width):
     assert features.linear_probe(x, y, t, u, 1) == wanted
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 99), st.floats(0.01, 100))
 def test_the_linear_probe_does_not_depend_on_units_or_dead_features(seed, unit):
     x, y, t, u = clusters(2.0, seed=seed)
@@ -416,7 +416,7 @@ def reference_cka(x, y):
     return (k * m).sum() / math.sqrt((k * k).sum() * (m * m).sum())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(2, 12), st.integers(1, 20), st.integers(1, 20), st.integers(0, 99))
 def test_cka_equals_its_definition_and_keeps_its_invariances(n, width, other, seed):
     x = torch.randn(n, width, generator=draw(seed)).double()
@@ -430,7 +430,7 @@ def test_cka_equals_its_definition_and_keeps_its_invariances(n, width, other, se
     assert features.cka(x, x @ rotation * 1e8) == pytest.approx(1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(3, 12), st.integers(1, 20), st.integers(1, 20), st.integers(0, 99))
 def test_alignment_is_cka_of_the_images_picked(n, width, other, seed):
     x = torch.randn(n, width, generator=draw(seed)).double()

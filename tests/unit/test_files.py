@@ -70,9 +70,7 @@ def test_an_error_of_the_writer_itself_is_not_disguised(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     array=hnp.arrays(
         st.sampled_from([np.float32, np.float64, np.int64, np.uint8, np.bool_]),

@@ -194,7 +194,7 @@ def test_the_seed_decides_the_adapters(original, layers):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 12), st.integers(1, 12), st.data())
 def test_low_rank_has_the_least_error_of_its_rank(rows, columns, draw):
     rank = draw.draw(st.integers(1, min(rows, columns)))

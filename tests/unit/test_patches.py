@@ -23,7 +23,7 @@ from helpers.config import KINDS, InputError, Recipe
 from helpers.files import FileProblem
 from tests.networks import images, networks, train_a_little
 
-MANY = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 
 
 def unlearned(base, kind, sparsity, rank, adapter, seed=0):

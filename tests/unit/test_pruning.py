@@ -36,7 +36,7 @@ def test_the_order_of_the_norm_matters():
     assert two[0].weight[0].tolist() == [0, 0, 0, 0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     filters=st.integers(1, 40),
     inputs=st.integers(1, 5),
@@ -165,7 +165,7 @@ def test_two_of_four_by_hand():
     assert masks.keys() == {"0"}, "three weights have no group of four"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     filters=st.integers(1, 9), groups=st.integers(1, 6), gone=st.integers(0, 3),
     seed=st.integers(0, 999),

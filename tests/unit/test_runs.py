@@ -86,9 +86,7 @@ MATTERS = {
 }
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(list(MATTERS)), st.sets(st.sampled_from(list(FIELDS)), min_size=1))
 def test_the_identity_changes_with_what_matters_and_with_nothing_else(cfg, method, changed):
     one = cfg.but(method=method)

@@ -21,7 +21,7 @@ def filled(rows, folder):
     return made
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     count=st.integers(1, 20), width=st.integers(1, 9), kind=st.sampled_from(KINDS),
     chosen=st.lists(st.integers(0, 19), max_size=30), seed=st.integers(0, 99),
