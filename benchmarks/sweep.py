@@ -74,7 +74,7 @@ def overhead(place: Path, ranks: Any, classes: Any, blocks: int, plain: int) -> 
     sweep.run(warm, "smoke", progress=False)  # imports, and the networks to start from
     for seed in range(blocks):
         done = sweep.run({**grid, "seed": [seed]}, "smoke", progress=False)
-        training = sum(row["seconds"] for row in done.rows)
+        training = sum(_training(place, done.rows))
         found.append({"points": done.done, "wall": done.seconds, "training": training})
         whole, evaluation = _plain_loop({**grid, "seed": [seed]}, plain)
         loop.append(whole)
@@ -95,6 +95,12 @@ def overhead(place: Path, ranks: Any, classes: Any, blocks: int, plain: int) -> 
         "on_disk": sum(512 * p.stat().st_blocks for p in inside) / count,
         "table_bytes": [path.stat().st_size / count for path in table],
     }  # fmt: skip
+
+
+def _training(place: Path, rows: list[dict[str, Any]]) -> list[float]:
+    """Read the seconds of each training: pruning is done once for several points."""
+    records = (files.read_json(place / row["folder"] / "run.json") for row in rows)
+    return [record["training_seconds"] for record in records]
 
 
 def _plain_loop(grid: dict[str, Any], number: int) -> tuple[float, float]:
@@ -128,7 +134,7 @@ def workers(place: Path, ranks: Any, seeds: int, pairs: int) -> dict[str, Any]:
             os.environ["HELPERS_HOME"] = str(home)
             done = sweep.run(grid, "cpu", workers=count, progress=False)
             found.append(done.seconds)
-            training = [row["seconds"] for row in done.rows]
+            training = _training(home, done.rows)
             shutil.rmtree(home)
     (_, *one), (first, *two) = times.values()
     return {
