@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -358,7 +359,9 @@ def remove_channels(
         with torch.no_grad():
             shape = model(models.example(model)).shape
         model.requires_grad_(True)  # Torch-Pruning traces with autograd
-        with torch.random.fork_rng([]):
+        with torch.random.fork_rng([]), warnings.catch_warnings():
+            # its answer to a graph that it cannot follow, over which it would sit for hours
+            warnings.filterwarnings("error", "Maximum recursive depth")
             torch.default_generator.manual_seed(seed)
             pruner = tp.pruner.BasePruner(
                 model, models.example(model), importance=importance, pruning_ratio=sparsity,

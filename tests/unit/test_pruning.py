@@ -398,3 +398,13 @@ def test_channels_that_are_put_together_in_a_way_that_is_not_followed_are_refuse
         pruning.prune(model, 0.5, "channels", measured=False)
     kept = pruning.prune(model, 0.5, "mask_structured", measured=False)
     assert kept.masks
+
+
+def test_a_network_that_cannot_be_traced_is_refused_at_once():
+    """Torch-Pruning loses its way in shifted windows, and would sit over them for hours."""
+    from torchvision.models import swin_t
+
+    net = swin_t(num_classes=10)
+    net.input_shape = (3, 64, 64)
+    with pytest.raises(InputError, match=r"SwinTransformer: Maximum recursive depth.*use a mask"):
+        pruning.prune(net, 0.5, "channels")
