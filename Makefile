@@ -12,7 +12,7 @@ tutorial: $(READY)  ## execute notebooks 00 to 06, write HTML and records, print
 	$(RUN) -m helpers tutorial
 
 test: $(READY)  ## unit, structure and notebook tests, two at a time; those of a browser alone
-	$(RUN) -m pytest -n 2 --dist loadfile --ignore=tests/e2e
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/e2e
 	$(RUN) -m pytest tests/e2e
 
 lab: $(READY)  ## open JupyterLab on the notebooks
