@@ -11,7 +11,8 @@ method and its audit. A cell is a class and the training seed of an original; ``
 the first one alone. The record is ``results/audit-cifar.json``; it grows by half of a cell's
 settings at a time. ``--settings`` takes those that are named alone: after a stop, what is done
 enters at once. The figure beside it and the tables of the README are made from it. One whose
-metrics were measured in another way (``helpers.audit.VERSION``) is begun anew.
+metrics were measured in another way (``helpers.audit.VERSION``) is begun anew: the unlearned
+networks are kept, too, so that it takes no training.
 """
 
 from __future__ import annotations
