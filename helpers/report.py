@@ -47,8 +47,9 @@ NOTE = (
     "accuracy on the other classes, training and test images; MIA-Eff.: share of the forget set "
     "that a membership attack calls unseen. Closer to retrain is better, not higher. Avg Gap "
     "(percentage points) and ToW compare with the mean of the networks retrained with other seeds. "
-    "Seconds and GMACs are those of the whole method, from pruning to merge; memory is the peak of "
-    "its training, with teachers and held copies; a dash stands where nothing was measured. "
+    "Seconds and GMACs are those of pruning, edits and training, without attaching and merging "
+    "adapters; memory is the peak of the training, with teachers and held copies; a dash stands "
+    "where nothing was measured. "
     "Original and retrain have a recipe of their own, so compare these columns among the other "
     "methods. File: the final network's. Sparsity: zeros among the convolutions' weights; "
     "prunelora_channels has none: what others set to zero is gone."
@@ -526,7 +527,7 @@ def audits() -> str:
         "Differences of the distances to the oracles' centre, above or below it, with their 95 % "
         "intervals over seeds and classes: below zero PruneLoRA is closer. Decided is what remains "
         "when at most one in twenty of all decisions of the table may be wrong (false discovery "
-        f"rate). Cost: multiply-accumulates from pruning to merge. {provenance(found.about)}\n"
+        f"rate). Cost: multiply-accumulates of pruning and training. {provenance(found.about)}\n"
     )
 
 

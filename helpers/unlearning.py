@@ -151,7 +151,7 @@ class Outcome:
 
     Attributes:
         model: The plain network, merged, in evaluation mode.
-        fit: History and costs of the training stage; its memory is the peak of the whole method.
+        fit: History and costs of the training stage; its memory includes what is held meanwhile.
         trainable: Parameters that trained.
         masks: The masks that hold in ``model``; empty without them, and in paper mode.
         ledger: One row a stage, from :func:`helpers.ledger.measure`; empty if not asked for.
@@ -174,12 +174,12 @@ class Outcome:
 
     @property
     def seconds(self) -> float:
-        """Time of the whole method, without what only measures."""
+        """Time until the training ends; attaching and merging adapters is left out."""
         return self.before.seconds + self.fit.seconds
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of the whole method, of all processes together."""
+        """Multiply-accumulates before the training and of it, of all processes together."""
         return self.before.macs + self.fit.macs
 
 
@@ -351,7 +351,7 @@ def unlearn(
         measured: Whether to fill the ledger, which takes a few passes at each stage.
 
     Returns:
-        The plain network and what it cost, from pruning to merge.
+        The plain network and what it cost.
 
     Raises:
         InputError: If the configuration does not fit the data or the network.
