@@ -133,9 +133,9 @@ def sample_images(dataset: Dataset, per_class: int = 10, ax: Axes | None = None)
             top, left = row * side, column * side
             picture[top : top + side - 1, left : left + side - 1] = image
     ax.imshow(picture.squeeze(-1) if shape[0] == 1 else picture, cmap="gray", vmin=0, vmax=255)
-    names = [_plain_text(name) for name in dataset.classes]
+    names = [literal(name) for name in dataset.classes]
     ax.set_yticks([side * (i + 0.5) for i in range(len(names))], names)
-    title = f"{_plain_text(dataset.name)}: {per_class} images of each class"
+    title = f"{literal(dataset.name)}: {per_class} images of each class"
     ax.set(xticks=[], ylabel="class", title=title)
     ax.grid(False)
     return ax
@@ -259,7 +259,7 @@ def curves(
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     if percent:
         ax.yaxis.set_major_formatter(PercentFormatter(1))
-    ax.set(xlabel=_plain_text(labels[0]), ylabel=_plain_text(labels[1]))
+    ax.set(xlabel=literal(labels[0]), ylabel=literal(labels[1]))
     ax.legend(title="")
     return ax
 
@@ -367,7 +367,7 @@ def destinations(
     Lesson: 04_class_unlearning, "Where the forgotten class goes".
     """
     ax = _axes(ax, (8, 3.2))
-    names = [_plain_text(name) for name in classes]
+    names = [literal(name) for name in classes]
     frame = pd.DataFrame(
         [(m, c, v) for m, row in shares.items() for c, v in zip(names, row, strict=True)],
         columns=["method", "class", "share"],
@@ -460,8 +460,19 @@ def _fences(means: pd.Series) -> tuple[float, float]:
     return low - reach, high + reach
 
 
-def _plain_text(text: str) -> str:
-    return text.replace("$", r"\$")  # a lone dollar would begin a formula
+def literal(text: str) -> str:
+    """Write a text so that figures show it as it is: two dollars would begin and end a formula.
+
+    Args:
+        text: Such as the name of a class.
+
+    Returns:
+        The text with its dollars escaped.
+
+    Source: https://matplotlib.org/stable/users/explain/text/mathtext.html.
+    Lesson: 01_baseline_training, "What the oracle answers instead".
+    """
+    return text.replace("$", r"\$")
 
 
 def _scale(metric: Mapping[str, Any]) -> Callable[[float], float]:
@@ -523,9 +534,9 @@ def oracle_bands(
             (metric["original"], "X", COLORS["original"], shift),
             (metric["value"], "D", color, -shift),
         ):
-            text = _plain_text(write(metric["name"], value))
+            text = literal(write(metric["name"], value))
             _mark(ax, place(value), row + up, marker, ink, text)
-    ax.set_yticks(range(len(metrics)), [_plain_text(m["title"]) for m in metrics])
+    ax.set_yticks(range(len(metrics)), [literal(m["title"]) for m in metrics])
     ax.set(xlim=(-EDGE - 2.2, EDGE + 2.2), ylim=(len(metrics) - 0.4, -0.6))
     ax.set_xticks(range(-6, 7, 2))
     ax.set_xlabel("half-widths of the oracles' band, from its middle")
@@ -591,7 +602,7 @@ def lie_detector(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
             cell = rows.get((method, metric))
             known = cell is not None and not pd.isna(cell.inside)
             picture[y, x] = colors(float(cell.inside))[:3] if known else to_rgb(UNKNOWN)
-            ax.text(x, y, _plain_text(str(cell.text)) if known else "–", ha="center", va="center",
+            ax.text(x, y, literal(str(cell.text)) if known else "–", ha="center", va="center",
                     size=7, color=_ink(picture[y, x]))  # fmt: skip
     ax.imshow(picture, aspect="auto")
     _headings(ax, methods, metrics)
@@ -613,8 +624,8 @@ def _ink(background: Sequence[float]) -> str:
 
 def _headings(ax: Axes, methods: pd.Series, metrics: pd.DataFrame) -> None:
     """Name rows and columns; draw a line where a family or a group begins."""
-    ax.set_yticks(range(len(methods)), [_plain_text(m) for m in methods.index], size=8)
-    ax.set_xticks(range(len(metrics)), [_plain_text(t) for t in metrics["title"]], size=8,
+    ax.set_yticks(range(len(methods)), [literal(m) for m in methods.index], size=8)
+    ax.set_xticks(range(len(metrics)), [literal(t) for t in metrics["title"]], size=8,
                   rotation=50, ha="right", rotation_mode="anchor")  # fmt: skip
     ax.grid(False)
     ax.set_xticks(np.arange(len(metrics) + 1) - 0.5, minor=True)
@@ -624,10 +635,10 @@ def _headings(ax: Axes, methods: pd.Series, metrics: pd.DataFrame) -> None:
     ax.spines[:].set_visible(False)
     for start, name in _starts(metrics["group"]):
         ax.axvline(start - 0.5, color="black", lw=1.2 if start else 0)
-        ax.text(start - 0.45, -0.62, _plain_text(name), size=8, weight="bold", ha="left")
+        ax.text(start - 0.45, -0.62, literal(name), size=8, weight="bold", ha="left")
     for start, name in _starts(methods):
         ax.axhline(start - 0.5, color="black", lw=1.2 if start else 0)
-        ax.text(len(metrics) - 0.4, start, _plain_text(name), size=8, weight="bold", va="center")
+        ax.text(len(metrics) - 0.4, start, literal(name), size=8, weight="bold", va="center")
 
 
 def _starts(names: pd.Series) -> list[tuple[int, str]]:
@@ -673,7 +684,7 @@ def surface(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         if known:
             picture[y, x] = _away_color(row.away)
         text = f"★ {row.text}" if known and row.front else row.text
-        ax.text(x, y, _plain_text(text if known else "–"), ha="center", va="center", size=9,
+        ax.text(x, y, literal(text if known else "–"), ha="center", va="center", size=9,
                 color=_ink(picture[y, x]))  # fmt: skip
     ax.imshow(picture, aspect="auto", origin="lower")
     ax.set_xticks(range(len(sparsities)), ["none" if s is None else f"{s:.0%}" for s in sparsities])
@@ -762,7 +773,7 @@ def tradeoff(
         ax.plot(part["cost"], _at_edge(part["away"]), MARKERS[method], color=COLORS[method],
                 label=method, ms=7, alpha=0.85, **edge)  # fmt: skip
     top = int(np.clip(np.ceil(table["away"].max() if len(table) else 2), 2, EDGE))
-    ax.set(xlabel=_plain_text(cost), ylabel="distance to the oracles (half-widths)",
+    ax.set(xlabel=literal(cost), ylabel="distance to the oracles (half-widths)",
            ylim=(-0.3, top + 0.3))  # fmt: skip
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.set_yticks(range(top + 1), [*map(str, range(top)), f"≥ {top}" if top == EDGE else str(top)])
@@ -810,7 +821,7 @@ def label_shares(classes: Sequence[str], ax: Axes | None = None) -> Axes:
     Lesson: 06_explorer, "The stored grid".
     """
     ax = _axes(ax, (5, 3.4))
-    ax.set_xticks(range(len(classes)), [_plain_text(c) for c in classes])
+    ax.set_xticks(range(len(classes)), [literal(c) for c in classes])
     ax.set(xlim=(-0.6, len(classes) - 0.4), ylim=(0, 1), xlabel="predicted class",
            ylabel="share of its test images")  # fmt: skip
     ax.yaxis.set_major_formatter(PercentFormatter(1))

@@ -35,9 +35,11 @@ def test_the_notebook_runs_alone_in_an_empty_home(path, tmp_path):
 
 @pytest.fixture(scope="module")
 def colour(tmp_path_factory):
-    """A home that the lessons share, with images of ten classes that have names."""
+    """A home that the lessons share, with images of ten classes that have names, one a hard one."""
     home = tmp_path_factory.mktemp("colour")
     pictures.write_folder(home / "pictures")
+    cat = home / "pictures" / "cat"  # the class to forget; two dollars would be a formula
+    cat.rename(cat.with_name("cat (5_$ or 6^$)"))
     return home
 
 
