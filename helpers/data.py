@@ -8,6 +8,7 @@ deviation per dataset: measured on its training part, used everywhere.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import logging
@@ -222,8 +223,9 @@ def batches(
     n, device = len(part), part.labels.device
     if seed is None:
         chosen = [slice(start, start + batch_size) for start in range(0, n, batch_size)]
-        for index, images in zip(chosen, store.gather(part.images, chosen), strict=True):
-            yield images, part.labels[index]
+        with contextlib.closing(store.gather(part.images, chosen)) as several:
+            for index, images in zip(chosen, several, strict=True):
+                yield images, part.labels[index]
         return
     draw = torch.Generator().manual_seed(seed[0] * 1_000_003 + seed[1])
     order = torch.randperm(n, generator=draw)
@@ -232,14 +234,15 @@ def batches(
     shift = torch.randint(0, 2 * pad + 1, (n, 2), generator=draw).to(device)
     flip = (torch.rand(n, generator=draw) < 0.5).to(device)
     chosen = [index for index in order.split(batch_size) if len(index) > 1 or n < 2]
-    for index, images in zip(chosen, store.gather(part.images, chosen), strict=True):
-        index = index.to(device)
-        if "crop" in augment:
-            images = crop(images, shift[index], pad)
-        if "flip" in augment:
-            which = torch.arange(len(index), device=device) + len(index) * flip[index]
-            images = torch.cat([images, images.flip(3)]).index_select(0, which)
-        yield images, part.labels[index]
+    with contextlib.closing(store.gather(part.images, chosen)) as several:
+        for index, images in zip(chosen, several, strict=True):
+            index = index.to(device)
+            if "crop" in augment:
+                images = crop(images, shift[index], pad)
+            if "flip" in augment:
+                which = torch.arange(len(index), device=device) + len(index) * flip[index]
+                images = torch.cat([images, images.flip(3)]).index_select(0, which)
+            yield images, part.labels[index]
 
 
 def per_pass(images: Tensor | Stored) -> int:

@@ -235,14 +235,15 @@ def fit(
         for epoch in range(len(loop.fit.history), recipe.epochs):
             loop.start_epoch()
             source = batches(part, size, augment=recipe.augment, seed=(seed, epoch))
-            for images, labels in itertools.islice(source, loop.steps_in_epoch, None):
-                loop.seed(seed * 1_000_003 + loop.fit.steps)
-                share = loop.fit.steps / (recipe.epochs * per_epoch)
-                loop.step(objective, dataset.normalise(images), labels, share, after_step)
-                bar.update()
-                if watch is not None:
-                    watch.step(loop.fit.steps, bar.total)
-                loop.pause(stop, checkpoint, bar)
+            with contextlib.closing(source):  # also where what is raised keeps it
+                for images, labels in itertools.islice(source, loop.steps_in_epoch, None):
+                    loop.seed(seed * 1_000_003 + loop.fit.steps)
+                    share = loop.fit.steps / (recipe.epochs * per_epoch)
+                    loop.step(objective, dataset.normalise(images), labels, share, after_step)
+                    bar.update()
+                    if watch is not None:
+                        watch.step(loop.fit.steps, bar.total)
+                    loop.pause(stop, checkpoint, bar)
             loop.end_epoch(parallel.shared(model), dataset, monitor)
             loop.pause(stop, checkpoint, bar)
         bar.close()

@@ -35,8 +35,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers import files, runs, study, training, tutorial
+from helpers import data, files, runs, study, training, tutorial
 from helpers.config import (
+    MODES,
     InputError,
     Recipe,
     RunConfig,
@@ -51,6 +52,7 @@ ROOT = Path(__file__).parents[2]
 PAPER = ("finetune", "prune_finetune", "lora", "prunelora")
 OURS = (*PAPER, "prunelora_channels")
 ORACLES = 3
+DONE, FAILED = "done.json", "failed.json"  # step -> what was kept of it, or why it failed
 RECORDS = ("protocol-cuda.json", "images-cuda.json", "tutorial-gpu.json")
 MARGIN = 30  # seconds; with less time left nothing new is begun
 # Short schedules of today for what the paper trains for 200 and 90 epochs.
@@ -134,52 +136,89 @@ def steps(options: argparse.Namespace) -> list[Step]:
     """List everything in order: what is short first, then class by class and seed by seed."""
     listed = [*_tests(options), *_benchmarks(options), *_notebooks(options)]
     for name, one in experiments(options).items():
-        listed += _networks_and_audits(name, one, options)
+        listed += _networks_and_audits(name, one)
     return listed
 
 
-def _networks_and_audits(name: str, one: Experiment, options: argparse.Namespace) -> list[Step]:
+def _networks_and_audits(name: str, one: Experiment) -> list[Step]:
     cells = [(c, s) for c in one.classes for s in one.seeds]
-    title = {
+    singles = {
+        (c, s, label): f"{name}: run, class {c}, seed {s}, {label}"
+        for c, s in cells for part in one.settings().values() for label in part
+    }  # fmt: skip
+    audits = {
         (c, s, part): f"{name}: audit, class {c}, seed {s}, {part}"
         for c, s in cells for part in one.settings()
     }  # fmt: skip
+    both = singles | audits
     made: dict[str, Step] = {}
+
+    def add(text: str, minutes: float, act: Callable[[float], dict[str, Any]], **how: Any) -> None:
+        made.setdefault(text, Step(text, minutes, act, **how))
+
+    def oracle(forget: int, seed: int) -> None:
+        cfg = one.cfg.but(method="retrain", forget=forget, seed=seed)
+        # its own numbers need no other network
+        serves = tuple(text for (c, *_), text in audits.items() if c == forget)
+        text = f"{name}: oracle, class {forget}, seed {seed}"
+        add(text, one.train_minutes, _train(cfg, again=True), serves=serves)
+
     for forget, seed in cells:
-        serves = tuple(text for (_, s, _), text in title.items() if s == seed)
         text = f"{name}: original, seed {seed}"
-        act = _train(one.cfg.but(method="original", seed=seed))
-        made.setdefault(text, Step(text, one.train_minutes, act, serves=serves))
-        serves = tuple(text for (c, _, _), text in title.items() if c == forget)
-        for oracle in range(study.ORACLE_SEED, study.ORACLE_SEED + ORACLES):
-            text = f"{name}: oracle, class {forget}, seed {oracle}"
-            act = _train(one.cfg.but(method="retrain", forget=forget, seed=oracle))
-            made.setdefault(text, Step(text, one.train_minutes, act, serves=serves))
+        act = _train(one.cfg.but(method="original", seed=seed), again=True)
+        serves = tuple(text for (_, s, _), text in both.items() if s == seed)
+        add(text, one.train_minutes, act, serves=serves)
+        oracle(forget, study.ORACLE_SEED)
+        for part in one.settings().values():
+            for label, changes in part.items():
+                cfg = one.cfg.but(forget=forget, seed=seed, **changes)
+                add(singles[forget, seed, label], 1, _train(cfg, label))
+        for number in range(1, ORACLES):
+            oracle(forget, study.ORACLE_SEED + number)
         for part in one.settings():
-            text = title[forget, seed, part]
-            made[text] = Step(text, 8, _audit(name, one, forget, seed, part, options))
+            add(audits[forget, seed, part], 8, _audit(name, one, forget, seed, part))
     return list(made.values())
 
 
-def _train(cfg: RunConfig) -> Callable[[float], dict[str, Any]]:
+def _train(
+    cfg: RunConfig, label: str = "", again: bool = False
+) -> Callable[[float], dict[str, Any]]:
+    """Train or unlearn one network, and keep its classic numbers in each mode it is judged in."""
+
     def act(seconds: float) -> dict[str, Any]:
+        dataset = data.load_dataset(cfg)
         with stopped_after(seconds):
-            done = runs.run(cfg)
-        folder = done.folder.relative_to(home()).as_posix()
-        return {"TA": done.metrics["TA"], "trained": done.record["seconds"], "folder": folder}
+            done = runs.run(cfg, dataset, measured=False)
+        rows, share = [], float((dataset.test.labels == cfg.forget).double().mean())
+        # what starts from scratch is the same network in both modes, and judged differently
+        for mode in MODES if again else (cfg.mode,):
+            one = runs.run(cfg.but(mode=mode), dataset, measured=False)
+            right = (1 - share) * one.metrics["TA"] + share * (1 - one.metrics["UA_test"])
+            rows.append(
+                {
+                    "label": label or cfg.method,
+                    "mode": mode,
+                    "forget": cfg.forget,
+                    **one.row,
+                    "accuracy": right,
+                }
+            )
+        found = {"TA": rows[0]["TA"], "accuracy": rows[0]["accuracy"], "rows": rows,
+                 "trained": done.record["seconds"], "data": dataset.name,
+                 "classes": list(dataset.classes)}  # fmt: skip
+        return found | ({"folder": done.folder.relative_to(home()).as_posix()} if again else {})
 
     return act
 
 
 def _audit(
-    name: str, one: Experiment, forget: int, seed: int, part: str, options: argparse.Namespace
+    name: str, one: Experiment, forget: int, seed: int, part: str
 ) -> Callable[[float], dict[str, Any]]:
     def act(seconds: float) -> dict[str, Any]:
         with stopped_after(seconds):
             found = study.run(one.cfg, one.settings()[part], [forget], [seed], oracles=ORACLES)
         number = list(one.settings()).index(part)
         study.save(found, _kept(f"{name}-{forget}-{seed}-{number}.json"))
-        write_record(options)
         return {"audits": len(found.table)}
 
     return act
@@ -331,14 +370,31 @@ def _kept(name: str) -> Path:
 
 def done_so_far() -> dict[str, Any]:
     """Return step -> what was kept of it."""
-    path = home() / "protocol" / "done.json"
+    path = home() / "protocol" / DONE
     return files.read_json(path) if path.is_file() else {}
 
 
+def change(name: str, new: dict[str, Any], gone: Iterable[str] = ()) -> None:
+    """Merge something into a list that several calls at once may keep."""
+    path = _kept(name)
+    with files.locked(path.with_suffix(".lock"), wait=True):
+        known = files.read_json(path) if path.is_file() else {}
+        files.write_json(path, {k: v for k, v in (known | new).items() if k not in {*gone}})
+
+
 def write_record(options: argparse.Namespace) -> None:
-    """Write all audits so far as one record."""
-    found = {}
+    """Write all audits so far, and the classic numbers of every network, as one record."""
+    found, classic = {}, {}
     for name, one in experiments(options).items():
+        steps = {
+            k: v for k, v in done_so_far().items() if k.startswith(f"{name}: ") and "rows" in v
+        }
+        if steps:
+            about = {k: next(iter(steps.values()))[k] for k in ("data", "classes")}
+            recipe = {"train": dataclasses.asdict(one.cfg.train)}
+            classic[name] = (
+                about | recipe | {"rows": [row for step in steps.values() for row in step["rows"]]}
+            )
         paths = sorted(_kept("").glob(f"{name}-*-*-*.json"))
         if not paths:
             continue
@@ -350,7 +406,9 @@ def write_record(options: argparse.Namespace) -> None:
         }
         study.save(whole, _kept(f"{name}.json"))
         found[name] = files.read_json(_kept(f"{name}.json"))
-    files.write_json(options.record, {**runs.environment(options.device), "models": found})
+    if found or classic:
+        here = runs.environment(options.device)
+        files.write_json(options.record, {**here, "classic": classic, "models": found})
 
 
 def write_costs(options: argparse.Namespace, done: dict[str, Any]) -> None:
@@ -380,7 +438,7 @@ def unpack(path: Path, records: Iterable[str]) -> None:
 
     All of it or nothing: what was read by half would count as done, and be carried on.
     """
-    if not path.is_file() or (home() / "protocol" / "done.json").is_file():
+    if not path.is_file() or (home() / "protocol" / DONE).is_file():
         return
     try:
         home().mkdir(parents=True, exist_ok=True)
@@ -407,7 +465,7 @@ def _settle(place: Path, records: Iterable[str]) -> None:
     """Move what was extracted to where it belongs, the list of what is done last."""
     own = {Path("results", name) for name in records}
     found = [part.relative_to(place) for part in place.rglob("*") if part.is_file()]
-    for part in sorted(found, key=lambda one: one == Path("protocol", "done.json")):
+    for part in sorted(found, key=lambda one: one == Path("protocol", DONE)):
         target = (ROOT if part in own else home()) / part
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(place / part, target)
@@ -437,8 +495,8 @@ def go(listed: list[Step], options: argparse.Namespace, ends: float) -> list[str
 
     What failed in an earlier call comes last, so that it does not take the time of the others.
     """
-    failed, fresh, path = [], True, _kept("failed.json")
-    before = files.read_json(path) if path.is_file() else {}
+    failed, fresh = [], True
+    before = files.read_json(_kept(FAILED)) if _kept(FAILED).is_file() else {}
     for step in sorted(listed, key=lambda one: one.name in before):
         done, left = done_so_far(), ends - time.monotonic()
         if not _asked(step, options) or _needless(step, done):
@@ -449,24 +507,24 @@ def go(listed: list[Step], options: argparse.Namespace, ends: float) -> list[str
             continue  # the next call has room for it
         fresh, started = False, time.monotonic()
         print(f"{step.name} ...", flush=True)
-        before[step.name] = "not finished"  # should the whole process be ended meanwhile
-        files.write_json(path, before)
+        change(FAILED, {step.name: "not finished"})  # should the whole process be ended meanwhile
         try:
             found = step.act(left)
         except NotDone as stopped:
             print(f"  {stopped}", flush=True)
-            del before[step.name]  # it goes on where it was
+            change(FAILED, {}, [step.name])  # it goes on where it was
         except Exception as error:  # out of memory, say: the others can go on; the exit code tells
             failed.append(step.name)
-            before[step.name] = f"{type(error).__name__}: {error}"
+            change(FAILED, {step.name: f"{type(error).__name__}: {error}"})
             print(f"  FAILED: {error}", flush=True)
         else:
-            del before[step.name]
+            change(FAILED, {}, [step.name])
             took = {"took": time.monotonic() - started}
-            files.write_json(_kept("done.json"), done | {step.name: {**found, **took}})
+            change(DONE, {step.name: {**found, **took}})
             print(f"  {took['took']:.0f} s; {_told(found)}", flush=True)
-            write_costs(options, done_so_far())
-        files.write_json(path, before)
+            with files.locked(_kept("records.lock"), wait=True):  # the newest is written last
+                write_costs(options, done_so_far())
+                write_record(options)
         if options.carry:
             pack(options.carry, options.records)
     return failed
@@ -490,8 +548,9 @@ def _needless(step: Step, done: dict[str, Any]) -> bool:
 
 
 def _told(found: dict[str, Any]) -> str:
+    plain = {k: v for k, v in found.items() if isinstance(v, int | float | str)}
     return ", ".join(
-        f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items()
+        f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in plain.items()
     )
 
 

@@ -927,16 +927,34 @@ def test_unlearning_and_its_metrics_are_the_same_from_a_file(both, cfg):
 
 
 def readers():
-    return [one.name for one in threading.enumerate() if one.name.startswith("images")]
+    return {one for one in threading.enumerate() if one.name.startswith("images")}
 
 
 def test_an_abandoned_reader_leaves_no_thread(both):
+    others = readers()
     for _ in range(3):
         source = data.batches(both[1].train, 2, seed=(0, 0))
         next(source)
-        assert readers()
+        assert readers() - others
         source.close()
-    assert not readers()
+    assert not readers() - others
+
+
+def test_a_training_that_was_stopped_leaves_no_reader(both, cfg):
+    """Not even while somebody holds what was raised, as a notebook does."""
+    others, steps = readers(), []
+
+    def stop(*_):
+        steps.append(readers() - others)
+        raise InputError("enough")
+
+    model = models.build_model("vit_tiny", 3, 3, 8)
+    with pytest.raises(InputError, match="enough") as raised:
+        training.fit(model, both[1].train, both[1], cfg.train, seed=0, objective=stop)
+    assert all(steps)
+    assert steps
+    assert raised.tb is not None
+    assert not readers() - others
 
 
 def test_what_goes_wrong_while_reading_ahead_is_raised(both):
