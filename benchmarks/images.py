@@ -5,14 +5,15 @@
 The plain way is torchvision's dataset class with PIL transforms, its images in memory, read by a
 ``DataLoader`` with two workers; filters set to zero by ``torch.nn.utils.prune``; peft's adapters
 with dropout 0.1 on every convolution of the blocks; fp32, on a GPU also with convolutions in TF32,
-as PyTorch has them unless it is told. Network, images, batch and optimiser are
-the same on both sides.
+as PyTorch has them unless it is told. Network, images, batch and optimiser are the same on both
+sides.
 
 Sections: ``batches`` (images per second that reach the network, as they are and with a crop and a
 flip for each), ``epoch`` (an epoch of PruneLoRA; ours as a fifth of a run of five, in which the
 frozen part is computed once), ``memory`` (the most that a fresh process takes, above what it took
 after its imports; on a GPU the most of PyTorch's allocator), ``peak`` (operations per second in
-training as a share of those of a large matrix product, and where the rest of the time goes),
+training as a share of those of a large matrix product, where the rest of the time goes, and for
+how much of it a GPU computes anything),
 ``cost`` (seconds and memory against images, rank, sparsity and worker processes, with the exponent
 of the power law and its 95 % interval).
 
@@ -42,6 +43,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -103,7 +105,7 @@ KINDS = {
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "cpu": {
         "batches": {"images": 20_480, "batch": 128, "pairs": 5},
-        "epoch": {"images": 512, "batch": 128, "epochs": 5, "pairs": 3},
+        "epoch": {"images": 512, "batches": (128,), "epochs": 5, "pairs": 3},
         "memory": {"images": 512, "more": 2048, "batch": 128, "pairs": 2},
         "peak": {
             "networks": {"resnet20": 128, "resnet18": 64, "resnet50": 16, "vit": 32},
@@ -116,7 +118,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "cuda": {
         "batches": {"images": 25_600, "batch": 128, "pairs": 5},
-        "epoch": {"images": 12_800, "batch": 128, "epochs": 5, "pairs": 3},
+        "epoch": {"images": 12_800, "batches": (128, 512), "epochs": 5, "pairs": 3},
         "memory": {"images": 2560, "more": 12_800, "batch": 128, "pairs": 2},
         "peak": {
             "networks": {"resnet20": 1024, "resnet18": 512, "resnet50": 128, "vit": 256},
@@ -130,7 +132,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 QUICK: dict[str, dict[str, Any]] = {
     "batches": {"images": 512, "batch": 64, "pairs": 1},
-    "epoch": {"images": 16, "batch": 8, "epochs": 2, "pairs": 1},
+    "epoch": {"images": 16, "batches": (8, 4), "epochs": 2, "pairs": 1},
     "memory": {"images": 16, "more": 32, "batch": 8, "pairs": 1},
     "peak": {"networks": {"resnet20": 8, "vit": 2}, "side": 128, "steps": 1, "pairs": 1},
     "cost": {
@@ -264,9 +266,24 @@ def batches(images: int, batch: int, pairs: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def epoch(images: int, batch: int, epochs: int, pairs: int) -> dict[str, Any]:
-    """Compare an epoch of PruneLoRA, and a whole run of some epochs with all that belongs to it."""
+def epoch(images: int, batches: tuple[int, ...], epochs: int, pairs: int) -> dict[str, Any]:
+    """Compare an epoch of PruneLoRA, and a whole run of some epochs with all that belongs to it.
+
+    With one batch or several: larger ones hide what it takes to start an operation.
+    """
     part = dataset(images)
+    found = {batch: _epoch(part, batch, epochs, pairs) for batch in batches}
+    checks = []
+    for batch, one in found.items():
+        more = "" if batch == batches[0] else f", batch {batch}"
+        checks += [row | {"what": row["what"] + more} for row in one.pop("checks")]
+    return {
+        "model": "resnet18", "data": part.name, "seeds": list(range(pairs)), "n": pairs,
+        "batches": {str(batch): one for batch, one in found.items()}, "checks": checks,
+    }  # fmt: skip
+
+
+def _epoch(part: Dataset, batch: int, epochs: int, pairs: int) -> dict[str, Any]:
     source, whole = loader(part, batch), {}
 
     def plain(name: str, turn: int) -> float:
@@ -300,10 +317,7 @@ def epoch(images: int, batch: int, epochs: int, pairs: int) -> dict[str, Any]:
         checks.append(check(f"epoch, {key}", row, plains[other]))
         compared["whole"][key] = row = compare(whole, name, other)
         checks.append(check(f"run of {epochs} epochs with all preparations, {key}", row))
-    return {
-        "model": "resnet18", "data": part.name, "seeds": list(range(pairs)), "n": pairs,
-        "times": times, "whole": whole, "compared": compared, "checks": checks,
-    }  # fmt: skip
+    return {"times": times, "whole": whole, "compared": compared, "checks": checks}
 
 
 def memory(images: int, more: int, batch: int, pairs: int) -> dict[str, Any]:
@@ -385,11 +399,13 @@ def peak(networks: dict[str, int], side: int, steps: int, pairs: int) -> dict[st
             rates = [counts[name] / t for t in times[name]]
             shares = {"share": rates, "product": product}
             row = compare(shares, "share", "product")
+            spent = where_time_goes(run, steps)
+            computing = sum(spent.values())
             made["networks"].setdefault(name, {})[precision] = {
                 "batch": networks[name], "flops": counts[name], "flops_per_second": rates,
                 "share": {k: row[k] for k in ("ratio", "lowest", "highest", "n")},
-                "profile": where_time_goes(run, steps),
-            }  # fmt: skip
+                "profile": {kind: took / computing for kind, took in spent.items()},
+            } | ({"busy": computing / median(times[name])} if DEVICE == "cuda" else {})  # fmt: skip
             title = f"peak, {name}, {precision}: share of a matrix product"
             checks.append(check(title, row))
     return {**made, "checks": checks}
@@ -423,7 +439,7 @@ def count_flops(step: Callable[[], None]) -> int:
 
 
 def where_time_goes(step: Callable[[], None], steps: int) -> dict[str, float]:
-    """Divide the time of some steps among kinds of work; shares of their sum."""
+    """Divide the time of a step among kinds of work, in seconds; on a GPU that of its kernels."""
     activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (DEVICE == "cuda")]
     with profile(activities=activities) as found:
         for _ in range(steps):
@@ -434,7 +450,7 @@ def where_time_goes(step: Callable[[], None], steps: int) -> dict[str, float]:
             continue  # a kernel; what started it has its time, too
         own = event.self_device_time_total if DEVICE == "cuda" else event.self_cpu_time_total
         total[kind_of(event)] += own
-    return {kind: spent / sum(total.values()) for kind, spent in total.most_common()}
+    return {kind: spent / 1e6 / steps for kind, spent in total.most_common()}  # from microseconds
 
 
 def kind_of(event: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -445,18 +446,32 @@ def images() -> str:
     sections = {device: record["sections"] for device, record in found.items()}
     tables = [_limits(sections), *(_shares(device, s) for device, s in sections.items()),
               *(_growth(device, s) for device, s in sections.items())]  # fmt: skip
-    where = [f"{name}: {provenance(found[d])}" if d in found else f"{name}: {UNMEASURED}."
+    where = [_machines(name, found[d]) if d in found else f"{name}: {UNMEASURED}."
              for d, name in DEVICES.items()]  # fmt: skip
     return "\n".join([*filter(None, tables), " ".join(where), ""])
+
+
+def _machines(name: str, record: Mapping[str, Any]) -> str:
+    """Say where the sections of a record were measured; which of them where, if not all at once."""
+    several: dict[str, list[str]] = {}
+    for section, found in record["sections"].items():
+        own = {key: found.get(key, record[key]) for key in ("date", "hardware", "versions")}
+        several.setdefault(provenance(own), []).append(section)
+    if len({text.split(" on ", 1)[1] for text in several}) < 2:  # the days may differ
+        return f"{name}: {provenance(record)}"
+    return " ".join(f"{name}, {', '.join(which)}: {text}" for text, which in several.items())
 
 
 def _limits(sections: Mapping[str, Mapping[str, Any]]) -> str:
     """Lay out the ratios of the sections that compare, a column for each kind of device."""
     rows: dict[str, dict[str, str]] = {}
-    for device, measured in sections.items():
-        for name in ("batches", "epoch", "memory"):
-            for found in measured.get(name, {}).get("checks", []):
-                row = rows.setdefault(found["what"], {"limit": found["limit"]})
+    for name, (device, measured) in itertools.product(("batches", "epoch", "memory"),
+                                                      sections.items()):  # fmt: skip
+        if name in measured:
+            # where a section was measured, what it does not have is not what lacks
+            others = {d: "–" for d, one in sections.items() if name in one}
+            for found in measured[name]["checks"]:
+                row = rows.setdefault(found["what"], {"limit": found["limit"]} | others)
                 span = f"{found['lowest']:.3g} – {found['highest']:.3g}"
                 missed = " ✗" if found["met"] is False else ""
                 row[device] = f"{found['measured']:.3g} ({span}){missed}"
@@ -479,11 +494,12 @@ def _shares(device: str, sections: Mapping[str, Any]) -> str:
         for precision, found in network.items():
             share, rates = found["share"], found["flops_per_second"]
             spent = [f"{kind} {part:.0%}" for kind, part in found["profile"].items() if part > 0.01]
+            idle = f"; nothing computes in {1 - found['busy']:.0%} of it" if "busy" in found else ""
             rows.append([
                 f"{name}, {precision}", str(found["batch"]),
                 f"{median(rates) / 1e9:,.0f}",
                 f"{share['ratio']:.2f} ({share['lowest']:.2f} – {share['highest']:.2f})",
-                ", ".join(spent),
+                ", ".join(spent) + idle,
             ])  # fmt: skip
     return markdown_table(rows)
 
@@ -600,15 +616,55 @@ def protocol() -> str:
         "**The paper's numbers, none of them ours** (after 5 / 10 epochs; class cat, one run of "
         f"each, a T4; Avg Gap computed from them; {paper['source']}):\n"
     )
+    lack = []
     for name, rows in paper["models"].items():
         text += f"\n{markdown_table(_paper_cells(name, rows))}"
+        if ours and name in ours.get("classic", {}):
+            text += f"\n{_trained(name, ours['classic'][name])}"
         if ours and name in ours["models"]:
             table = markdown_table(_protocol_cells(ours["models"][name], _MEASURED))
-            text += f"\nOurs, {name}:\n\n{table}"
-    if ours is None:
+            text += f"\nOurs, {name}, audited:\n\n{table}"
+        else:
+            lack.append(name)
+    if lack:
         why = "for want of hours on a GPU; `benchmarks/gpu/` would do it"
-        return f"{text}\nNot measured here yet, {why}.\n"
+        text += f"\nNot measured here yet, {why}: the audit of {' and '.join(lack)}.\n"
+    if ours is None:
+        return text
     return f"{text}\n{provenance(ours)} Mean ± standard deviation over training seeds.\n"
+
+
+def _trained(name: str, record: Mapping[str, Any]) -> str:
+    """Tell the classic numbers of our networks of one kind, each beside the oracles of its class.
+
+    As published, the oracles too are judged with the published second normalisation.
+    """
+    table = pd.DataFrame(record["rows"])
+    table = table.drop_duplicates(["label", "mode", "forget", "seed"])
+    first = table[(table["method"] == "original") & (table["mode"] == "default")]
+    right = ", ".join(f"{100 * v:.2f} %" for v in first.groupby("seed")["accuracy"].first())
+    shown = [[f"our {name}", "class", "judged", *(COLUMNS[m][0] for m in _WITH_GAP), "TMACs", "GB",
+              "networks"]]  # fmt: skip
+    for (mode, forget), view in table.groupby(["mode", "forget"], sort=False):
+        oracles = view[view["method"] == "retrain"]
+        middle = {m: oracles[m].mean() for m in audit.GAP_METRICS}
+        for label, group in view.groupby("label", sort=False):
+            gaps = pd.Series([audit.average_gap(row, middle) for row in group.to_dict("records")])
+            cells = [_spread(100 * group[m]) for m in audit.GAP_METRICS]
+            cells.append("–" if label == "retrain" or oracles.empty else _spread(100 * gaps))
+            spent = [
+                f"{group['gmacs'].mean() / 1e3:,.0f}",
+                f"{group['memory_mb'].mean() / 1e3:.1f}",
+            ]
+            judged = "as published" if mode == "paper" else "as here"
+            where = [record["classes"][int(forget)], judged]
+            shown.append([label, *where, *cells, *spent, str(len(group))])
+    unlearned = len(table[~table["method"].isin(["original", "retrain"])])
+    none = "" if unlearned else " No method has been measured on it yet."
+    return (
+        f"Ours, {name} on {record['data']}, trained for {record['train']['epochs']} epochs; test "
+        f"accuracy of the originals: {right}.{none}\n\n{markdown_table(shown)}"
+    )
 
 
 _WITH_GAP = (*audit.GAP_METRICS, "Avg Gap")

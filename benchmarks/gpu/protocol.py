@@ -9,7 +9,8 @@ training in progress leaves a checkpoint in ``--home``. On a machine that starts
 ``--carry`` names one small file that is read at the start and written after every step: all that
 was measured, and no network. README.md beside this file tells how, and what each step is for.
 
-``results/protocol-cuda.json`` is written anew after every audit, from all audits so far.
+``results/protocol-cuda.json`` is written anew after every step, from all that was done so far.
+Several calls may work on one ``--home`` at once, each on steps of its own (``--only``).
 """
 
 from __future__ import annotations

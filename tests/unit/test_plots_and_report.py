@@ -262,11 +262,22 @@ def test_the_costs_on_images_are_those_of_the_records(tmp_path, monkeypatch):
     assert "| ours | ≤ 0.18 | 0.125 (0.1 – 0.2) | not measured yet |" in text
     row = "| vit, fp32 | 8 | 2 | 0.50 (0.40 – 0.60) | convolution 75%, data 24% |"
     assert row in text
+    record["sections"]["peak"]["networks"]["vit"]["fp32"]["busy"] = 0.25
+    (tmp_path / "images-cpu.json").write_text(json.dumps(record))
+    assert row.replace("24% |", "24%; nothing computes in 75% of it |") in report.images()
     assert "| images | 0.98 (0.90 – 1.06) |" in text
     assert "CPU: Measured 2030-01-02 on abacus" in text
     checks[0] |= {"met": False, "measured": 0.25}
     (tmp_path / "images-cuda.json").write_text(json.dumps(measured(epoch={"checks": checks})))
     assert "| 0.125 (0.1 – 0.2) | 0.25 (0.1 – 0.2) ✗ |" in report.images()
+    other = {**measured()["hardware"], "gpu": "loom"}
+    sections = {"epoch": {"checks": [*checks, checks[0] | {"what": "TF32"}], "hardware": other},
+                "peak": record["sections"]["peak"]}  # fmt: skip
+    (tmp_path / "images-cuda.json").write_text(json.dumps(measured(**sections)))
+    text = report.images()
+    assert "| TF32 | ≤ 0.18 | – | 0.25 (0.1 – 0.2) ✗ |" in text, "there is no TF32 on a CPU"
+    assert "GPU, epoch: Measured 2030-01-02 on loom" in text
+    assert "GPU, peak: Measured 2030-01-02 on abacus" in text
     (tmp_path / "images-cuda.json").write_text("{}")
     with pytest.raises(FileProblem, match="images-cuda"):
         report.images()
@@ -307,6 +318,7 @@ def test_the_papers_numbers_are_called_the_papers(monkeypatch, tmp_path):
     (tmp_path / "paper.json").write_text(json.dumps(paper))
     monkeypatch.setattr(runs, "results_folder", lambda: tmp_path)
     assert "Not measured here yet" in report.protocol()
+    assert "the audit of resnet50 and vit." in report.protocol()
     rows = [["prunelora, 5 epochs", 3, s, 1.0, 0.98, 0.95 + s / 100, 0.9, 0.012, 50.0, 5500.0]
             for s in (0, 2)]  # fmt: skip
     columns = ["method", "forget", "original_seed", "UA", "RA", "TA", "MIA", "Avg Gap", "seconds",
@@ -318,12 +330,44 @@ def test_the_papers_numbers_are_called_the_papers(monkeypatch, tmp_path):
     here = runs.environment("cpu") | {"models": {"resnet50": model}}
     (tmp_path / "protocol-cuda.json").write_text(json.dumps(here))
     text = report.protocol()
-    assert "Not measured here yet" not in text
+    assert "the audit of vit." in text
     assert text.count("Ours, ") == 1, "the other network was not measured"
     (line,) = [x for x in text.splitlines() if x.startswith("| prunelora, 5 epochs")]
     wanted = "| prunelora, 5 epochs | cat | 100.00 ± 0.00 | 98.00 ± 0.00 | 96.00 ± 1.41 |"
     assert line.startswith(wanted)
     assert line.endswith("| 1.20 ± 0.00 | 10.0 | 5.5 | 2 |")
+
+
+def test_networks_at_the_papers_size_stand_beside_their_own_oracles(monkeypatch, tmp_path):
+    monkeypatch.setattr(runs, "results_folder", lambda: tmp_path)
+    (tmp_path / "paper.json").write_text((RESULTS / "paper.json").read_text())
+
+    def row(label, mode, seed, value, forget=3):
+        shares = dict.fromkeys(("UA", "RA", "TA", "MIA"), value)
+        method = label.split(",")[0]
+        return {"label": label, "mode": mode, "forget": forget, "method": method, "seed": seed,
+                **shares, "accuracy": 0.875, "gmacs": 2e6, "memory_mb": 3500.0}  # fmt: skip
+
+    rows = [row("original", "default", 0, 0.5), row("original", "default", 0, 0.5)]
+    rows += [row("retrain", "default", s, v) for s, v in ((1000, 0.9), (1001, 0.94))]
+    rows += [row("retrain", "paper", 1000, 0.8), row("lora, 5 epochs", "default", 0, 0.95),
+             row("lora, as published, 5 epochs", "paper", 0, 0.7)]  # fmt: skip
+    one = {"data": "set", "classes": ["plane", "car", "bird", "cat"], "train": {"epochs": 7}}
+    here = runs.environment("cpu") | {"models": {}, "classic": {"resnet50": one | {"rows": rows}}}
+    (tmp_path / "protocol-cuda.json").write_text(json.dumps(here))
+    text = report.protocol()
+    assert "resnet50 on set, trained for 7 epochs; test accuracy of the originals: 87.50 %." in text
+    assert "No method" not in text
+    assert "the audit of resnet50 and vit." in text
+    # to the oracles of the same mode: 0.95 - 0.92 and 0.8 - 0.7
+    assert "| lora, 5 epochs | cat | as here | 95.00 | 95.00 | 95.00 | 95.00 | 3.00 |" in text
+    wanted = "| lora, as published, 5 epochs | cat | as published | 70.00 | 70.00 | 70.00 | 70.00 |"
+    assert f"{wanted} 10.00 | 2,000 | 3.5 | 1 |" in text
+    assert "| retrain | cat | as here | 92.00 ± 2.83 |" in text
+    assert text.count("| original | cat |") == 1, "a network that is noted twice is shown once"
+    here["classic"]["resnet50"]["rows"] = rows[:4]
+    (tmp_path / "protocol-cuda.json").write_text(json.dumps(here))
+    assert "No method has been measured on it yet." in report.protocol()
 
 
 def test_the_audit_on_photographs_is_told_as_it_was_recorded(monkeypatch, tmp_path):
