@@ -188,6 +188,7 @@ def attach(
         for name, layer in adapters(adapted):
             mask = (masks or {}).get(name)
             layer.mask = None if mask is None else mask.to(layer.weight.device)
+            layer.filters = None if mask is None else _rows(layer.mask)
             layer.on_images = kind != "dora" and _is_wide(layer)
     adapted.eval()  # peft forgets the mode of what it wraps
     if audited:
@@ -225,7 +226,7 @@ def _is_wide(layer: nn.Module) -> bool:
     """Say whether the change is cheaper on the images, and whether the mask allows it."""
     outputs, inputs = layer.weight.shape[:2]
     thin = THIN * layer.r[layer.active_adapters[0]] <= outputs
-    whole = layer.mask is None or bool((layer.mask == _rows(layer.mask)).all())
+    whole = layer.mask is None or bool((layer.mask == layer.filters).all())
     return min(outputs, inputs) > WIDE and thin and whole
 
 
@@ -241,6 +242,7 @@ def _weight_form() -> dict[type[nn.Module], type[nn.Module]]:
 
     class WeightForm:
         mask: Tensor | None = None
+        filters: Tensor | None = None  # those of which the mask keeps anything
         on_images = False
 
         def forward(self, x: Tensor, *args: Any, base_output: Tensor | None = None) -> Tensor:
@@ -258,8 +260,8 @@ def _weight_form() -> dict[type[nn.Module], type[nn.Module]]:
         def change_of_output(self, x: Tensor) -> Tensor:
             adapter = self.active_adapters[0]
             b = self.scaling[adapter] * self.lora_B[adapter].weight
-            if self.mask is not None:
-                b = b * _rows(self.mask)
+            if self.filters is not None:
+                b = b * self.filters
             thin = self.lora_A[adapter](x)
             if isinstance(self.get_base_layer(), nn.Linear):
                 return nn.functional.linear(thin, b)
