@@ -245,6 +245,13 @@ def _weight_form() -> dict[type[nn.Module], type[nn.Module]]:
         filters: Tensor | None = None  # those of which the mask keeps anything
         on_images = False
 
+        def _apply(self, *args: Any, **how: Any) -> WeightForm:
+            super()._apply(*args, **how)
+            for name in ("mask", "filters"):  # they are held anyway, and are no state of a network
+                if (held := getattr(self, name)) is not None:
+                    setattr(self, name, held.to(self.weight.device))
+            return self
+
         def forward(self, x: Tensor, *args: Any, base_output: Tensor | None = None) -> Tensor:
             if self.disable_adapters or self.merged:
                 return super().forward(x, *args)

@@ -175,6 +175,23 @@ def test_a_layer_that_is_used_twice_is_refused():
         lora.attach(model, 1, ["plain"], alpha=2)
 
 
+def test_masks_go_where_the_network_goes(original, layers, dataset, split):
+    pruned = pruning.prune(original, 0.5, part=split.retain, dataset=dataset)
+    adapted = adapt(pruned.model, layers, masks=pruned.masks)
+    held = [(layer.mask, layer.filters) for _, layer in lora.adapters(adapted)]
+    names = [*adapted.state_dict()]
+    adapted.to("meta")  # a device that every machine has
+    for _, layer in lora.adapters(adapted):
+        assert {layer.mask.device.type, layer.filters.device.type} == {"meta"}
+        assert layer.mask.dtype == layer.filters.dtype == torch.bool
+    assert [*adapted.state_dict()] == names
+    again = adapt(pruned.model, layers, masks=pruned.masks).double()
+    for (mask, filters), (_, layer) in zip(held, lora.adapters(again), strict=True):
+        assert torch.equal(layer.mask, mask)
+        assert torch.equal(layer.filters, filters)
+        assert torch.equal(filters.flatten(), mask.flatten(1).any(1))
+
+
 def test_masks_are_applied_where_they_are_attached(original, layers):
     fresh = copy.deepcopy(original)
     masks = pruning.mask_structured(copy.deepcopy(original), 0.5, layers.prunable)
