@@ -112,7 +112,7 @@ METRICS: dict[str, Metric] = {
     "IDI": Metric(
         "features", "IDI", "upper",
         "information on the class in the layers: 0 where none has more than the oracles', 1 as in "
-        "the original",
+        "the original; less in a layer counts as 0, so that single oracles lie above it",
     ),
     "prototype_attack": Metric(
         "relearning", "prototype", "upper",
@@ -136,7 +136,8 @@ METRICS: dict[str, Metric] = {
     },
     "epsilon": Metric(
         "privacy", "ε", "upper",
-        "worst case over thresholds on the confidence, against the oracles, forget set",
+        "worst case over thresholds on the confidence, against the oracles, forget set; in nats, "
+        "for n images at most about log 2n: compare within one data set",
     ),
 }  # fmt: skip
 # distances or likenesses to the oracles by themselves; for every other metric one is computed
@@ -429,7 +430,8 @@ def average_gap(metrics: Mapping[str, float], oracle: Mapping[str, float]) -> fl
     Returns:
         A number in [0, 1]; 0 where all four agree.
 
-    Source: Unlearn-Sparse (arXiv 2304.04934), section 5.
+    Source: the metrics of Unlearn-Sparse (arXiv 2304.04934), averaged as in SalUn
+        (arXiv 2310.12508).
     Lesson: 05_evaluation, "One number that hides four".
     """
     return sum(abs(metrics[m] - oracle[m]) for m in GAP_METRICS) / len(GAP_METRICS)

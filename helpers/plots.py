@@ -423,7 +423,7 @@ def comparison(
     keys = [Line2D([], [], marker=".", label="a seed", **grey),
             Line2D([], [], marker="D", label="mean of the seeds", **grey),
             Line2D([], [], marker="$◂$", label="mean far from most", **grey),
-            Patch(color=ORACLE, alpha=0.25, label="retrained networks")]  # fmt: skip
+            Patch(color=ORACLE, alpha=0.25, label="range of the retrained")]  # fmt: skip
     grid[0, 0].figure.legend(handles=keys, loc="outside upper center", ncols=4, frameon=False)
     for ax in grid.flat[len(metrics) :]:
         ax.remove()

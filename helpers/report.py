@@ -260,7 +260,8 @@ def shadow_table(record: Mapping[str, Any]) -> pd.DataFrame:
 
     Returns:
         One row a method, formatted: area under the curve with its interval over networks, true
-        positives at 1 % false positives, KLoM and that of one half of the oracles to the other.
+        positives at 1 % false positives, KLoM and that of one half of the oracles to the other;
+        above them how many networks there were.
 
     Source: this project.
     Lesson: 05_evaluation, "Example by example".
@@ -273,7 +274,8 @@ def shadow_table(record: Mapping[str, Any]) -> pd.DataFrame:
             "hits at 1 % false alarms": f"{found['tpr']:.1%}",
             "KLoM": f"{found['klom']:.1f}", "oracles' own": f"{found['klom_oracles']:.1f}",
         }  # fmt: skip
-    return pd.DataFrame(rows).T.rename_axis("method")
+    about = "{networks} networks a method, {targets} attacked".format(**record)
+    return pd.DataFrame(rows).T.rename_axis("method").rename_axis(about, axis="columns")
 
 
 def ledger_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:

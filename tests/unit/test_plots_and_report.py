@@ -80,7 +80,7 @@ def test_a_method_far_from_most_does_not_hide_their_differences(table):
     assert [t.get_text() for t in ax.texts] == ["◂ 70.0"]
     assert ax.get_xlim()[0] > 0.97
     labels = [t.get_text() for t in ax.figure.legends[0].get_texts()]
-    assert labels == ["a seed", "mean of the seeds", "mean far from most", "retrained networks"]
+    assert labels == ["a seed", "mean of the seeds", "mean far from most", "range of the retrained"]
 
 
 def test_an_original_far_away_is_written_at_the_edge(table):
