@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from pathlib import Path
 
@@ -58,6 +59,37 @@ def test_the_whole_protocol_runs_in_small(whole):
         assert sum("as published" in method for method in found.methods) == 4
         assert "folder:" not in model["data"]
         assert found.table["Avg Gap"].notna().all()
+        classic = record["classic"][name]["rows"]
+        assert {row["label"] for row in classic} == {*model["settings"], "retrain"}
+        oracles = [(r["mode"], r["seed"]) for r in classic if r["method"] == "retrain"]
+        assert sorted(oracles) == [(m, 1000 + i) for m in ("default", "paper") for i in range(3)]
+        audited = {row["method"]: row for row in found.table.to_dict("records")}
+        for row in classic:  # the same networks, judged twice
+            if row["label"] in audited and row["mode"] == _mode(row["label"]):
+                assert row["TA"] == pytest.approx(audited[row["label"]]["TA"], abs=1e-6)
+                wrong = row["accuracy"] - (0.9 * row["TA"] + 0.1 * (1 - row["UA_test"]))
+                assert abs(wrong) < 0.01, "ten classes of about the same size"
+
+
+def _mode(label):
+    return "paper" if "as published" in label else "default"
+
+
+def test_several_calls_at_once_lose_nothing(protocol, home):
+    def note(name):
+        for number in range(20):
+            protocol.change(protocol.DONE, {f"{name} {number}": {"TA": number}})
+            protocol.change(protocol.FAILED, {f"{name} {number}": "not finished"})
+            protocol.change(protocol.FAILED, {}, [f"{name} {number}"])
+
+    threads = [threading.Thread(target=note, args=(name,)) for name in "abcd"]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    wanted = {f"{name} {number}" for name in "abcd" for number in range(20)}
+    assert {*protocol.done_so_far()} == wanted
+    assert protocol.files.read_json(protocol._kept(protocol.FAILED)) == {}
 
 
 def test_what_is_done_is_not_done_again(whole):
