@@ -287,7 +287,9 @@ def tensor_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
 
     known = {
         "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-        "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
+        "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+        "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
+        "BOOL": torch.bool, "C64": torch.complex64,
     }  # fmt: skip
     try:
         with safe_open(path, framework="pt") as file:

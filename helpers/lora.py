@@ -13,10 +13,11 @@ pair, the change is added to the output, as peft does it, with the rows of B mas
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -153,6 +154,8 @@ def attach(
     from peft import LoraConfig, get_peft_model
 
     choose("adapter", kind, ADAPTERS)
+    if audited:  # which passes images, and those are float32
+        models.check_float32("model", model)
     targets, train_in_full = list(targets), list(train_in_full)
     check("targets", targets, bool(targets), f"at least one layer of {type(model).__name__}")
     refuse_unsupported(model, targets)
@@ -178,7 +181,7 @@ def attach(
         config._register_custom_module(_weight_form())
     masked = copy.deepcopy(model)
     apply_masks(masked, masks or {})
-    with torch.random.fork_rng([]):
+    with torch.random.fork_rng([]), _without(masked, "config"):
         torch.default_generator.manual_seed(seed)
         adapted = get_peft_model(masked, config)
     _unwrap_others(adapted, train_in_full)
@@ -197,6 +200,16 @@ def attach(
             "targets", dead, not dead, "their adapters do not act on the output or get no gradient"
         )
     return adapted
+
+
+@contextlib.contextmanager
+def _without(model: nn.Module, name: str) -> Iterator[None]:
+    """Hide an attribute: peft takes a network's own ``config`` for one of transformers'."""
+    held = {key: model.__dict__.pop(key) for key in (name,) if key in model.__dict__}
+    try:
+        yield
+    finally:
+        model.__dict__.update(held)
 
 
 def _unwrap_others(adapted: PeftModel, train_in_full: list[str]) -> None:
@@ -438,8 +451,9 @@ def frozen_norms(adapted: PeftModel) -> list[nn.Module]:
     """
     kind = nn.modules.batchnorm._BatchNorm
     return [
-        m for m in adapted.modules()
+        m for name, m in adapted.named_modules()
         if isinstance(m, kind) and not any(p.requires_grad for p in m.parameters())
+        and ".modules_to_save." not in name  # one without parameters belongs to it, too
     ]  # fmt: skip
 
 
@@ -498,7 +512,8 @@ def merge(model: PeftModel, masks: Masks | None = None, refill: str = "refuse") 
             where = f"{grown} weights under the mask of {name}"
             check("adapters", where, grown == 0 or refill == "mask", allowed)
             weights[name] = effective_weight(layer, mask)
-    merged = model.merge_and_unload().eval()
+    with _without(model.get_base_model(), "config"):
+        merged = model.merge_and_unload().eval()
     for name, weight in weights.items():
         merged.get_submodule(name).weight.copy_(weight)
     apply_masks(merged, masks)  # turns -0.0 into 0.0, and holds layers without an adapter

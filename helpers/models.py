@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import itertools
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -304,7 +306,8 @@ def example(model: nn.Module, count: int = 2) -> Tensor:
     hint = "the (channels, height, width) that the network takes: set model.input_shape"
     check("input_shape", shape, shape is not None, hint)
     images = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
-    return images.to(next(model.parameters()).device)
+    held = next(itertools.chain(model.parameters(), model.buffers()), images)
+    return images.to(held.device)
 
 
 @dataclass(frozen=True)
@@ -507,6 +510,36 @@ def check_answers(name: str, model: nn.Module, images: Tensor, classes: int) -> 
     check(f"{name}'s answer to {len(images)} {taken}", got, got == wanted, allowed)
 
 
+def check_training(name: str, model: nn.Module, images: Tensor, classes: int) -> None:
+    """Refuse a network that answers otherwise while it trains: with a second head, say.
+
+    Args:
+        name: What the user called it.
+        model: The network; stays as it is.
+        images: (N, C, H, W) float, normalised: a few that it must take.
+        classes: Number of classes.
+
+    Raises:
+        InputError: If it does not return one logit a class in training mode.
+
+    Source: this project.
+    Lesson: 04_class_unlearning, "A table of methods".
+    """
+    trial, cards = copy.deepcopy(model).train(), [images.device] if images.is_cuda else []
+    for module in trial.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()  # it may not measure so few images
+    try:
+        with torch.no_grad(), torch.random.fork_rng(cards):  # of its dropout
+            found = trial(images)
+    except Exception as error:  # the network's own code may raise anything
+        line = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{name} cannot train: {line}") from error
+    got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    allowed = f"a tensor {(len(images), classes)}, as in evaluation; switch further heads off"
+    check(f"{name}'s answer while it trains", got, got == (len(images), classes), allowed)
+
+
 def call_order(model: nn.Module) -> list[str]:
     """List the layers of a network in the order in which they are first called.
 
@@ -651,6 +684,27 @@ def resize(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
         _set_sizes(module)
 
 
+_COUNT_FEATURES = nn.modules.batchnorm._BatchNorm | nn.modules.instancenorm._InstanceNorm
+
+
+def put_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a network the tensors of a state, as of the version that its own state is of. In place.
+
+    Args:
+        model: The network.
+        tensors: Name -> tensor, all that it has.
+
+    Raises:
+        RuntimeError: If they do not fit.
+
+    Source: ``load_state_dict`` asks the state for versions, and a plain dictionary has none.
+    Lesson: 03_lora_adaptation, "Patches".
+    """
+    state = OrderedDict(tensors)
+    state._metadata = getattr(model.state_dict(), "_metadata", {})
+    model.load_state_dict(state)
+
+
 def _set_sizes(module: nn.Module) -> None:
     """Make the sizes that a layer reports those that its weight has."""
     weight = getattr(module, "weight", None)
@@ -660,7 +714,7 @@ def _set_sizes(module: nn.Module) -> None:
         module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm) and weight is not None:
+    elif isinstance(module, _COUNT_FEATURES) and weight is not None:
         module.num_features = len(weight)
     elif isinstance(module, nn.GroupNorm) and weight is not None:
         module.num_channels = len(weight)
@@ -738,7 +792,7 @@ def load(folder: Path, base: nn.Module | None = None) -> nn.Module:
         model = copy.deepcopy(base) if base is not None else build_model(**plain["blueprint"])
         resize(model, shapes)
         tensors, _ = files.load_tensors(path)
-        model.load_state_dict(tensors)
+        put_state(model, tensors)
         if not tried:
             with torch.no_grad():
                 model.eval()(example(model))
@@ -825,10 +879,13 @@ def within(shape: Sequence[int], most: Sequence[int]) -> bool:
         most: The original's.
 
     Returns:
-        Whether there are as many sizes, each a whole number from 1 to the original's.
+        Whether there are as many sizes, each a whole number from 1 to the original's, or like the
+        original's 0.
 
     Source: this project.
     Lesson: 02_pruning, "Channels that are gone".
     """
     pairs = zip(shape, most, strict=False)
-    return len(shape) == len(most) and all(type(n) is int and 1 <= n <= m for n, m in pairs)
+    return len(shape) == len(most) and all(
+        type(n) is int and (1 <= n <= m or n == m == 0) for n, m in pairs
+    )

@@ -111,8 +111,17 @@ def make(
     )  # fmt: skip
     explained = _state(base, patch)
     found = {n: t.detach() for n, t in unlearned.state_dict().items()}
-    rest = {n: t.cpu().clone() for n, t in found.items() if not torch.equal(t, explained[n])}
+    rest = {n: t.cpu().clone() for n, t in found.items() if not _unchanged(t, explained[n])}
     return replace(patch, tensors=rest)
+
+
+def _unchanged(one: Tensor, other: Tensor) -> bool:
+    """Say whether two tensors are equal; nan is where it is nan on both sides."""
+    if torch.equal(one, other):
+        return True
+    if one.shape != other.shape or not (one.is_floating_point() or one.is_complex()):
+        return False
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def changes(adapted: nn.Module) -> dict[str, LowRank]:
@@ -205,7 +214,7 @@ def apply(base: nn.Module, patch: Patch) -> nn.Module:
     check_base(base, patch)
     made, state = copy.deepcopy(base), _state(base, patch)
     models.resize(made, {name: tuple(t.shape) for name, t in state.items()})
-    made.load_state_dict(state)
+    models.put_state(made, state)
     return made.eval()
 
 
@@ -230,10 +239,10 @@ def switched_on(model: nn.Module, patch: Patch) -> Iterator[nn.Module]:
     check_base(model, patch)
     old = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     try:
-        model.load_state_dict(_state(model, patch))
+        models.put_state(model, _state(model, patch))
         yield model
     finally:
-        model.load_state_dict(old)
+        models.put_state(model, old)
 
 
 @torch.no_grad()

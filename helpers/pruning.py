@@ -107,7 +107,7 @@ def prune(
         "names", names, names is None or kind != "channels", "None: what is coupled goes together"
     )
     models.check_float32("model", model)
-    known = dict(model.named_modules())
+    known, names = dict(model.named_modules()), None if names is None else list(names)
     unknown = [name for name in names or () if name not in known]
     check("names", unknown, not unknown, f"layers of {type(model).__name__}")
     models.check_weights(model, models.layers(model).prunable if names is None else names)
@@ -117,7 +117,6 @@ def prune(
         if share < _LITTLE:
             log.warning("%.1f %% of the weights of %s are in layers that can be pruned",
                         100 * share, type(model).__name__)  # fmt: skip
-    names = list(names)
     started, made = time.perf_counter(), Pruned(copy.deepcopy(model).eval())
     looked: dict[nn.Module, int] = {}  # images passed forward, a backward pass counted as two
     if criterion == "taylor":
@@ -383,6 +382,7 @@ def remove_channels(
         with torch.no_grad(), models.evaluating(model):
             after = model(models.example(model))
         check("outputs", tuple(after.shape), after.shape == shape, f"{tuple(shape)}, as before")
+        _can_be_built(after, zeroed, smaller)
         _agrees(after, zeroed, before, kept)
     except Exception as error:  # tracing runs the network's own code, which may do anything
         raise InputError(
@@ -392,6 +392,18 @@ def remove_channels(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(requires[name])
     return kept
+
+
+@torch.no_grad()
+def _can_be_built(found: Tensor, whole: nn.Module, smaller: Mapping[str, Tensor]) -> None:
+    """Refuse what could not be read back: shapes make a network again, and nothing is pickled."""
+    built = copy.deepcopy(whole)
+    models.resize(built, {name: tuple(tensor.shape) for name, tensor in smaller.items()})
+    models.put_state(built, smaller)
+    with models.evaluating(built):
+        again = built(models.example(built))
+    check("the smaller network", "another once built from the shapes of its tensors",
+          torch.allclose(again, found, rtol=AGREES, atol=AGREES), "the same")  # fmt: skip
 
 
 @torch.no_grad()
@@ -416,7 +428,7 @@ def _agrees(
                 left[places] = True
                 gone = (~left).nonzero().flatten().to(state[name].device)
                 state[name].index_fill_(dim, gone, 0)
-    zeroed.load_state_dict(state)
+    models.put_state(zeroed, state)
     with models.evaluating(zeroed):
         wanted = zeroed(models.example(zeroed))
     apart = float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))

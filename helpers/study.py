@@ -277,7 +277,9 @@ def _settings(cfg: RunConfig) -> dict[str, Any]:
               "dropout": cfg.lora_dropout, "pruning": unlearning.pruning_of(cfg)}  # fmt: skip
     for stage, recipe in (("training", cfg.train), ("unlearning", cfg.unlearn)):
         plain |= {f"{stage}: {k}": v for k, v in dataclasses.asdict(recipe).items()}
-    without = {"epochs", "lr", "seeds"}  # the first two are part of the recipe
+    # the first two are part of the recipe; what is as published is told by the mode
+    without = {"epochs", "lr", "seeds", *unlearning.published_alone(cfg)}
+    without |= {"tuned"} if cfg.mode == "paper" else set()
     return {k: v for k, v in plain.items() if v is not None and k not in without}
 
 

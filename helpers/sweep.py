@@ -49,6 +49,7 @@ _NUMBERS = ("sparsity", "alpha", "dropout", "lr")
 _CAME_TO = {"alpha": "lora_alpha", "dropout": "lora_dropout", "original_seed": "start_seed",
             "lr": "unlearn", "epochs": "unlearn"}  # fmt: skip
 _ASIDE = ("memory_mb", "cache_mb")  # change no network, and so make no points
+_JUDGED = ("mode", "earlier")  # a network that does not depend on them is judged otherwise
 _SHOWN = ("method", "forget", "seed", "rank", "sparsity")
 
 
@@ -239,8 +240,12 @@ def _combinations(
             yield changes
             continue
         own = {k: v for k, v in changes.items() if k in (*_IMAGES, "cache_mb")}
-        dataset, _ = _share(get_config(preset, **own), sweep)
-        yield from ({**changes, "forget": c} for c in range(len(dataset.classes)))
+        try:
+            dataset, _ = _share(get_config(preset, **own), sweep)
+        except InputError:  # found again, and told, where the point is tried
+            yield {k: v for k, v in changes.items() if k != "forget"}
+        else:
+            yield from ({**changes, "forget": c} for c in range(len(dataset.classes)))
 
 
 def _try(cfg: RunConfig, sweep: str, tried: dict[Any, str | None]) -> data.Dataset:
@@ -280,7 +285,8 @@ def _settings(cfg: RunConfig, varied: set[str], dataset: data.Dataset) -> dict[s
     row: dict[str, Any] = {}
     for name in dict.fromkeys([*_SHOWN, *sorted(varied)]):
         at = _CAME_TO.get(name, name)
-        value = used.get(at, getattr(cfg, name)) if at in used or at not in every else None
+        shown = at in used or at not in every or name in _JUDGED
+        value = used.get(at, getattr(cfg, name)) if shown else None
         if isinstance(value, dict):
             value = value.get(name)
         row[name] = _plain(value)

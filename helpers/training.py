@@ -421,7 +421,8 @@ class _Loop:
             if plain["origin"] != self.origin:
                 raise ValueError("it is of another seed, of other images or of another network")
             own = self.model.state_dict()
-            self.model.load_state_dict({k: tensors[f"model.{k}"].to(v) for k, v in own.items()})
+            found = {k: tensors[f"model.{k}"].to(v) for k, v in own.items()}
+            models.put_state(self.model, found)
             states: dict[int, dict[str, Tensor]] = {}
             for name, value in tensors.items():
                 if name.startswith("optimizer."):

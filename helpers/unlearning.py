@@ -265,6 +265,10 @@ def validate(cfg: RunConfig, dataset: Dataset) -> None:
               "learns from them; add images, or forget fewer classes")  # fmt: skip
     for name, part in (("training", split.forget), ("test", split.test_forget)):
         check(f"{name} images of class {what}", len(part), len(part) > 0, "at least one")
+    for name in published_alone(cfg):
+        default = RunConfig.__dataclass_fields__[name].default
+        check(name, getattr(cfg, name), getattr(cfg, name) == default,
+              f"{default!r} in paper mode, which prunes and adapts as published")  # fmt: skip
     model = new_model(cfg, dataset)
     layers, kind = models.layers(model), pruning_of(cfg)
     if kind in ("channels", "mask_nm") and cfg.mode == "default":  # may refuse, or change the sizes
@@ -288,8 +292,31 @@ def _check_start(original: nn.Module, split: ClassSplit, dataset: Dataset) -> No
     models.check_weights(original, models.layers(original).prunable)
     images = dataset.normalise(dataset.train.images[:2])
     models.check_answers("original", original, images, len(dataset.classes))
+    models.check_training("original", original, images, len(dataset.classes))
     count = len(split.forget)
     check("training images of the class to forget", count, count > 0, "at least one")
+
+
+def published_alone(cfg: RunConfig) -> tuple[str, ...]:
+    """List the settings that a run cannot choose, because paper mode does what was published.
+
+    Args:
+        cfg: The configuration.
+
+    Returns:
+        Names of fields; none in the default mode.
+
+    Raises:
+        InputError: If the method is unknown.
+
+    Source: this project.
+    Lesson: 00_start_here, "One configuration".
+    """
+    if cfg.mode != "paper":
+        return ()
+    chosen = method(cfg.method)
+    pruned = ("criterion", "mask_data") if chosen.prune != "none" else ()
+    return (*pruned, *(("adapter", "targets", "norms") if chosen.adapt == "lora" else ()))
 
 
 def pruning_of(cfg: RunConfig) -> str:

@@ -459,6 +459,26 @@ def test_an_original_that_does_not_know_the_class_is_refused(judge, networks):
         judge(1, lambda _: networks["held out 0"])
 
 
+def test_a_network_that_collapsed_is_no_other_order_of_the_labels(networks, split):
+    """It answers one class for nearly everything, and another for the rest of a class or two."""
+    broken = copy.deepcopy(networks["original"])
+    row_of(broken, 5, 30.0)
+    with torch.no_grad():
+        answers = training.predict(broken, split.retain, split.dataset).argmax(1)
+    assert (answers == 5).double().mean() > 0.9
+    found = audit.Look({}, {}, {})
+    labels = split.retain.labels.cpu()
+    given = torch.full((len(labels),), 5)
+    given[(labels == 2).nonzero().flatten()[:15]] = 0
+    given[(labels == 8).nonzero().flatten()[:3]] = 0
+    found.logits["retain"], found.labels["retain"] = torch.eye(10)[given], labels
+    audit._check_order("model", found, split.dataset.classes)
+    other = torch.tensor([1, 2, 3, 4, 5, 6, 7, 8, 9, 0])[labels]
+    found.logits["retain"] = torch.eye(10)[other]
+    with refused(r"it seems to answer '1' where '0' is meant"):
+        audit._check_order("model", found, split.dataset.classes)
+
+
 def test_a_network_without_parameters_is_refused(judge):
     with refused("^model = 'no parameters' is not allowed"):
         judge(0, lambda _: nn.Flatten())

@@ -77,6 +77,31 @@ def test_settings_that_a_method_does_not_use_make_no_points():
     assert len({p.folder for p in found}) == len(found)
 
 
+def test_what_one_network_is_judged_by_is_shown_of_all(home):
+    """In paper mode an original answers otherwise; a class forgotten earlier is missing, too."""
+    grid = {"method": ["original", "retrain"], "mode": ["default", "paper"], "earlier": [(), (8,)],
+            "forget": [3]}  # fmt: skip
+    points = sweep.plan(grid, "smoke").points
+    shown = {(p.settings["method"], p.settings["mode"], p.settings["earlier"]) for p in points}
+    assert len(points) == len(shown) == 8
+    done = sweep.run({**grid, "earlier": [()]}, "smoke", progress=False)
+    labels = {*sweep.table(done)["method"]}
+    assert labels == {f"{m}, mode {mode}" for m in grid["method"] for mode in grid["mode"]}
+
+
+def test_paper_mode_refuses_what_it_would_not_do():
+    for field, value in (("adapter", "dora"), ("targets", "all"), ("norms", "frozen"),
+                         ("criterion", "l1"), ("mask_data", "all")):  # fmt: skip
+        grid = {"method": ["prunelora"], "mode": ["default", "paper"], field: [value]}
+        plan = sweep.plan(grid, "smoke")
+        assert [point.cfg.mode for point in plan.points] == ["default"]
+        ((_, reason),) = plan.impossible
+        assert reason.startswith(f"{field} = {value!r} is not allowed: ")
+        assert reason.endswith("in paper mode, which prunes and adapts as published")
+    one = sweep.plan({"method": ["finetune"], "mode": ["paper"], "adapter": ["dora"]}, "smoke")
+    assert not one.impossible, "it has no adapter"
+
+
 def test_memory_changes_no_network_and_is_no_setting():
     grid = {"method": ["original"], "memory_mb": [100, 200], "cache_mb": [0, 64]}
     found = sweep.plan(grid, "smoke")
@@ -94,6 +119,15 @@ def test_images_that_cannot_be_loaded_are_tried_once(tmp_path, monkeypatch):
     found = sweep.plan(grid, "smoke", "once")
     assert len(found.impossible) == 6
     assert len(tried) == 1
+
+
+def test_all_classes_of_images_that_are_not_there_are_left_out():
+    grid = {"method": ["original"], "forget": ["all"], "data": ["digits", "folder:/nonexist"]}
+    plan = sweep.plan(grid, "smoke")
+    assert len(plan.points) == 10
+    ((which, reason),) = plan.impossible
+    assert which == "data folder:/nonexist"
+    assert reason.startswith("data = 'folder:/nonexist' is not allowed")
 
 
 def test_a_summary_keeps_settings_apart_that_agree_to_six_digits():

@@ -1,0 +1,232 @@
+"""Networks as other people write them, through every stage: the result, or one line."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from helpers import audit, frozen, lora, models, patches, pruning, training, unlearning
+from helpers.config import InputError
+
+
+@pytest.fixture
+def short(cfg):
+    return cfg.but(method="lora", rank=2, epochs=1)
+
+
+def network(*middle):
+    torch.manual_seed(0)
+    made = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), *middle, nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
+    ).eval()  # fmt: skip
+    made.input_shape = (1, 8, 8)
+    return made
+
+
+def moved_to(model, dataset):
+    return model.to(dataset.mean.device)
+
+
+def test_an_instance_norm_gets_the_size_that_is_left(short, dataset, tmp_path):
+    model = moved_to(network(nn.InstanceNorm2d(16, affine=True)), dataset)
+    made = unlearning.unlearn(model, dataset, short.but(method="prunelora_channels", rank=1))
+    assert made.model[1].num_features == 8
+    patch = patches.load_patch(patches.save_patch(made.patch, tmp_path / "patch"), model)
+    images = models.example(model)
+    assert torch.equal(patches.apply(model, patch)(images), made.model(images))
+    models.save(made.model, tmp_path / "whole")
+    assert torch.equal(models.load(tmp_path / "whole", model)(images), made.model(images))
+
+
+class Encoder(nn.Module):
+    """Attention of PyTorch's own, whose size is no tensor's."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv2d(1, 32, 2, 2)
+        self.block = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, dropout=0.0)
+        self.head = nn.Linear(32, 10)
+        self.input_shape = (1, 8, 8)
+
+    def forward(self, x):
+        return self.head(self.block(self.embed(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+def test_what_could_not_be_read_back_is_refused_before_it_trains(short, dataset):
+    model = moved_to(Encoder().eval(), dataset)
+    with pytest.raises(InputError, match=r"channels cannot be removed from Encoder: .*use a mask"):
+        unlearning.unlearn(model, dataset, short.but(method="prunelora_channels", rank=1))
+    made = unlearning.unlearn(model, dataset, short.but(method="prunelora"))
+    images = models.example(model)
+    assert torch.equal(patches.apply(model, made.patch)(images), made.model(images))
+
+
+def test_nothing_with_weights_needs_to_lie_before_the_first_adapter(short, dataset):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    model.input_shape = (1, 8, 8)
+    moved_to(model, dataset)
+    made = [unlearning.unlearn(model, dataset, short.but(cache_mb=mb)) for mb in (1024, 0)]
+    kept, computed = (one.model.state_dict() for one in made)
+    assert all(torch.allclose(kept[name], computed[name], atol=1e-6) for name in kept)
+    assert made[0].fit.macs == made[1].fit.macs
+
+
+class Versioned(nn.Module):
+    """Asks what it loads for the version that it was saved by, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def __init__(self):
+        super().__init__()
+        self.layers, self.input_shape = network(), (1, 8, 8)
+
+    def forward(self, x):
+        return self.layers(x)
+
+    def _load_from_state_dict(self, state, prefix, metadata, *others):
+        if metadata.get("version") != 2:
+            raise ValueError(f"version should be 2 instead of {metadata.get('version')}")
+        super()._load_from_state_dict(state, prefix, metadata, *others)
+
+
+def test_a_network_that_asks_for_its_version_gets_it(short, dataset, tmp_path):
+    model = moved_to(Versioned().eval(), dataset)
+    images = models.example(model)
+    made = unlearning.unlearn(model, dataset, short)
+    assert torch.equal(patches.apply(model, made.patch)(images), made.model(images))
+    before = models.fingerprint(model)
+    with patches.switched_on(model, made.patch):
+        assert torch.equal(model(images), made.model(images))
+    assert models.fingerprint(model) == before
+    models.save(made.model, tmp_path)
+    assert torch.equal(models.load(tmp_path, model)(images), made.model(images))
+    smaller = copy.deepcopy(model)
+    pruning.remove_channels(smaller, 0.5)
+    assert smaller.layers[0].out_channels == 8
+
+
+def test_a_training_of_such_a_network_goes_on(short, dataset, tmp_path):
+    model, place = moved_to(Versioned().eval(), dataset), tmp_path / "checkpoint.safetensors"
+    cfg, stop = short.but(method="finetune", epochs=2), threading.Event()
+    with (
+        pytest.raises(training.Interrupted, match="go on"),
+        training.watched(stop, lambda done, total: stop.set()),
+    ):
+        unlearning.unlearn(model, dataset, cfg, checkpoint=place)
+    found = unlearning.unlearn(model, dataset, cfg, checkpoint=place).model
+    wanted = unlearning.unlearn(model, dataset, cfg).model
+    assert models.fingerprint(found) == models.fingerprint(wanted)
+
+
+def test_names_may_come_one_by_one():
+    made = pruning.prune(network(), 0.5, names=(name for name in ("0", "2")))
+    assert pruning.sparsity(made.model, ["0", "2"]) == 0.5
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_norm_without_parameters_belongs_to_the_patch_as_well(short, dataset, affine):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1),
+        nn.BatchNorm2d(16, affine=affine), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(16, 10),
+    ).eval()  # fmt: skip
+    model.input_shape = (1, 8, 8)
+    moved_to(model, dataset)
+    made = {n: unlearning.unlearn(model, dataset, short.but(norms=n)) for n in ("patch", "frozen")}
+    counted = {name: int(one.model[3].num_batches_tracked) for name, one in made.items()}
+    assert counted == {"patch": made["patch"].fit.steps, "frozen": 0}
+    patched = patches.apply(model, made["patch"].patch)
+    assert torch.equal(patched[3].running_mean, made["patch"].model[3].running_mean)
+
+
+class Scale(nn.Module):
+    """A number that is in no state."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.factor
+
+
+def test_features_of_a_network_are_not_those_of_another_with_its_weights(short, dataset):
+    def scaled(factor):
+        model = nn.Sequential(Scale(factor), *network()).eval()
+        model.input_shape = (1, 8, 8)
+        return moved_to(model, dataset)
+
+    cache = frozen.Cache(10**9)
+    unlearning.unlearn(scaled(1.0), dataset, short, cache=cache)
+    shared = unlearning.unlearn(scaled(3.0), dataset, short, cache=cache)
+    alone = unlearning.unlearn(scaled(3.0), dataset, short)
+    assert shared.frozen_once
+    assert models.fingerprint(shared.model) == models.fingerprint(alone.model)
+
+
+@pytest.mark.parametrize("config", [SimpleNamespace(width=16), {"width": 16}, "wide", 3, None])
+def test_a_config_of_ones_own_is_no_config_of_pefts(short, dataset, config):
+    model = moved_to(network(), dataset)
+    model.config = config
+    adapted = lora.attach(model, 2, ["2"], alpha=4)
+    assert model.config is config
+    assert adapted.base_model.model.config == config
+    unlearning.unlearn(model, dataset, short)
+
+
+class TwoHeads(nn.Module):
+    """A second answer while it trains, as in torchvision's GoogLeNet and Inception."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 16, 3)
+        self.other, self.head = nn.Linear(16, 10), nn.Linear(16, 10)
+        self.input_shape = (1, 8, 8)
+
+    def forward(self, x):
+        h = torch.relu(self.first(x))
+        answer = self.head(torch.relu(self.second(h)).mean((2, 3)))
+        return (answer, self.other(h.mean((2, 3)))) if self.training else answer
+
+
+@pytest.mark.parametrize("method", ["lora", "finetune", "prunelora_channels"])
+def test_a_second_head_in_training_is_refused_before_anything_is_done(short, dataset, method):
+    with pytest.raises(InputError, match=r"^original's answer while it trains = 'tuple'"):
+        unlearning.unlearn(moved_to(TwoHeads().eval(), dataset), dataset, short.but(method=method))
+
+
+def test_another_precision_is_refused_where_images_would_be_passed(dataset):
+    model = moved_to(network().double(), dataset)
+    for act in (
+        lambda: lora.attach(model, 2, ["2"], alpha=4),
+        lambda: audit.evaluate(model, dataset, 3),
+    ):
+        with pytest.raises(InputError, match=r"torch\.float64.*float32: model\.float\(\)"):
+            act()
+    lora.attach(model, 2, ["2"], alpha=4, audited=False)
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [torch.tensor([1, 2, 3], dtype=t) for t in (torch.int16, torch.int8, torch.complex64)]
+    + [torch.empty(0), torch.full((3,), float("nan"))],
+    ids=lambda tensor: f"{tensor.dtype} {tensor.tolist()}",
+)
+def test_buffers_of_every_kind_are_read_back(short, dataset, tmp_path, buffer):
+    model = network()
+    model.register_buffer("held", buffer)
+    models.save(model, tmp_path / "whole")
+    again = models.load(tmp_path / "whole", model)
+    assert again.held.dtype == buffer.dtype
+    assert torch.equal(again.held.nan_to_num(), buffer.nan_to_num())
+    moved_to(model, dataset)
+    patch = unlearning.unlearn(model, dataset, short).patch
+    assert "held" not in patch.tensors, "it did not change"
+    patches.load_patch(patches.save_patch(patch, tmp_path / "patch"), model)
