@@ -184,8 +184,7 @@ def dropped_masks(cfg: RunConfig, dataset: Dataset) -> Defect:
         for mode in ("default", "paper"):
             # the same layers and learning rate in both modes: only the masks differ
             lr = cfg.but(method=method, mode="default").unlearn.lr
-            blocks = {"targets": "blocks"} if mode == "default" else {}  # as published
-            one = cfg.but(method=method, mode=mode, lr=lr, pruning=None, **blocks)
+            one = cfg.but(method=method, mode=mode, targets="blocks", lr=lr, pruning=None)
             model = _network(one, dataset, method)
             layers = models.layers(model)
             names = layers.prunable if method == "prune_finetune" else layers.paper_adaptable

@@ -266,9 +266,11 @@ def validate(cfg: RunConfig, dataset: Dataset) -> None:
     for name, part in (("training", split.forget), ("test", split.test_forget)):
         check(f"{name} images of class {what}", len(part), len(part) > 0, "at least one")
     for name in published_alone(cfg):
-        default = RunConfig.__dataclass_fields__[name].default
-        check(name, getattr(cfg, name), getattr(cfg, name) == default,
-              f"{default!r} in paper mode, which prunes and adapts as published")  # fmt: skip
+        allowed = [RunConfig.__dataclass_fields__[name].default]
+        allowed += ["blocks"] if name == "targets" else []  # all of them, which is what it adapts
+        check(name, getattr(cfg, name), getattr(cfg, name) in allowed,
+              f"{' or '.join(map(repr, allowed))} in paper mode, which prunes and adapts as "
+              "published")  # fmt: skip
     model = new_model(cfg, dataset)
     layers, kind = models.layers(model), pruning_of(cfg)
     if kind in ("channels", "mask_nm") and cfg.mode == "default":  # may refuse, or change the sizes
