@@ -181,7 +181,7 @@ def attach(
         config._register_custom_module(_weight_form())
     masked = copy.deepcopy(model)
     apply_masks(masked, masks or {})
-    with torch.random.fork_rng([]), _without(masked, "config"):
+    with torch.random.fork_rng([]), _hidden(masked, "config"):
         torch.default_generator.manual_seed(seed)
         adapted = get_peft_model(masked, config)
     _unwrap_others(adapted, train_in_full)
@@ -203,13 +203,16 @@ def attach(
 
 
 @contextlib.contextmanager
-def _without(model: nn.Module, name: str) -> Iterator[None]:
+def _hidden(model: nn.Module, name: str) -> Iterator[None]:
     """Hide an attribute: peft takes a network's own ``config`` for one of transformers'."""
-    held = {key: model.__dict__.pop(key) for key in (name,) if key in model.__dict__}
+    if name not in vars(model):
+        yield
+        return
+    held = vars(model).pop(name)
     try:
         yield
     finally:
-        model.__dict__.update(held)
+        vars(model)[name] = held
 
 
 def _unwrap_others(adapted: PeftModel, train_in_full: list[str]) -> None:
@@ -512,7 +515,7 @@ def merge(model: PeftModel, masks: Masks | None = None, refill: str = "refuse") 
             where = f"{grown} weights under the mask of {name}"
             check("adapters", where, grown == 0 or refill == "mask", allowed)
             weights[name] = effective_weight(layer, mask)
-    with _without(model.get_base_model(), "config"):
+    with _hidden(model.get_base_model(), "config"):
         merged = model.merge_and_unload().eval()
     for name, weight in weights.items():
         merged.get_submodule(name).weight.copy_(weight)
