@@ -12,7 +12,8 @@ the first one alone. The record is ``results/audit-cifar.json``; it grows by hal
 settings at a time. ``--settings`` takes those that are named alone: after a stop, what is done
 enters at once. The figure beside it and the tables of the README are made from it. One whose
 metrics were measured in another way (``helpers.audit.VERSION``) is begun anew: the unlearned
-networks are kept, too, so that it takes no training.
+networks are kept, too, so that it takes no training. What is audited already, of cells that are
+not finished, comes with the project in ``benchmarks/audits/``.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from helpers.data import Dataset
 
 RECORD = Path(__file__).parents[1] / "results" / "audit-cifar.json"
 NETWORKS = Path(__file__).with_name("networks")  # finished runs, as ``artifacts/`` has them
+AUDITS = Path(__file__).with_name("audits")  # and finished audits
 PAPER = ("finetune", "prune_finetune", "lora", "prunelora")
 OTHERS = (
     "prunelora_channels", "finetune_sgd", "neggrad_plus", "salun", "logit_mask", "head_only",
@@ -65,7 +67,11 @@ def main() -> None:
         for done in Parallel(n_jobs=options.workers, return_as="generator_unordered")(jobs):
             give(done)
     if options.only != "networks":
-        audits(cfg, cells, options.workers, dataset, options.settings)
+        share_audits(cfg, cells, dataset)
+        try:
+            audits(cfg, cells, options.workers, dataset, options.settings)
+        finally:
+            share_audits(cfg, cells, dataset)
         plots.style()
         figure = plots.lie_detector(study.panel(study.load(RECORD))).figure
         figure.savefig(RECORD.with_suffix(".png"), dpi=110)
@@ -93,6 +99,22 @@ def take(cfg: RunConfig) -> None:
 def give(done: runs.Run) -> None:
     """Keep a network with the project; another data set's is another folder."""
     _copy(done.folder, NETWORKS / done.folder.name)
+
+
+def share_audits(cfg: RunConfig, cells: Sequence[tuple[int, int]], dataset: Dataset) -> None:
+    """Let the finished audits here and those that come with the project be the same ones."""
+    for forget, seed in cells:
+        here = study.folder_of(cfg.but(forget=forget), dataset, ORACLES) / f"{seed}-{seed}.json"
+        there = AUDITS / here.parent.name / here.name
+        with files.locked(here.with_suffix(".lock"), wait=True):
+            found = [files.read_json(p, ("rows", "bands")) for p in (here, there) if p.is_file()]
+            rows = {row["key"]: row for one in found for row in one["rows"]}
+            for path in (here, there):
+                if rows and not (
+                    path.is_file() and len(files.read_json(path)["rows"]) == len(rows)
+                ):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    files.write_json(path, {**found[0], "rows": [*rows.values()]})
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -15,7 +15,8 @@ after its imports; on a GPU the most of PyTorch's allocator), ``peak`` (operatio
 training as a share of those of a large matrix product, where the rest of the time goes, and for
 how much of it a GPU computes anything),
 ``cost`` (seconds and memory against images, rank, sparsity and worker processes, with the exponent
-of the power law and its 95 % interval).
+of the power law and its 95 % interval), on a GPU also ``graphs`` (training steps that are repeated
+from a recording against plain ones, and how far apart they end).
 
 Ratios are ours / plain, but for ``batches``, where they say how many times faster;
 ``measure.py`` says how both sides are timed. On the CPU every process computes with one thread.
@@ -118,11 +119,15 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "cuda": {
         "batches": {"images": 25_600, "batch": 128, "pairs": 5},
-        "epoch": {"images": 12_800, "batches": (128, 512), "epochs": 5, "pairs": 3},
+        "epoch": {"images": 12_800, "batches": (128,), "epochs": 5, "pairs": 3},
         "memory": {"images": 2560, "more": 12_800, "batch": 128, "pairs": 2},
         "peak": {
             "networks": {"resnet20": 1024, "resnet18": 512, "resnet50": 128, "vit": 256},
             "side": 8192, "steps": 10, "pairs": 5,
+        },
+        "graphs": {
+            "networks": {"resnet20": 64, "resnet18": 512, "vit": 256},
+            "images": 12_800, "epochs": 2, "pairs": 3,
         },
         "cost": {
             "images": {1000: 2, 5000: 2, 10_000: 2, 50_000: 2}, "ranks": (1, 2, 4, 8, 16, 32, 64),
@@ -154,7 +159,10 @@ def main() -> None:
     settle(arguments.device, arguments.data)
     record = None if arguments.quick else RESULTS / f"images-{DEVICE}.json"
     sizes = QUICK if arguments.quick else SIZES[DEVICE]
-    made = sections(arguments.sections or SECTIONS, SECTIONS, sizes, DEVICE, record, ABOUT)
+    asked = arguments.sections or [name for name in SECTIONS if name in sizes]
+    if impossible := sorted({*asked} - {*sizes}):
+        parser.error(f"only with --device cuda: {', '.join(impossible)}")
+    made = sections(asked, SECTIONS, sizes, DEVICE, record, ABOUT)
     if "cost" in made:
         name = "images-cost-quick.png" if arguments.quick else PICTURES[DEVICE]
         draw(made["cost"], (Path(tempfile.gettempdir()) if arguments.quick else RESULTS) / name)
@@ -296,17 +304,19 @@ def _epoch(part: Dataset, batch: int, epochs: int, pairs: int) -> dict[str, Any]
         whole.setdefault(name, []).append(preparing + epochs * seconds)
         return seconds
 
-    def mine(method: str, precision: str, turn: int) -> float:
+    def mine(method: str, precision: str, graphs: bool, turn: int) -> float:
         started = time.perf_counter()
-        how = {"method": method, "precision": precision, "cache_mb": CACHE_MB}
+        how = {"method": method, "precision": precision, "graphs": graphs, "cache_mb": CACHE_MB}
         outcome = ours(part, batch, epochs, turn, **how)
-        whole.setdefault(f"{method}, {precision}", []).append(time.perf_counter() - started)
+        name = ours_named(method, precision, graphs)
+        whole.setdefault(name, []).append(time.perf_counter() - started)
         assert outcome.frozen_once
         return outcome.fit.seconds / epochs
 
     plains = {"plain": 0.18} if DEVICE == "cpu" else {"plain": 0.18, "plain, TF32": None}
+    ways = itertools.product(METHODS, PRECISIONS, (False, True) if DEVICE == "cuda" else (False,))
     contenders = {name: functools.partial(plain, name) for name in plains} | {
-        f"{m}, {p}": functools.partial(mine, m, p) for m in METHODS for p in PRECISIONS
+        ours_named(*way): functools.partial(mine, *way) for way in ways
     }
     times = in_turn(contenders, pairs)
     whole = {name: seconds[-pairs:] for name, seconds in whole.items()}
@@ -318,6 +328,10 @@ def _epoch(part: Dataset, batch: int, epochs: int, pairs: int) -> dict[str, Any]
         compared["whole"][key] = row = compare(whole, name, other)
         checks.append(check(f"run of {epochs} epochs with all preparations, {key}", row))
     return {"times": times, "whole": whole, "compared": compared, "checks": checks}
+
+
+def ours_named(method: str, precision: str, graphs: bool) -> str:
+    return f"{method}, {precision}{', graphs' if graphs else ''}"
 
 
 def memory(images: int, more: int, batch: int, pairs: int) -> dict[str, Any]:
@@ -409,6 +423,41 @@ def peak(networks: dict[str, int], side: int, steps: int, pairs: int) -> dict[st
             title = f"peak, {name}, {precision}: share of a matrix product"
             checks.append(check(title, row))
     return {**made, "checks": checks}
+
+
+def graphs(networks: dict[str, int], images: int, epochs: int, pairs: int) -> dict[str, Any]:
+    """Compare training whose steps are repeated from a recording with plain training."""
+    made: dict[str, Any] = {"seeds": list(range(pairs)), "n": pairs, "networks": {}}
+    checks, ways = [], ("plain", "plain again", "recorded")
+    for name, batch in networks.items():
+        recipe = Recipe(epochs, LR, optimizer="sgd", batch_size=batch, augment="crop+flip")
+        ended: dict[str, nn.Module] = {}
+        contenders = {
+            way: functools.partial(_stepping, name, recipe, dataset(images), way, ended)
+            for way in ways
+        }
+        times = in_turn(contenders, pairs)
+        row = compare(times, "recorded", "plain")
+        apart = {way: _distance(ended[way], ended["plain"]) for way in ways[1:]}
+        made["networks"][name] = {"batch": batch, "times": times, "compared": row, "apart": apart}
+        checks.append(check(f"graphs, {name}: seconds a step, recorded / plain", row))
+        print(f"{name}: how far from plain training the last one ended: {apart}", flush=True)
+    return {**made, "checks": checks}
+
+
+def _stepping(
+    name: str, recipe: Recipe, part: Dataset, way: str, ended: dict[str, nn.Module], turn: int
+) -> float:
+    ended[way] = model = build(name, turn).to(DEVICE)
+    how = {"precision": "amp", "graphs": way == "recorded"}
+    fit = training.fit(model, part.train, part, recipe, seed=turn, **how)
+    return fit.seconds / fit.steps
+
+
+def _distance(one: nn.Module, other: nn.Module) -> float:
+    """Return the norm of the difference of all weights as a share of the norm of the second's."""
+    a, b = (nn.utils.parameters_to_vector(model.parameters()).detach() for model in (one, other))
+    return float((a - b).norm() / b.norm())
 
 
 def trainer(name: str, batch: int, half: torch.dtype | None) -> Callable[[], None]:
@@ -555,7 +604,8 @@ def draw(section: dict[str, Any], path: Path) -> None:
 
 
 SECTIONS: dict[str, Section] = {
-    "batches": batches, "epoch": epoch, "memory": memory, "peak": peak, "cost": cost,
+    "batches": batches, "epoch": epoch, "memory": memory, "peak": peak, "graphs": graphs,
+    "cost": cost,
 }  # fmt: skip
 
 

@@ -199,6 +199,8 @@ def _add_run(parser: argparse.ArgumentParser, several: bool = False) -> None:
     add("--precision", help=f"{', '.join(PRECISIONS)}; auto is mixed precision on CUDA")
     add("--compile", action="store_true", default=None,
         help="torch.compile the training steps: for long runs of small networks")  # fmt: skip
+    add("--graphs", action="store_true", default=None,
+        help="on a GPU, repeat training steps from a recording: for small networks")  # fmt: skip
     add("--cache-mb", type=whole, metavar="MB", help="memory for the outputs of the frozen part: "
         "0 (computed anew at every step) and up; default 1024")  # fmt: skip
     text = "at most N training images a class: 2 and up"

@@ -382,6 +382,8 @@ class RunConfig:
         device: ``auto``, ``cpu`` or ``cuda``; stored resolved, never as ``auto``.
         precision: ``auto`` (mixed on CUDA), ``fp32`` or ``amp``; stored resolved.
         compile: Whether ``torch.compile`` makes the training steps faster, after a while.
+        graphs: Whether a GPU repeats training steps from a recording, see :mod:`helpers.recording`;
+            not together with ``compile``. Not part of a run's identity: the steps are the same.
         cache_mb: MB that the outputs of the frozen part may take, few of them in memory and many in
             a file in ``artifacts/``; 0 computes them anew at every step.
         memory_mb: Memory in MB that the images may take; those of a larger dataset stay in a file
@@ -424,6 +426,7 @@ class RunConfig:
     device: str = "auto"
     precision: str = "auto"
     compile: bool = False
+    graphs: bool = False
     cache_mb: int = 1024
     memory_mb: int = 4096
     threads: int = 1
@@ -456,7 +459,9 @@ class RunConfig:
             check(field, value, value is None or (_finite(value) and value > 0), "above 0")
         ok = self.dropout is None or (_finite(self.dropout) and 0 <= self.dropout < 1)
         check("dropout", self.dropout, ok, "a share in [0, 1)")
-        check("compile", self.compile, isinstance(self.compile, bool), "True or False")
+        for field in ("compile", "graphs"):
+            value = getattr(self, field)
+            check(field, value, isinstance(value, bool), "True or False")
         if self.pruning is not None:
             choose("pruning", self.pruning, KINDS)
         for field, known_names in _NAMES:

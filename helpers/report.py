@@ -467,11 +467,12 @@ def _machines(name: str, record: Mapping[str, Any]) -> str:
 def _limits(sections: Mapping[str, Mapping[str, Any]]) -> str:
     """Lay out the ratios of the sections that compare, a column for each kind of device."""
     rows: dict[str, dict[str, str]] = {}
-    for name, (device, measured) in itertools.product(("batches", "epoch", "memory"),
+    for name, (device, measured) in itertools.product(("batches", "epoch", "memory", "graphs"),
                                                       sections.items()):  # fmt: skip
         if name in measured:
-            # where a section was measured, what it does not have is not what lacks
-            others = {d: "–" for d, one in sections.items() if name in one}
+            # where a section was measured, what it does not have is not what lacks; on a CPU
+            # there is nothing to record
+            others = {d: "–" for d, one in sections.items() if name in one or name == "graphs"}
             for found in measured[name]["checks"]:
                 row = rows.setdefault(found["what"], {"limit": found["limit"]} | others)
                 span = f"{found['lowest']:.3g} – {found['highest']:.3g}"

@@ -295,7 +295,7 @@ def _class(
     cfg = cfg.but(forget=forget)
     dataset = data.load_dataset(cfg, progress=False)
     split = dataset.split(forget)
-    folder = _folder(cfg, dataset, oracles)
+    folder = folder_of(cfg, dataset, oracles)
     rows = {pair: _kept(path) for pair, path in zip(wanted, _paths(folder, wanted), strict=True)}
     keys = {name: _key(point) for name, point in points.items()}
     missing = {
@@ -371,8 +371,21 @@ def _key(point: RunConfig) -> str:
     return _hash(settings)
 
 
-def _folder(cfg: RunConfig, dataset: data.Dataset, oracles: int) -> Path:
-    """Name the place of a class's audits by what determines the original and the oracles."""
+def folder_of(cfg: RunConfig, dataset: data.Dataset, oracles: int) -> Path:
+    """Return the folder in which :func:`run` keeps the audits of a class.
+
+    Args:
+        cfg: Data, network, recipe of training, and the class.
+        dataset: Its data.
+        oracles: Retrained networks for each class.
+
+    Returns:
+        ``artifacts/audits/<hash>`` below :func:`helpers.config.home`, named by what determines the
+        originals and the oracles, and by how metrics are measured: a file for each pair of seeds.
+
+    Source: this project.
+    Lesson: 05_evaluation, "The comparison".
+    """
     first = cfg.but(method="original", seed=0, original_seed=None)
     oracle = first.but(method="retrain")
     plain = [runs.identity(one, dataset.fingerprint) for one in (first, oracle)]

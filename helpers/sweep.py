@@ -48,7 +48,7 @@ _NUMBERS = ("sparsity", "alpha", "dropout", "lr")
 # field -> where runs.identity tells what it came to
 _CAME_TO = {"alpha": "lora_alpha", "dropout": "lora_dropout", "original_seed": "start_seed",
             "lr": "unlearn", "epochs": "unlearn"}  # fmt: skip
-_ASIDE = ("memory_mb", "cache_mb")  # change no network, and so make no points
+_ASIDE = ("memory_mb", "cache_mb", "graphs")  # change no network, and so make no points
 _JUDGED = ("mode", "earlier")  # a network that does not depend on them is judged otherwise
 _SHOWN = ("method", "forget", "seed", "rank", "sparsity")
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers import files, models, parallel
+from helpers import files, models, parallel, recording
 from helpers.config import InputError, Recipe, check
 from helpers.data import Dataset, ImageSet, batches, per_pass
 from helpers.ledger import count_saved
@@ -175,6 +175,7 @@ def fit(
     checkpoint: Path | None = None,
     precision: str = "auto",
     compile: bool = False,
+    graphs: bool = False,
     progress: str | None = None,
 ) -> Fit:
     """Train a network on some images by a recipe. In place.
@@ -202,6 +203,9 @@ def fit(
         precision: ``fp32``, ``amp`` (mixed), or ``auto``: mixed on CUDA.
         compile: Whether ``torch.compile`` makes the training steps faster; the first ones wait for
             it, which counts as training. Numbers round otherwise.
+        graphs: Whether a GPU repeats the passes from a recording (a CUDA graph) after some steps,
+            see :mod:`helpers.recording`: the same steps, sooner. Only for a network whose passes
+            are alike but for the numbers drawn by torch; not with ``compile`` or several processes.
         progress: The text of a progress bar; None shows none.
 
     Returns:
@@ -211,7 +215,7 @@ def fit(
         Interrupted: After Ctrl-C or the kernel's stop button.
         FileProblem: If a checkpoint cannot be read or written.
         InputError: If there are no images, training diverges to a loss that is not finite, or the
-            network cannot be compiled.
+            network cannot be compiled or recorded.
 
     Source: this project; mixed precision as in the PyTorch AMP recipe.
     Lesson: 01_baseline_training, "Train".
@@ -224,9 +228,12 @@ def fit(
     watch = _WATCH.get()
     # the random state that dropout and MixUp use is set anew for every step, then given back
     random = torch.random.fork_rng(_cuda_devices(model))
-    with _stop_requested() as stop, random, parallel.whole_batch_norms(model):
+    stack = contextlib.ExitStack()
+    with _stop_requested() as stop, random, parallel.whole_batch_norms(model), stack:
         parallel.as_first([*model.parameters(), *model.buffers()])
-        loop = _Loop(model, recipe, str(part.images.device), precision, tuple(frozen), compile)
+        device = str(part.images.device)
+        loop = _Loop(model, recipe, device, precision, tuple(frozen), compile, graphs)
+        stack.callback(loop.release)
         if checkpoint is not None:
             loop.origin = _origin(model, part, seed)
         if checkpoint is not None and parallel.first(checkpoint.exists):
@@ -237,9 +244,12 @@ def fit(
             source = batches(part, size, augment=recipe.augment, seed=(seed, epoch))
             with contextlib.closing(source):  # also where what is raised keeps it
                 for images, labels in itertools.islice(source, loop.steps_in_epoch, None):
+                    images = dataset.normalise(images)
+                    if len(labels) == size:
+                        loop.record(images, left=recipe.epochs * per_epoch - loop.fit.steps)
                     loop.seed(seed * 1_000_003 + loop.fit.steps)
                     share = loop.fit.steps / (recipe.epochs * per_epoch)
-                    loop.step(objective, dataset.normalise(images), labels, share, after_step)
+                    loop.step(objective, images, labels, share, after_step)
                     bar.update()
                     if watch is not None:
                         watch.step(loop.fit.steps, bar.total)
@@ -247,6 +257,7 @@ def fit(
             loop.end_epoch(parallel.shared(model), dataset, monitor)
             loop.pause(stop, checkpoint, bar)
         bar.close()
+        loop.release()
         if not loop.fit.macs:
             batch = next(batches(part, size, augment=recipe.augment, seed=(seed, 0)))
             images, labels = (tensor[: -(-len(tensor) // parallel.size())] for tensor in batch)
@@ -271,7 +282,7 @@ class _Loop:
 
     def __init__(
         self, model: nn.Module, recipe: Recipe, device: str, precision: str,
-        frozen: tuple[nn.Module, ...], compile: bool,
+        frozen: tuple[nn.Module, ...], compile: bool, graphs: bool,
     ) -> None:  # fmt: skip
         self.model, self.recipe, self.device = model, recipe, torch.device(device)
         self.frozen, self.compiled = frozen, compile
@@ -283,7 +294,13 @@ class _Loop:
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.dtype == torch.float16, init_scale=2.0**16
         )
+        self.recorded: recording.Recorded | None = None
+        if graphs:
+            ok = recording.possible(self.device) and not compile and parallel.size() == 1
+            check("graphs", graphs, ok, "False but on CUDA, in one process and without compile")
+            self.called = self.recorded = recording.Recorded(model, self.dtype)
         self.fit, self.lr = Fit(), recipe.lr
+        self.steps_here = 0  # by this process, since it took the training up
         self.steps_in_epoch, self.images, self.loss_sum = 0, 0, 0.0
         self.saved_at, self.origin = time.monotonic(), ""
         self.others = 0  # bytes on the GPU that do not belong to this training
@@ -298,6 +315,17 @@ class _Loop:
         torch.default_generator.manual_seed(value)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(value)
+
+    def record(self, images: Tensor, left: int) -> None:
+        """Have the steps to come repeated, where that pays."""
+        if self.recorded is None or self.recorded.example is not None:
+            return
+        if self.steps_here >= recording.EAGER and left >= recording.LEAST:
+            self.recorded.record(images)
+
+    def release(self) -> None:
+        if self.recorded is not None:
+            self.recorded.release()
 
     def start_epoch(self) -> None:
         self.model.train()
@@ -314,6 +342,8 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr = self.recipe.lr * schedule(self.recipe.schedule, share)
         self.optimizer.zero_grad(set_to_none=True)
+        if self.recorded is not None:
+            self.recorded.next_step()
         measured = self.fit.peak_memory == 0 and self.device.type == "cpu"
         amp = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
         counting = count_saved(self.model) if measured else contextlib.nullcontext([0])
@@ -332,6 +362,7 @@ class _Loop:
         self.images += len(labels)
         self.fit.steps += 1
         self.steps_in_epoch += 1
+        self.steps_here += 1
 
     def count_macs(self, objective: Objective, images: Tensor, labels: Tensor) -> int:
         """Count one step, outside the clock; what it moves is put back."""

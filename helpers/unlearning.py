@@ -423,7 +423,8 @@ def unlearn(
     part = {"all": every, "retain": split.retain, "forget": split.forget}[chosen.data]
     stage = partial(
         training.fit, dataset=dataset, recipe=recipe, seed=cfg.seed, objective=objective,
-        checkpoint=checkpoint, precision=cfg.precision, compile=cfg.compile, progress=progress,
+        checkpoint=checkpoint, precision=cfg.precision, compile=cfg.compile,
+        graphs=cfg.graphs, progress=progress,
     )  # fmt: skip
     if chosen.adapt != "lora":
         fresh = chosen.start == "scratch" and chosen.prune == "none"

@@ -242,7 +242,7 @@ def _benchmarks(options: argparse.Namespace) -> list[Step]:
     if not path.is_file():
         return []
     quick = ["--quick"] if options.quick else []
-    minutes = {"batches": 1, "epoch": 2, "memory": 2, "peak": 2, "cost": 7}
+    minutes = {"graphs": 2, "batches": 1, "epoch": 2, "memory": 2, "peak": 2, "cost": 7}
     sections = ("batches",) if options.quick else (*minutes,)
     data = ["--data", options.data] if options.data else []
     return [

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import audit, data, files, models, runs
+from helpers import audit, data, files, models, recording, runs, study
 from helpers.config import get_config
 from helpers.data import Dataset
 
@@ -213,3 +213,61 @@ def test_the_record_of_photographs_grows_over_calls_and_nothing_is_done_twice(
     assert second["bands"]["3"] == first["bands"]["3"]
     assert {c: [*one] for c, one in second["bands"].items()} == {"3": ["0"], "5": ["0"]}
     assert len(second["training"]) == 1 + 2 * audit_cifar.ORACLES, "the original counts once"
+
+
+def test_finished_audits_come_with_the_project_and_go_on_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(audit_cifar, "AUDITS", tmp_path / "audits")
+    monkeypatch.setenv("HELPERS_HOME", str(tmp_path / "first"))
+    cfg, cells = get_config("smoke", device="cpu"), [(3, 0), (5, 0)]
+    dataset = data.load_dataset(cfg)
+    audit_cifar.share_audits(cfg, cells, dataset)
+    assert not (tmp_path / "audits").exists(), "nothing was audited yet"
+
+    def kept(forget, folder=None):
+        here = study.folder_of(cfg.but(forget=forget), dataset, audit_cifar.ORACLES)
+        return (here if folder is None else folder / here.name) / "0-0.json"
+
+    def put(path, *keys):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [{"key": key, "UA": 0.5} for key in keys]
+        path.write_text(json.dumps({"rows": rows, "bands": {"UA": [0, 1, 0.5]}}))
+
+    put(kept(3), "a", "b")
+    audit_cifar.share_audits(cfg, cells, dataset)
+    there = kept(3, tmp_path / "audits")
+    assert json.loads(there.read_text()) == json.loads(kept(3).read_text())
+    assert [*(tmp_path / "audits").rglob("*.*")] == [there], "and no lock"
+    before = there.stat().st_mtime_ns
+    monkeypatch.setenv("HELPERS_HOME", str(tmp_path / "second"))
+    put(kept(3), "b", "c")
+    audit_cifar.share_audits(cfg, cells, dataset)
+    for path in (kept(3), there):
+        assert sorted(row["key"] for row in json.loads(path.read_text())["rows"]) == ["a", "b", "c"]
+    assert there.stat().st_mtime_ns > before
+    put(there, *"abc")
+    before = there.stat().st_mtime_ns
+    audit_cifar.share_audits(cfg, cells, dataset)
+    assert there.stat().st_mtime_ns == before, "nothing new"
+    there.write_text("{")
+    with pytest.raises(files.FileProblem, match=r"0-0\.json"):
+        audit_cifar.share_audits(cfg, cells, dataset)
+
+
+def test_what_only_a_gpu_can_do_is_refused_on_a_cpu(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["images.py", "--quick", "graphs"])
+    with pytest.raises(SystemExit):
+        images.main()
+    assert "only with --device cuda: graphs" in capsys.readouterr().err
+
+
+def test_repeated_steps_are_timed_beside_plain_ones_and_compared(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda module, *_, **how: module)
+    monkeypatch.setattr(recording, "possible", lambda device: True)
+    monkeypatch.setattr(images, "DEVICE", "cpu")
+    found = images.graphs({"digits_resnet": 8}, 8 * (recording.LEAST + 3), 1, 2)
+    row = found["networks"]["digits_resnet"]
+    assert row["apart"] == {"plain again": 0, "recorded": 0}
+    assert [check["what"] for check in found["checks"]] == [
+        "graphs, digits_resnet: seconds a step, recorded / plain"
+    ]
+    assert row["compared"]["n"] == 2

@@ -233,15 +233,15 @@ def test_other_settings_are_another_study(tiny, home):
     from helpers import data
 
     dataset = data.load_dataset(tiny)
-    place = study._folder(tiny, dataset, 3)
+    place = study.folder_of(tiny, dataset, 3)
     same_place = [tiny.but(method="lora"), tiny.but(seed=3), tiny.but(original_seed=1),
                   tiny.but(rank=4), tiny.but(sparsity=0.25), tiny.but(lr=0.5)]  # fmt: skip
-    assert {study._folder(one, dataset, 3) for one in same_place} == {place}
+    assert {study.folder_of(one, dataset, 3) for one in same_place} == {place}
     others = [tiny.but(forget=5), tiny.but(train=dataclasses.replace(tiny.train, epochs=5)),
               tiny.but(split_seed=1)]  # fmt: skip
     datasets = [dataset, dataset, data.load_dataset(others[-1])]
-    places = {study._folder(one, images, 3) for one, images in zip(others, datasets, strict=True)}
-    assert len({place, study._folder(tiny, dataset, 4)} | places) == 5
+    places = {study.folder_of(one, images, 3) for one, images in zip(others, datasets, strict=True)}
+    assert len({place, study.folder_of(tiny, dataset, 4)} | places) == 5
     settings = [tiny, tiny.but(rank=4), tiny.but(sparsity=0.25), tiny.but(lr=0.5),
                 tiny.but(method="lora"), tiny.but(adapter="dora"), tiny.but(epochs=3)]  # fmt: skip
     assert len({study._key(one) for one in settings}) == 7
