@@ -41,7 +41,9 @@ class Recorded(nn.Module):
     It is called in the network's place and has the network's parameters. What does not fit the
     recording goes through the network itself: a batch of another shape, evaluation mode, images
     that need a gradient, and each call but the first after :meth:`next_step`, since a recording
-    has memory for the outputs of one pass.
+    has memory for the outputs of one pass. It has one for the gradients, too, where those of the
+    parameters may lie until the next step: they must be dropped before (``zero_grad``), not added
+    to.
 
     Args:
         model: (B, C, H, W) -> (B, classes) logits, on a GPU. From :meth:`record` on, none of its
@@ -103,7 +105,8 @@ class Recorded(nn.Module):
         Raises:
             InputError: If the network cannot be recorded, because it waits for the CPU, or answers
                 otherwise from the recording, because it draws numbers in Python. After the first,
-                PyTorch's memory on the GPU is in no good state: begin with a new process.
+                PyTorch up to 2.12 still believes that it records, and frees no memory on the GPU
+                (its issue 180395): begin with a new process.
 
         Source: this project.
         Lesson: 01_baseline_training, "Train".
