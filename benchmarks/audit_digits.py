@@ -17,6 +17,8 @@ import argparse
 import time
 from pathlib import Path
 
+import pandas as pd
+
 from helpers import files, plots, report, shadows, study, unlearning
 from helpers.config import TUNED, get_config, home
 
@@ -29,6 +31,10 @@ SETTINGS = {name: {"method": name} for name in METHODS} | {
     "finetune_sgd@3": {"method": "finetune_sgd", "epochs": 3},
     "retrain@3": {"method": "retrain", "train": TUNED["digits"]["retrain@3"]},
 }
+SHORT = (
+    "UA", "TA", "MIA", "Avg Gap", "TV", "linear_probe", "head_refit", "CKA_forget", "IDI",
+    "prototype_attack", "relearn_steps", "epsilon",
+)  # fmt: skip
 REPEATED = {"prunelora": 3, "finetune_sgd": 3}  # to tell unlearning seeds from the rest
 
 
@@ -44,9 +50,7 @@ def main() -> None:
         about = {"workers": options.workers, "wall_seconds": wall}
         found.about.update(about, core_seconds=float(found.table["wall"].sum()))
         study.save(found, RESULTS / "audit-digits.json")
-        plots.style()
-        figure = plots.lie_detector(study.panel(found)).figure
-        figure.savefig(RESULTS / "audit-digits.png", dpi=110)
+        draw(study.panel(found))
         report.render_readme(RESULTS.parent / "README.md")
     if options.only != "audit":
         started = time.perf_counter()
@@ -54,6 +58,15 @@ def main() -> None:
         record = shadows.run(CFG, ["original", "retrain", *methods], workers=options.workers)
         about = {"workers": options.workers, "wall_seconds": time.perf_counter() - started}
         files.write_json(RESULTS / "shadows-digits.json", record | about)
+
+
+def draw(panel: pd.DataFrame) -> None:
+    """Draw the whole panel, and a part of it that can be read at a glance."""
+    plots.style()
+    short = panel["method"].isin(report.JUDGED) & panel["metric"].isin(SHORT)
+    for name, part in (("audit-digits", panel), ("lie-detector", panel[short])):
+        figure = plots.lie_detector(part).figure
+        figure.savefig(RESULTS / f"{name}.png", dpi=110)
 
 
 if __name__ == "__main__":

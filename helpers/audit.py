@@ -115,7 +115,7 @@ METRICS: dict[str, Metric] = {
         "the original; less in a layer counts as 0, so that single oracles lie above it",
     ),
     "prototype_attack": Metric(
-        "relearning", "prototype", "upper",
+        "relearning", "few-image recall", "upper",
         "share recognised after a few images' mean feature became the class's classifier row",
         "test_forget",
     ),

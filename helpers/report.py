@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from helpers import audit, files, runs, statistics, study
+from helpers import audit, files, runs, statistics, study, unlearning
 from helpers.config import check
 
 Format = Callable[[float], str]
@@ -39,6 +39,12 @@ FINDING = (
     "Avg Gap", "TA", "TV", "linear_probe", "head_refit", "IDI", "prototype_attack",
     "relearn_steps", "relearn_area", "epsilon",
 )  # fmt: skip
+# the small table: which methods, by which metrics
+JUDGED = (
+    "original", "retrain", "finetune@3", "lora", "prunelora", "prunelora_channels", "logit_mask",
+    "head_only", "prototype",
+)  # fmt: skip
+VERDICT = ("UA", "TA", "MIA", "linear_probe", "head_refit", "prototype_attack")
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 UNMEASURED = "not measured yet"
 RANKED = ("finetune", "prune_finetune", "lora")  # by Avg Gap, in the paper
@@ -250,6 +256,60 @@ def finding(found: study.Study) -> str:
         f"- the paper's ranking, PruneLoRA first by Avg Gap, is {word} here: beside {told}."
     )
     return "Distance to the oracles, PruneLoRA\n\n" + "\n".join(lines) + "\n"
+
+
+def verdict() -> str:
+    """Tell the digits' audit in one small table: the paper's methods, anchors and cheats.
+
+    Returns:
+        Markdown: a row a method, what the metrics say in a column each, and where and when.
+
+    Raises:
+        FileProblem: If a record is missing or damaged.
+
+    Source: ``results/audit-digits.json`` and ``shadows-digits.json``, by
+        ``benchmarks/audit_digits.py``.
+    Lesson: 05_evaluation, "What we saw".
+    """
+    found = study.load(runs.results_folder() / "audit-digits.json")
+    shadows = files.read_json(
+        runs.results_folder() / "shadows-digits.json", ("methods", "forget", "targets")
+    )
+    means, inside = found.table.groupby("method")[[*VERDICT, "gmacs"]].mean(), found.inside()
+    whole = inside.astype(float).groupby(found.table["method"]).mean()
+    titles = [audit.METRICS[name].title for name in VERDICT]
+    rows = [["", *(f"{title} %" for title in titles), "U-LiRA %", "GMACs"]]
+    for name in JUDGED:
+        told = [
+            f"{100 * means[m][name]:.1f}{'' if whole[m][name] >= 0.5 else ' ✗'}" for m in VERDICT
+        ]
+        hits = shadows["methods"].get(name)
+        hits = "–" if hits is None else f"{100 * hits['tpr']:.1f}"
+        rows.append([f"`{name}`", *told, hits, f"{means['gmacs'][name]:.1f}"])
+    seeds, classes = found.table["original_seed"].nunique(), len(found.bands)
+    one = " and ".join(map(str, shadows["forget"]))
+    return (
+        f"{markdown_table(rows)}\nMean over {classes} classes x {seeds} training seeds; ✗: fewer "
+        "than half of the networks lie where one more retrained network is expected. U-LiRA: hits "
+        f"at 1 % false alarms of an attack with many shadow networks, digit {one} alone, "
+        f"{shadows['targets']} networks attacked. GMACs: 10^9 multiply-accumulates of pruning and "
+        "training. `@3`: three epochs, which cost about what PruneLoRA costs. "
+        f"{provenance(found.about)}\n"
+    )
+
+
+def methods() -> str:
+    """List what each method does.
+
+    Returns:
+        Markdown: a row a method.
+
+    Source: :data:`helpers.unlearning.METHODS`.
+    Lesson: 04_class_unlearning, "A table of methods".
+    """
+    rows = [["method", "kind", "what it does"]]
+    rows += [[f"`{k}`", m.family, m.summary] for k, m in unlearning.METHODS.items()]
+    return markdown_table(rows, right=False)
 
 
 def shadow_table(record: Mapping[str, Any]) -> pd.DataFrame:
@@ -756,8 +816,8 @@ def render_readme(path: Path) -> None:
 
     Args:
         path: The README; has ``<!-- NAME -->`` and ``<!-- end NAME -->`` for ``comparison``,
-            ``budget``, ``photographs``, ``protocol``, ``audits``, ``glossary``, ``savings`` and
-            ``images``.
+            ``verdict``, ``budget``, ``methods``, ``photographs``, ``protocol``, ``audits``,
+            ``glossary``, ``savings`` and ``images``.
 
     Raises:
         InputError: If a marker is missing.
@@ -772,6 +832,7 @@ def render_readme(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     blocks = {"comparison": f"{table}\n{provenance(record)} {NOTE}\n", "budget": budget("all"),
               "audits": audits(), "glossary": glossary(), "savings": savings(), "images": images(),
-              "protocol": protocol(), "photographs": photographs()}  # fmt: skip
+              "protocol": protocol(), "photographs": photographs(), "verdict": verdict(),
+              "methods": methods()}  # fmt: skip
     text = filled(text, blocks)
     files.write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))

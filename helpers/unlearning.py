@@ -88,26 +88,35 @@ METHODS: dict[str, Method] = {
         "baseline", data="forget", objective="gradient_ascent", summary="away from the labels"
     ),
     "neggrad_plus": Method(
-        "baseline", data="all", objective="neggrad_plus", summary="descend here, ascend there"
+        "baseline", data="all", objective="neggrad_plus",
+        summary="down the loss of the others, up that of the class",
     ),
     "random_labels": Method(
-        "baseline", data="all", objective="random_labels", summary="other labels for the class"
+        "baseline", data="all", objective="random_labels",
+        summary="random other labels for the class",
     ),
     "salun": Method(
         "baseline", data="all", objective="random_labels", salient=True,
-        summary="other labels, the weights that matter alone",
+        summary="random other labels, only in the weights that matter to the class",
     ),
-    "l1_sparse": Method("baseline", objective="l1_sparse", summary="fine-tuning that shrinks"),
-    "scrub": Method("baseline", data="all", objective="scrub", summary="a student that disobeys"),
+    "l1_sparse": Method(
+        "baseline", objective="l1_sparse", summary="every weight, with an L1 penalty that fades"
+    ),
+    "scrub": Method(
+        "baseline", data="all", objective="scrub",
+        summary="near the original on the others, away from it on the class",
+    ),
     "bad_teacher": Method(
-        "baseline", data="all", objective="bad_teacher", summary="two teachers, one of them bad"
+        "baseline", data="all", objective="bad_teacher",
+        summary="like the original on the others, like a fresh network on the class",
     ),
     "ssd": Method(
         "baseline", data="all", edit="dampen", objective="none",
-        summary="what matters to the class shrinks",
+        summary="weights that matter more to the class than to the others shrink",
     ),
     "boundary_shrink": Method(
-        "baseline", data="forget", objective="boundary_shrink", summary="the label next door"
+        "baseline", data="forget", objective="boundary_shrink",
+        summary="the class's images relabelled with the nearest other class",
     ),
     "weight_negation": Method(
         "baseline", edit="negate", summary="first layer negated (NoT), then fine-tuning"
