@@ -363,8 +363,9 @@ def one_of_each(cfg: RunConfig, dataset: Dataset) -> Defect:
     return Defect(
         "one class, one seed, one rank, one sparsity",
         values,
-        f"over {len(grid)} of them UA {values['lowest UA']:.1%} – {values['highest UA']:.1%}, TA "
-        f"{values['lowest TA']:.1%} – {values['highest TA']:.1%}",
+        f"class {cfg.forget} over {len(grid)} seeds, ranks and sparsities: UA "
+        f"{values['lowest UA']:.1%} – {values['highest UA']:.1%}, TA {values['lowest TA']:.1%} – "
+        f"{values['highest TA']:.1%}",
         "05, The comparison",
     )
 
