@@ -201,8 +201,8 @@ def _add_run(parser: argparse.ArgumentParser, several: bool = False) -> None:
         help="torch.compile the training steps: for long runs of small networks")  # fmt: skip
     add("--graphs", action="store_true", default=None,
         help="on a GPU, repeat training steps from a recording: for small networks")  # fmt: skip
-    add("--cache-mb", type=whole, metavar="MB", help="memory for the outputs of the frozen part: "
-        "0 (computed anew at every step) and up; default 1024")  # fmt: skip
+    add("--cache-mb", type=whole, metavar="MB", help="for the outputs of the frozen part, in "
+        "memory or a file: 0 (computed anew at every step) and up; default 1024")  # fmt: skip
     text = "at most N training images a class: 2 and up"
     add("--train-limit", type=whole, metavar="N", help=text)
     parser.set_defaults(command=_run)

@@ -717,6 +717,27 @@ def _resampled(found: Look, picks: Mapping[str, Tensor]) -> Look:
     return replace(one, own=found.own | _shares(one) | {"ZRF": zrf})
 
 
+def check_images(dataset: Dataset) -> None:
+    """Refuse data that are too few for an audit, before anything is trained for it.
+
+    Args:
+        dataset: The data.
+
+    Raises:
+        InputError: If a class has too few training images for the metrics of features, of
+            relearning or of privacy.
+
+    Source: this project.
+    Lesson: 05_evaluation, "Audit your own model".
+    """
+    least = max(relearning.PER_CLASS, attacks.LEAST)
+    counts = dataset.train.labels.bincount(minlength=len(dataset.classes)).tolist()
+    few = min(counts)
+    name = dataset.classes[counts.index(few)]
+    ok = few >= least
+    check(f"training images of class {name!r}", few, ok, f"at least {least} for an audit")
+
+
 def check_networks(
     model: nn.Module, original: nn.Module, oracles: Sequence[nn.Module], split: ClassSplit
 ) -> None:
@@ -731,8 +752,9 @@ def check_networks(
     Raises:
         InputError: If there are too few oracles or two are the same, an oracle recognises the
             forgotten class or knows nothing of another, the original does not know the class,
-            the outputs are in another order than the labels or do not come from the last linear
-            layer, or a network is on another device or of another type than float32.
+            one is of another architecture, the outputs are in another order than the labels or do
+            not come from the last linear layer, or a network is on another device or of another
+            type than float32.
 
     Source: this project.
     Lesson: 05_evaluation, "Audit your own model".
@@ -741,11 +763,16 @@ def check_networks(
     named = {"model": model, "original": original}
     named |= {f"oracle {i}": o for i, o in enumerate(oracles, 1)}
     hashes: dict[str, str] = {}
+    places: dict[str, int] = {}
     for name, network in named.items():
         device = next((p.device.type for p in network.parameters()), "no parameters")
         check(name, device, device == split.forget.images.device.type, "the device of the images")
         images = split.dataset.normalise(split.forget.images[:2])
         models.check_answers(name, network, images, len(split.dataset.classes))
+        found = len(features.points(network, images))
+        known = places.setdefault("model", found)
+        check(f"places where layers of {name} are read", found, found == known,
+              f"{known}, as in the model: one architecture, pruned or not")  # fmt: skip
         twin = hashes.setdefault(models.fingerprint(network), name)
         check(name, f"the same weights as {twin}", twin == name or name == "original",
               "networks of their own; another seed gives another oracle")  # fmt: skip

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 LEAST = 10  # images of a group from which an attack learns; with fewer there is no number
 UPLOADS = folders.IMAGE_FORMATS  # what a visitor may give
 MOST_AT_ONCE = 1000
+LARGE = 16 * 224 * 224  # pixels taken at once where gradients are kept
 PIXELS_AT_ONCE = {"cpu": 128 * 32 * 32, "cuda": 1000 * 32 * 32}
 MOST_BYTES, MOST_PIXELS = 10_000_000, 25_000_000
 SHARES = {"validation": 0.15, "test": 0.25}  # of each class, where the source has no such part
@@ -263,6 +264,22 @@ def per_pass(images: Tensor | Stored) -> int:
         return MOST_AT_ONCE
     most = PIXELS_AT_ONCE["cpu" if images.device.type == "cpu" else "cuda"]
     return max(1, min(MOST_AT_ONCE, most // math.prod(images.shape[2:])))
+
+
+def at_most(images: Tensor | Stored, count: int) -> int:
+    """Tell how many images to take at once where their number matters, or gradients are kept.
+
+    Args:
+        images: (N, C, H, W).
+        count: As many as it should be.
+
+    Returns:
+        ``count``; of large images fewer, at least 2.
+
+    Source: this project.
+    Lesson: 01_baseline_training, "Train".
+    """
+    return max(2, min(count, LARGE // math.prod(images.shape[2:])))
 
 
 def crop(images: Tensor, shift: Tensor, pad: int) -> Tensor:

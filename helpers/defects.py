@@ -182,7 +182,7 @@ def dropped_masks(cfg: RunConfig, dataset: Dataset) -> Defect:
     values = {}
     for name, method in (("finetune", "prune_finetune"), ("merge", "prunelora")):
         for mode in ("default", "paper"):
-            # the same layers and learning rate in both modes: only the masks differ
+            # the same layers and learning rate in both modes
             lr = cfg.but(method=method, mode="default").unlearn.lr
             one = cfg.but(method=method, mode=mode, targets="blocks", lr=lr, pruning=None)
             model = _network(one, dataset, method)

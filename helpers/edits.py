@@ -12,7 +12,7 @@ from torch import nn
 
 from helpers import models, objectives
 from helpers.config import check
-from helpers.data import ClassSplit, Dataset, batches
+from helpers.data import ClassSplit, Dataset, batches, per_pass
 
 MASKED = -1e4  # instead of minus infinity: finite, and no probability is left at any precision
 Edit = Callable[[nn.Module, ClassSplit, Dataset, float | None], int]
@@ -71,7 +71,7 @@ def prototype(
     hook = head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
     try:
         with models.evaluating(model):
-            for images, _ in batches(split.forget, 1000):
+            for images, _ in batches(split.forget, per_pass(split.forget.images)):
                 model(dataset.normalise(images))
     finally:
         hook.remove()

@@ -118,9 +118,8 @@ def cut(plain: nn.Module, adapted: nn.Module, trained: Iterable[str]) -> Cut:
             _refuse_dropout(graph)
             moving = _depends_on(graph, set(trained)) | _not_per_image(plain, graph, images)
         except Exception as error:  # tracing runs the network's own code, which may do anything
-            raise InputError(
-                f"{kind} cannot be cut in two: {str(error).splitlines()[:1]}"
-            ) from error
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(f"{kind} cannot be cut in two: {reason}") from error
     _split_first_adapters(graph, moving, adapted)
     crossing = [n for n in graph.nodes if n not in moving and any(u in moving for u in n.users)]
     if not crossing or any(n.op == "placeholder" for n in crossing):

@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from helpers import audit, ledger, models, outputs, runs, statistics, training, unlearning
+from helpers import (
+    audit,
+    ledger,
+    models,
+    outputs,
+    patches,
+    runs,
+    statistics,
+    training,
+    unlearning,
+)
 from helpers.config import RunConfig, check
 from helpers.study import Study
 
@@ -608,7 +618,7 @@ def train(
         metrics["Avg Gap"] = audit.average_gap(metrics, centers)
         metrics["ToW"] = audit.tow(metrics, centers)
     row = ledger.measure(model, "live", models.layers(model).prunable)
-    patch = None if outcome.patch is None else _bytes_of(outcome)
+    patch = None if outcome.patch is None else patches.size(outcome.patch)
     costs = {
         "zeros": row["sparsity"], "channels": sum(row["channels"].values()),
         "parameters": row["parameters"], "macs": row["macs"], "file_bytes": row["file_bytes"],
@@ -666,18 +676,6 @@ def _reference(
 def _leave_if(stop: threading.Event) -> None:
     if stop.is_set():
         raise training.Interrupted("stopped while measuring; nothing was kept")
-
-
-def _bytes_of(outcome: unlearning.Outcome) -> int:
-    """Write the patch where it is gone at once, and return its size."""
-    import tempfile
-    from pathlib import Path
-
-    from helpers import patches
-
-    with tempfile.TemporaryDirectory() as folder:
-        kept = patches.save_patch(outcome.patch, Path(folder) / "patch")
-        return sum(part.stat().st_size for part in kept.iterdir())
 
 
 # ------------------------------------------------------------------------------------------------

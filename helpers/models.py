@@ -797,8 +797,6 @@ def load(folder: Path, base: nn.Module | None = None) -> nn.Module:
             with torch.no_grad():
                 model.eval()(example(model))
     except (InputError, TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
-        if isinstance(error, files.FileProblem):
-            raise
         raise files.FileProblem(files.cannot_read(folder, error)) from error
     return model.eval()
 

@@ -6,7 +6,7 @@ is told by its label. Each builder takes a :class:`Task` and returns an objectiv
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from helpers import models, parallel
 from helpers.config import InputError, check
-from helpers.data import Dataset, ImageSet, batches
+from helpers.data import Dataset, ImageSet, at_most, batches
 from helpers.training import Objective, cross_entropy
 
 
@@ -256,16 +256,19 @@ TEACHERS: dict[str, tuple[str, ...]] = {
 
 
 def saliency(
-    model: nn.Module, forget: ImageSet, dataset: Dataset, share: float
-) -> tuple[Callable[[], None], int]:
+    model: nn.Module, forget: ImageSet, dataset: Dataset, share: float,
+    masks: Mapping[str, Tensor] | None = None,
+) -> tuple[Callable[[], None], int]:  # fmt: skip
     """Choose the weights that the forget set's loss depends on most, and hold all the others.
 
     Args:
         model: The network, adapted or not; what requires a gradient is ranked.
         forget: Images of the forgotten classes.
         dataset: Gives the normalisation.
-        share: Of the trainable parameters that may move; in (0, 1]. For SalUn it is the recipe's
-            ``strength``, 0.5 unless given.
+        share: Of the trainable parameters, masked weights left out, that may move; in (0, 1]. For
+            SalUn it is the recipe's ``strength``, 0.5 unless given.
+        masks: Name of layer -> (shape of weight) bool, True where kept; what is masked is ranked
+            last, however steep the loss is there.
 
     Returns:
         What puts the others back to where they are now, to be called after each step; and the bytes
@@ -281,8 +284,12 @@ def saliency(
     trained = [p for p in model.parameters() if p.requires_grad]
     slopes = [slope.abs() for slope in _gradients(model, trained, forget, dataset)]
     parallel.as_first(slopes)
+    gone = {id(model.get_submodule(name).weight): ~mask for name, mask in (masks or {}).items()}
+    for parameter, slope in zip(trained, slopes, strict=True):
+        if (masked := gone.get(id(parameter))) is not None:
+            slope.masked_fill_(masked.to(slope.device), -1)
     every = torch.cat([slope.flatten() for slope in slopes])
-    count = max(1, round(share * len(every)))
+    count = max(1, round(share * int((every >= 0).sum())))
     threshold = every.kthvalue(len(every) - count + 1).values
     held = [(p, slope < threshold, p.detach().clone())
             for p, slope in zip(trained, slopes, strict=True)]  # fmt: skip
@@ -301,7 +308,7 @@ def _gradients(
     """Return the gradient of the mean loss of some images, in evaluation mode."""
     total = [torch.zeros_like(p) for p in parameters]
     with models.evaluating(model), torch.enable_grad():
-        for images, labels in batches(part, 256):
+        for images, labels in batches(part, at_most(part.images, 256)):
             loss = F.cross_entropy(model(dataset.normalise(images)), labels, reduction="sum")
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
             for sum_, slope in zip(total, found, strict=True):

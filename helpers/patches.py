@@ -408,8 +408,6 @@ def load_patch(folder: Path, base: nn.Module) -> Patch:
         patch = _unpack(tensors, plain, base, patch)
         made = apply(base, patch)
         models.check_fit(made)
-    except files.FileProblem:
-        raise
     except (InputError, TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
         raise files.FileProblem(files.cannot_read(folder, error)) from error
     if models.fingerprint(made) != patch.result:

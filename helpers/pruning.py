@@ -21,7 +21,7 @@ from torch.nn.utils import prune as torch_prune
 
 from helpers import ledger, models
 from helpers.config import CRITERIA, KINDS, SCOPES, InputError, check, choose
-from helpers.data import Dataset, ImageSet, batches
+from helpers.data import Dataset, ImageSet, at_most, batches
 from helpers.training import recalibrate_batchnorm
 
 log = logging.getLogger(__name__)
@@ -300,7 +300,7 @@ def _gradients(model: nn.Module, part: ImageSet, dataset: Dataset, seed: int) ->
     """Leave the mean gradient of the loss on some images in every parameter; how many. In place."""
     chosen = part.sample(SCORED, seed)
     model.eval().requires_grad_(True).zero_grad(set_to_none=True)
-    for images, labels in batches(chosen, 128):
+    for images, labels in batches(chosen, at_most(chosen.images, 128)):
         loss = F.cross_entropy(model(dataset.normalise(images)), labels, reduction="sum")
         (loss / len(chosen)).backward()
     return len(chosen)

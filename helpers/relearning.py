@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers import features, models
+from helpers import features, models, outputs
 from helpers.config import check
 from helpers.data import Dataset, ImageSet, per_pass
 
@@ -150,13 +150,13 @@ def _head_alone(
     bias = torch.zeros(len(weight)).to(weight) if head.bias is None else head.bias.detach().double()
     learning = [weight] if head.bias is None else [weight, bias.requires_grad_()]
     optimizer = torch.optim.SGD(learning, lr=HEAD_RATE, momentum=0.9)
-    accuracies = [_right(rows @ weight.detach().T + bias.detach(), truth)]
+    accuracies = [outputs.accuracy(rows @ weight.detach().T + bias.detach(), truth)]
     for _ in range(steps):
         with torch.enable_grad():
             optimizer.zero_grad()
             F.cross_entropy(few @ weight.T + bias, labels).backward()
         optimizer.step()
-        accuracies.append(_right(rows @ weight.detach().T + bias.detach(), truth))
+        accuracies.append(outputs.accuracy(rows @ weight.detach().T + bias.detach(), truth))
     return accuracies
 
 
@@ -268,11 +268,7 @@ def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     logits = torch.cat([model(few) for few in images.split(per_pass(images))])
     check("logits", "nan or inf", bool(logits.isfinite().all()),
           "the network diverged: use a smaller lr")  # fmt: skip
-    return _right(logits, labels)
-
-
-def _right(logits: Tensor, labels: Tensor) -> float:
-    return (logits.argmax(1) == labels).double().mean().item()
+    return outputs.accuracy(logits, labels)
 
 
 def steps_to_regain(curve: Curve, accuracy: float, share: float = SHARE) -> int:

@@ -18,6 +18,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import platform
 from collections.abc import Iterable, Iterator
@@ -99,14 +100,14 @@ class Run:
     def history(self) -> list[dict[str, float]]:
         """One row an epoch: epoch, loss, and the validation accuracies ``forget`` and ``retain``.
 
-        Both are means over their classes.
+        Both are means over their classes; NaN where no image of them was followed.
         """
         rows = []
         for row in self.record["history"]:
             classes = {k: v for k, v in row.items() if k.isdigit()}
-            mine = [classes.pop(str(c)) for c in self.config.forgotten]
+            mine = [classes.pop(str(c), math.nan) for c in self.config.forgotten]
             forget = sum(mine) / len(mine)
-            retain = sum(classes.values()) / len(classes)
+            retain = sum(classes.values()) / len(classes) if classes else math.nan
             kept = {k: v for k, v in row.items() if not k.isdigit()}
             rows.append({**kept, "forget": forget, "retain": retain})
         return rows

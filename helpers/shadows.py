@@ -97,8 +97,7 @@ def _margin(cfg: RunConfig, name: str, seed: int, place: str) -> Tensor:
             raise files.FileProblem(files.cannot_read(path, "it holds no margins"))
         return kept["margins"]
     original = None
-    if unlearning.method(one.method).start == "original":
-        first = one.but(method="original")
+    if (first := runs.before(one)) is not None:
         original = runs.run(first, dataset, progress=False).model(dataset)
     cache = frozen.Cache(cfg.cache_mb * 1_000_000)
     model = unlearning.unlearn(original, runs.as_trained(dataset, one), one, cache=cache).model

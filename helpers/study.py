@@ -192,6 +192,7 @@ def run(
     for point in points.values():
         for c in classes:
             unlearning.validate(point.but(forget=c), dataset)
+    audit.check_images(dataset)
     # (original's seed, seed) -> what is done with them; a repetition has another seed
     wanted = {
         (t, t + ORACLE_SEED * 10 * u): [name for name in points if times[name] > u]
@@ -218,8 +219,8 @@ def _points(
 
 
 def _times(points: Iterable[str], repetitions: int | Mapping[str, int]) -> dict[str, int]:
-    if isinstance(repetitions, int):
-        repetitions = dict.fromkeys(points, repetitions)
+    if isinstance(repetitions, int):  # an original is not unlearned
+        repetitions = {name: 1 if name == "original" else repetitions for name in points}
     check("unlearning_seeds", dict(repetitions), {*repetitions} <= {*points}, "methods asked for")
     times = dict.fromkeys(points, 1) | dict(repetitions)
     check("unlearning_seeds", times, min(times.values()) >= 1, "at least one of each")
@@ -250,6 +251,7 @@ def audit_run(
     check("oracles", oracles, oracles >= audit.LEAST_ORACLES,
           f"at least {audit.LEAST_ORACLES}, better five")  # fmt: skip
     dataset = dataset or data.load_dataset(cfg, progress)
+    audit.check_images(dataset)
     start = {"seed": cfg.start_seed, "original_seed": None, "earlier": ()}
     wanted = [cfg, cfg.but(method="original", **start)]
     wanted += [
@@ -310,8 +312,11 @@ def _class(
         looks = looks or _oracles(cfg, dataset, split, oracles)
         first = cfg.but(method="original", seed=start)
         original = runs.run(first, dataset, progress=False).model(dataset)
-        before = audit.look(original, split)
-        limits = audit.bands(looks, before, split)
+        try:
+            before = audit.look(original, split)
+            limits = audit.bands(looks, before, split)
+        except InputError as error:  # of which network?
+            raise InputError(f"class {forget}, original of seed {start}: {error}") from error
         bands = {k: [_json(v) for v in (b.low, b.high, b.center)] for k, b in limits.items()}
         cache, path = frozen.Cache(cfg.cache_mb * 1_000_000), _paths(folder, [pair])[0]
         for name in names:
@@ -435,7 +440,7 @@ def _row(
             "seconds": outcome.seconds, "gmacs": outcome.macs / 1e9,
             "memory_mb": outcome.fit.peak_memory / 1e6, "trainable": outcome.trainable,
         }  # fmt: skip
-    known = cfg.method == "original" and judged is dataset
+    known = cfg.method == "original" and judged is dataset and cfg.seed == cfg.start_seed
     seen = before if known else audit.look(model, split)
     found = audit.against(seen, oracles, before)
     return {

@@ -41,7 +41,6 @@ POLL = 0.5  # seconds between two looks at points that other processes are doing
 RAY_RETRIES = 3  # of a piece whose worker died, by Ray itself
 ALL = "all"  # of forget: each class alone
 
-_IMAGES = ("data", "image_size", "split_seed", "train_limit", "on_corrupt", "memory_mb", "device")
 _WHOLE = ("image_size", "seed", "original_seed", "rank", "epochs", "cache_mb", "memory_mb",
           "threads", "train_limit", "split_seed")  # fmt: skip
 _NUMBERS = ("sparsity", "alpha", "dropout", "lr")
@@ -179,7 +178,7 @@ def _shared(images: RunConfig, sweep: str) -> tuple[data.Dataset, frozen.Cache]:
 
 
 def _share(cfg: RunConfig, sweep: str) -> tuple[data.Dataset, frozen.Cache]:
-    kept = {name: getattr(cfg, name) for name in (*_IMAGES, "cache_mb")}
+    kept = {name: getattr(cfg, name) for name in (*data.FIELDS, "cache_mb")}
     return _shared(get_config(cfg.preset, **kept), sweep)
 
 
@@ -233,13 +232,13 @@ def _combinations(
     grid: Mapping[str, Sequence[Any]], preset: str, sweep: str
 ) -> Iterator[dict[str, Any]]:
     """Combine all values; those that tell the images vary slowest, so that each are loaded once."""
-    fields = sorted(grid, key=lambda field: field not in _IMAGES)
+    fields = sorted(grid, key=lambda field: field not in data.FIELDS)
     for chosen in itertools.product(*(grid[field] for field in fields)):
         changes = dict(zip(fields, chosen, strict=True))
         if changes.get("forget") != ALL:
             yield changes
             continue
-        own = {k: v for k, v in changes.items() if k in (*_IMAGES, "cache_mb")}
+        own = {k: v for k, v in changes.items() if k in (*data.FIELDS, "cache_mb")}
         try:
             dataset, _ = _share(get_config(preset, **own), sweep)
         except InputError:  # found again, and told, where the point is tried
@@ -253,7 +252,7 @@ def _try(cfg: RunConfig, sweep: str, tried: dict[Any, str | None]) -> data.Datas
 
     Points that differ in seeds and steps alone are alike; of images that cannot be loaded all are.
     """
-    images = tuple(getattr(cfg, name) for name in _IMAGES)
+    images = tuple(getattr(cfg, name) for name in data.FIELDS)
     _once(images, tried, lambda: _share(cfg, sweep))
     dataset, _ = _share(cfg, sweep)
     like = cfg.but(seed=0, original_seed=None, lr=None, epochs=None, alpha=None)
@@ -370,12 +369,15 @@ def run(
     _refuse(asked, skip_impossible)
     threads = max(point.cfg.threads for point in asked.points)
     cuda = any(point.cfg.device == "cuda" for point in asked.points)
-    with _engine(ray, workers, threads, cuda) as engine:
-        work = _Work(engine, name)
-        for level in asked.before:
-            work.do(level, progress and "networks to start from")
-        made, work.done = work.done, 0
-        found = work.do(asked.points, progress and "points")
+    try:
+        with _engine(ray, workers, threads, cuda) as engine:
+            work = _Work(engine, name)
+            for level in asked.before:
+                work.do(level, progress and "networks to start from")
+            made, work.done = work.done, 0
+            found = work.do(asked.points, progress and "points")
+    finally:
+        _shared.cache_clear()  # images and features, which the next sweep would load anew
     rows = [{**point.settings, **row} for point, row in zip(asked.points, found, strict=True)]
     seconds = time.perf_counter() - started
     device = "cuda" if cuda else "cpu"

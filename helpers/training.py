@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from helpers import files, models, parallel, recording
 from helpers.config import InputError, Recipe, check
-from helpers.data import Dataset, ImageSet, batches, per_pass
+from helpers.data import Dataset, ImageSet, at_most, batches, per_pass
 from helpers.ledger import count_saved
 
 log = logging.getLogger(__name__)
@@ -264,6 +264,9 @@ def fit(
             with parallel.alone():
                 counted = loop.count_macs(objective, dataset.normalise(images), labels)
             loop.fit.macs = counted * loop.fit.steps * n // (per_epoch * len(labels))
+        if parallel.agreed(stop.is_set()):  # meanwhile
+            loop.started = time.perf_counter()
+            loop.pause(stop, checkpoint, bar)
     model.eval()
     return loop.fit
 
@@ -647,7 +650,8 @@ def recalibrate_batchnorm(
             norm.reset_running_stats()
             norm.momentum = None  # a plain mean over the batches
             norm.train()
-        for images in chosen.chunk(-(-len(chosen) // 256)):  # even parts: each counts the same
+        parts = -(-len(chosen) // at_most(chosen, 256))
+        for images in chosen.chunk(parts):  # of even size: each counts the same
             model(dataset.normalise(images))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

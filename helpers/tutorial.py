@@ -60,9 +60,7 @@ def play(
     Lesson: 00_start_here, "What it costs".
     """
     costs, done = {}, {}
-    with tempfile.TemporaryDirectory() as fresh:
-        if write:
-            os.environ["HELPERS_HOME"] = fresh
+    with tempfile.TemporaryDirectory() as fresh, _home(fresh if write else None):
         for name in SERIES:
             path = notebooks / f"{name}.ipynb"
             notebook, costs[name] = execute(path, cfg.preset)
@@ -81,7 +79,23 @@ def play(
         for path, notebook in done.items():
             save(_with_costs(normalise(notebook)), path)
             save(solutions(notebook), solutions_path(path))
-    say(f"Pages: {pages}/*.html    Records: {every[0].folder.parent}/*/run.json")
+    kept = "" if write else f"    Records: {every[0].folder.parent}/*/run.json"
+    say(f"Pages: {pages}/*.html{kept}")
+
+
+@contextmanager
+def _home(folder: str | None) -> Iterator[None]:
+    """Let runs be kept elsewhere while the context lasts; None changes nothing."""
+    before = os.environ.get("HELPERS_HOME")
+    if folder is not None:
+        os.environ["HELPERS_HOME"] = folder
+    try:
+        yield
+    finally:
+        if folder is not None:
+            os.environ.pop("HELPERS_HOME")
+            if before is not None:
+                os.environ["HELPERS_HOME"] = before
 
 
 def _keep(cfg: RunConfig, root: Path, costs: dict[str, Any], table: pd.DataFrame) -> None:

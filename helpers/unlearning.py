@@ -400,7 +400,9 @@ def unlearn(
     """
     chosen, split = method(cfg.method), dataset.split(cfg.forgotten)
     # whoever asked earlier has had the images deleted: the next request cannot use them
-    every, forget = (_without(part, cfg.earlier) for part in (dataset.train, split.forget))
+    # an original is trained before any request, and is everybody's
+    earlier = cfg.earlier if chosen.start == "original" else ()
+    every, forget = (_without(part, earlier) for part in (dataset.train, split.forget))
     split = dataclasses.replace(split, forget=forget)
     if chosen.start == "scratch":
         model, recipe = new_model(cfg, dataset), recipe or cfg.train
@@ -442,7 +444,7 @@ def unlearn(
         trainable = models.count_parameters(model, trainable=True)
         hold = partial(pruning.apply_masks, model, pruned.masks) if pruned.masks else None
         if chosen.salient:
-            hold, spent = _hold(model, hold, split.forget, dataset, recipe)
+            hold, spent = _hold(model, hold, split.forget, dataset, recipe, pruned.masks)
             before += spent
         fit = stage(model, part, after_step=hold, frozen=still, monitor=monitor)
         fit.peak_memory += before.bytes
@@ -533,11 +535,11 @@ def _only_the_head(model: nn.Module) -> list[nn.Module]:
 
 def _hold(
     model: nn.Module, first: Callable[[], None] | None, forget: ImageSet, dataset: Dataset,
-    recipe: Recipe,
+    recipe: Recipe, masks: pruning.Masks,
 ) -> tuple[Callable[[], None], Spent]:  # fmt: skip
     """Choose the weights that may not move; join them to what has to be held after each step."""
     share, started = 0.5 if recipe.strength is None else recipe.strength, time.perf_counter()
-    still, held = objectives.saliency(model, forget, dataset, share)
+    still, held = objectives.saliency(model, forget, dataset, share, masks)
     spent = Spent(_since(started, model), _macs(model, 3 * len(forget), dataset), held)
 
     def both() -> None:

@@ -801,3 +801,10 @@ def test_evaluation_measures_each_part_once_and_the_right_one(dataset, split, or
     assert share == 0
     kept = dataset.split(4).retain.labels
     assert (other["UA"], other["RA"]) == (1, pytest.approx(float((kept == 3).double().mean())))
+
+
+@pytest.mark.parametrize("place", [1, 2])
+def test_a_network_of_another_architecture_is_refused(judge, place):
+    name = {1: "original", 2: "oracle 1"}[place]
+    with refused(rf"^places where layers of {name} are read = 2 .*one architecture, pruned or not"):
+        judge(place, lambda _: models.build_model("vit_tiny", 10, 1, 8, seed=0))

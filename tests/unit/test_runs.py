@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -454,3 +455,27 @@ def test_earlier_requests_are_among_the_runs_to_do(quick, dataset, home):
     assert [(one.method, one.earlier, one.forget) for one in runs._missing(wanted, dataset)] == [
         ("original", (), 8), ("prunelora", (), 8), ("prunelora", (8,), 1), ("prunelora", (8, 1), 5),
     ]  # fmt: skip
+
+
+def test_an_original_is_trained_before_any_request_whoever_asks_for_it_first(
+    quick, dataset, tmp_path, monkeypatch
+):
+    short = quick.but(train=dataclasses.replace(quick.train, epochs=1))
+    hashes = []
+    for name, earlier in (("a", ()), ("b", (3,))):
+        monkeypatch.setenv("HELPERS_HOME", str(tmp_path / name))
+        one = short.but(forget=5, earlier=earlier)
+        (done,) = runs.run_all(one, ["original"], [0], dataset, progress=False)
+        hashes.append(done.record["weights_sha256"])
+        seen = training.predict(done.model(dataset), dataset.train, dataset).argmax(1)
+        assert (seen == 3).any(), "images of the earlier class were trained on"
+    assert hashes[0] == hashes[1]
+
+
+def test_a_class_that_no_image_follows_has_no_curve(quick, dataset, home):
+    run = runs.run(quick, dataset, progress=False)
+    for row in run.record["history"]:
+        del row[str(quick.forget)]
+    (row,) = run.history
+    assert math.isnan(row["forget"])
+    assert 0 <= row["retain"] <= 1

@@ -187,3 +187,17 @@ def test_paper_mode_judges_with_the_published_normalisation(tiny, home):
         wanted = attacks.scaled_logit(training.predict(model, part, images), part.labels)
         assert torch.allclose(seen, wanted, atol=1e-3)
     assert (found[0] - found[1]).abs().max() > 0.1, "one network, two normalisations"
+
+
+def test_margins_are_those_of_the_network_that_the_configuration_starts_from(
+    tiny, home, monkeypatch
+):
+    real, started = runs.run, []
+    monkeypatch.setattr(runs, "run", lambda cfg, *rest, **how: started.append(cfg) or real(
+        cfg, *rest, **how))  # fmt: skip
+    shadows._margin(tiny.but(original_seed=1), "logit_mask", 5, str(home))
+    assert [(one.method, one.seed) for one in started] == [("original", 1)]
+    started.clear()
+    again = tiny.but(forget=5, earlier=(8,), original_seed=1)
+    shadows._margin(again, "logit_mask", 5, str(home))
+    assert (started[0].method, started[0].forget, started[0].earlier) == ("logit_mask", 8, ())

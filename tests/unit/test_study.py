@@ -302,6 +302,8 @@ def test_some_methods_may_have_more_repetitions(tiny, trained, counted):
     interval = study.difference(found, "head_only", "original", "TA")
     first = study.distances(found, "head_only", "TA")[:, :, :1]
     assert interval.mean == pytest.approx((first - study.distances(found, "original", "TA")).mean())
+    twice = go(tiny, ["original", "head_only"], [3], unlearning_seeds=2)
+    assert twice.table["method"].tolist() == ["original", "head_only", "head_only"]
     with pytest.raises(InputError, match=r"unlearning_seeds = .*'lora': 2.*methods asked for"):
         go(tiny, unlearning_seeds={"lora": 2})
     with pytest.raises(InputError, match="at least one of each"):
@@ -712,3 +714,27 @@ def test_the_committed_records_are_of_the_present_audit():
         found = study.load(runs.results_folder() / f"{name}.json")
         told = name == "audit-cifar" and audit.EARLIER in report.photographs()
         assert (found.about["audit"] == audit.VERSION) != told, name
+
+
+def test_another_original_is_measured_and_not_only_paid(tiny, trained):
+    found = go(tiny, ["original"], [3], unlearning_seeds={"original": 2}).table
+    assert found["seed"].nunique() == 2
+    assert found["RA"].nunique() == 2
+
+
+def test_too_few_images_for_an_audit_are_refused_before_training(tiny, home, monkeypatch):
+    monkeypatch.setattr(runs, "run", lambda *_, **__: pytest.fail("trained"))
+    few = tiny.but(train_limit=9)
+    with pytest.raises(InputError, match=r"training images of class '.' = 9 is not .* at least 10"):
+        go(few)
+    with pytest.raises(InputError, match="at least 10 for an audit"):
+        study.audit_run(few, 3, progress=False)
+
+
+def test_an_original_that_cannot_be_judged_is_named(tiny, home, monkeypatch):
+    def refuse(*args):
+        raise InputError("accuracy = 0.0 is not allowed")
+
+    monkeypatch.setattr(audit, "bands", refuse)
+    with pytest.raises(InputError, match=r"class 3, original of seed 0: accuracy = 0\.0"):
+        go(tiny, classes=(3,))

@@ -602,3 +602,9 @@ def test_the_committed_text_is_that_of_the_record():
     made = measuring.rendered(text, {k: v | where for k, v in MEASURED.items()} | where)
     assert "| a point, beyond its training | 55.0 ms (50.0 – 60.0) |" in made
     assert measuring.rendered(made, {k: v | where for k, v in MEASURED.items()} | where) == made
+
+
+def test_images_and_features_are_not_held_after_a_sweep(home):
+    grid = {"method": ["original"], "seed": [0], "train_limit": [20]}
+    sweep.run(grid, "smoke", progress=False)
+    assert sweep._shared.cache_info().currsize == 0

@@ -481,3 +481,20 @@ def test_a_checkpoint_of_a_loss_below_zero_is_taken_up(cfg, dataset, split, tmp_
                 checkpoint=path)  # fmt: skip
     assert found.steps == 4
     assert found.history[0]["loss"] < 0
+
+
+def test_a_stop_after_the_last_step_is_not_forgotten(cfg, dataset, split, tmp_path, monkeypatch):
+    count = training._Loop.count_macs
+
+    def pressed(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        return count(*args)
+
+    monkeypatch.setattr(training._Loop, "count_macs", pressed)
+    path, one = tmp_path / "checkpoint.safetensors", Recipe(epochs=1, lr=0.01)
+    with pytest.raises(Interrupted, match="after 5 of 5 steps; kept in"):
+        fit(on(cfg.device, small()), split.retain, dataset, one, seed=0, checkpoint=path)
+    monkeypatch.setattr(training._Loop, "count_macs", count)
+    found = fit(on(cfg.device, small()), split.retain, dataset, one, seed=0, checkpoint=path)
+    assert (found.steps, len(found.history)) == (5, 1)
+    assert found.macs > 0
