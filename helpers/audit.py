@@ -28,8 +28,9 @@ CLASSIC = ("UA", "UA_test", "RA", "TA", "MIA")
 VERSION = 3  # of what the metrics measure: numbers of another one are not comparable
 EARLIER = (  # than version 3
     "Measured by an earlier version of the audit: layers are read at the last convolution of each "
-    "stage, before its BatchNorm; the bands of IDI and of the steps back are those of one original;"
-    " pruning is in no cost."
+    "stage, before its BatchNorm, where CKA and IDI depend on how a network is written, so do not "
+    "read these columns; the bands of IDI and of the steps back are those of one original; pruning "
+    "is in no cost."
 )
 LEAST_ORACLES = 3
 ENOUGH = f"at least {LEAST_ORACLES} retrained networks, better five; train more seeds"
