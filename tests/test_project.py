@@ -23,12 +23,11 @@ from helpers import report, tutorial
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MODULES = sorted(m.name for m in pkgutil.iter_modules(helpers.__path__))
-ROOMS = ["files", "config", "parallel", "store", "download", "folders", "data", "models", "ledger", "recording",
-         "training", "frozen", "pruning", "lora", "patches", "objectives", "edits", "unlearning",
-         "outputs", "attacks", "features", "relearning", "statistics", "audit", "runs", "study",
-         "sweep", "grid", "shadows", "defects", "report", "plots", "controls", "sliders", "card",
-         "widgets", "exercises", "tutorial", "stamp",
-         "__main__"]  # fmt: skip
+ROOMS = ["files", "config", "parallel", "store", "download", "folders", "data", "models", "ledger",
+         "recording", "training", "frozen", "pruning", "lora", "patches", "objectives", "edits",
+         "unlearning", "outputs", "attacks", "features", "relearning", "statistics", "audit",
+         "runs", "study", "sweep", "grid", "shadows", "defects", "report", "plots", "controls",
+         "sliders", "card", "widgets", "exercises", "tutorial", "stamp", "__main__"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
