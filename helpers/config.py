@@ -468,6 +468,8 @@ class RunConfig:
             choose(field, getattr(self, field), known_names)
         _as_floats(self, "sparsity", "alpha", "dropout", "lr")  # 1 and 1.0 are one configuration
         object.__setattr__(self, "device", resolve_device(self.device))
+        ok = not self.graphs or (self.device == "cuda" and not self.compile)
+        check("graphs", self.graphs, ok, "False but on CUDA and without compile")
         if self.precision == "auto":
             object.__setattr__(self, "precision", "amp" if self.device == "cuda" else "fp32")
 

@@ -197,6 +197,8 @@ def identity(cfg: RunConfig, fingerprint: str) -> dict[str, Any]:
         fields += ["forgotten"]
     if method.salient:
         recipes["forget_weight"] = 1.0  # earlier networks have the share of weights in its place
+        if method.prune != "none":
+            recipes["ranked"] = "what is kept"  # in networks made before, masked weights as well
     if method.start == "original":
         if cfg.earlier and (method.data in ("all", "forget") or method.salient):
             recipes["of_earlier"] = "no image"  # networks made before had them again

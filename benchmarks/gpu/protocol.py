@@ -243,6 +243,8 @@ def _benchmarks(options: argparse.Namespace) -> list[Step]:
         return []
     quick = ["--quick"] if options.quick else []
     minutes = {"graphs": 2, "batches": 1, "epoch": 2, "memory": 2, "peak": 2, "cost": 7}
+    if options.device == "cpu":
+        del minutes["graphs"]  # a CPU has none
     sections = ("batches",) if options.quick else (*minutes,)
     data = ["--data", options.data] if options.data else []
     return [

@@ -47,6 +47,7 @@ RESULTS = Path(__file__).parents[2] / "results"
         ("precision", "fp8", "auto, fp32, amp"),
         ("device", "tpu", "auto, cpu, cuda"),
         ("compile", 1, "True or False"),
+        ("graphs", 1, "True or False"),
         ("on_corrupt", "ignore", "stop, skip"),
         ("data", "mnist", "digits, cifar10, folder:PATH"),
         ("tuned", "imagenet", "digits"),
@@ -283,3 +284,12 @@ def test_importing_the_package_loads_nothing_heavy():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("change", [{"device": "cpu"}, {"compile": True}], ids=str)
+def test_graphs_are_refused_where_nothing_can_be_recorded(monkeypatch, change):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cfg = get_config("cpu", device="cuda")
+    assert cfg.but(graphs=True).graphs
+    with pytest.raises(InputError, match="graphs = True is not allowed: False but on CUDA"):
+        cfg.but(**change).but(graphs=True)
