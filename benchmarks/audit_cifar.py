@@ -75,7 +75,7 @@ def main() -> None:
         plots.style()
         figure = plots.lie_detector(study.panel(study.load(RECORD))).figure
         figure.savefig(RECORD.with_suffix(".png"), dpi=110)
-        report.render_readme(RECORD.parents[1] / "README.md")
+        report.render(RECORD.parents[1])
 
 
 def networks(cfg: RunConfig, cells: Sequence[tuple[int, int]]) -> list[RunConfig]:

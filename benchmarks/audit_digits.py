@@ -51,7 +51,7 @@ def main() -> None:
         found.about.update(about, core_seconds=float(found.table["wall"].sum()))
         study.save(found, RESULTS / "audit-digits.json")
         draw(study.panel(found))
-        report.render_readme(RESULTS.parent / "README.md")
+        report.render(RESULTS.parent)
     if options.only != "audit":
         started = time.perf_counter()
         methods = [m for m in unlearning.METHODS if m not in ("original", "retrain")]

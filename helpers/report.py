@@ -258,6 +258,23 @@ def finding(found: study.Study) -> str:
     return "Distance to the oracles, PruneLoRA\n\n" + "\n".join(lines) + "\n"
 
 
+def comparison() -> str:
+    """Tell the classic numbers and the costs of every method on digits, forgetting one class.
+
+    Returns:
+        Markdown: a row a method, mean ± standard deviation over seeds, and where and when.
+
+    Raises:
+        FileProblem: If the record is missing or damaged.
+
+    Source: ``results/comparison-cpu.json``, written by ``make results``.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    record = files.read_json(runs.results_folder() / "comparison-cpu.json", ("rows", "hardware"))
+    table = markdown_table(cells(statistics.summary(audit.compare(record["rows"]))))
+    return f"{table}\n{provenance(record)} {NOTE}\n"
+
+
 def verdict() -> str:
     """Tell the digits' audit in one small table: the paper's methods, anchors and cheats.
 
@@ -500,17 +517,41 @@ def images() -> str:
     Source: ``results/images-cpu.json`` and ``images-cuda.json``, by ``benchmarks/images.py``.
     Lesson: 00_start_here, "What it costs".
     """
-    found = {}
-    for device in DEVICES:
-        path = runs.results_folder() / f"images-{device}.json"
-        if path.exists():
-            found[device] = files.read_json(path, ("sections", "hardware", "about"))
+    found = _by_device()
     sections = {device: record["sections"] for device, record in found.items()}
-    tables = [_limits(sections), *(_shares(device, s) for device, s in sections.items()),
+    tables = [_ratios(sections), *(_shares(device, s) for device, s in sections.items()),
               *(_growth(device, s) for device, s in sections.items())]  # fmt: skip
-    where = [_machines(name, found[d]) if d in found else f"{name}: {UNMEASURED}."
-             for d, name in DEVICES.items()]  # fmt: skip
-    return "\n".join([*filter(None, tables), " ".join(where), ""])
+    return "\n".join([*filter(None, tables), _places(found), ""])
+
+
+def limits() -> str:
+    """Tell those of the ratios of :func:`images` that have a limit, and whether it is kept.
+
+    Returns:
+        Markdown: one row for each, with a column for each kind of device; and where and when.
+
+    Raises:
+        FileProblem: If a record is damaged.
+
+    Source: ``results/images-cpu.json`` and ``images-cuda.json``, by ``benchmarks/images.py``.
+    Lesson: 00_start_here, "What it costs".
+    """
+    found = _by_device()
+    sections = {device: record["sections"] for device, record in found.items()}
+    return "\n".join([*filter(None, [_ratios(sections, limited=True)]), _places(found), ""])
+
+
+def _by_device() -> dict[str, dict[str, Any]]:
+    """Read the records of ``benchmarks/images.py`` that there are, by kind of device."""
+    paths = {device: runs.results_folder() / f"images-{device}.json" for device in DEVICES}
+    return {device: files.read_json(path, ("sections", "hardware", "about"))
+            for device, path in paths.items() if path.exists()}  # fmt: skip
+
+
+def _places(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say where and when each kind of device was measured, or that it was not."""
+    return " ".join(_machines(name, found[d]) if d in found else f"{name}: {UNMEASURED}."
+                    for d, name in DEVICES.items())  # fmt: skip
 
 
 def _machines(name: str, record: Mapping[str, Any]) -> str:
@@ -524,8 +565,11 @@ def _machines(name: str, record: Mapping[str, Any]) -> str:
     return " ".join(f"{name}, {', '.join(which)}: {text}" for text, which in several.items())
 
 
-def _limits(sections: Mapping[str, Mapping[str, Any]]) -> str:
-    """Lay out the ratios of the sections that compare, a column for each kind of device."""
+def _ratios(sections: Mapping[str, Mapping[str, Any]], limited: bool = False) -> str:
+    """Lay out the ratios of the sections that compare, a column for each kind of device.
+
+    All of them, or those alone that have a limit.
+    """
     rows: dict[str, dict[str, str]] = {}
     for name, (device, measured) in itertools.product(("batches", "epoch", "memory", "graphs"),
                                                       sections.items()):  # fmt: skip
@@ -534,6 +578,8 @@ def _limits(sections: Mapping[str, Mapping[str, Any]]) -> str:
             # there is nothing to record
             others = {d: "–" for d, one in sections.items() if name in one or name == "graphs"}
             for found in measured[name]["checks"]:
+                if limited and not found["limit"]:
+                    continue
                 row = rows.setdefault(found["what"], {"limit": found["limit"]} | others)
                 span = f"{found['lowest']:.3g} – {found['highest']:.3g}"
                 missed = " ✗" if found["met"] is False else ""
@@ -768,8 +814,8 @@ def _protocol_cells(record: Mapping[str, Any], costs: _Costs) -> list[list[str]]
     made = [["method", "class", *(COLUMNS[m][0] for m in _WITH_GAP), *costs, "seeds"]]
     names = dict(enumerate(record["classes"]))
     for forget, seeds in record["bands"].items():
-        limits = next(iter(seeds.values()))  # of these metrics the same for every original
-        center = [f"{100 * limits[m][2]:.2f}" for m in audit.GAP_METRICS]
+        ends = next(iter(seeds.values()))  # of these metrics the same for every original
+        center = [f"{100 * ends[m][2]:.2f}" for m in audit.GAP_METRICS]
         oracles = f"{record['oracles']} oracles"
         without = ["–"] * len(costs)
         made.append(["retrain", names[int(forget)], *center, "0.00", *without, oracles])
@@ -811,28 +857,35 @@ def filled(text: str, blocks: Mapping[str, str]) -> str:
     return text
 
 
-def render_readme(path: Path) -> None:
-    """Write the measured tables between their markers in the README. In place.
+def render(root: Path) -> None:
+    """Write the measured tables between their markers in the project's pages. In place.
 
     Args:
-        path: The README; has ``<!-- NAME -->`` and ``<!-- end NAME -->`` for ``comparison``,
-            ``verdict``, ``budget``, ``methods``, ``photographs``, ``protocol``, ``audits``,
-            ``glossary``, ``savings`` and ``images``.
+        root: The project's folder. ``README.md``, ``helpers/README.md`` and
+            ``benchmarks/README.md`` in it have ``<!-- NAME -->`` and ``<!-- end NAME -->`` for
+            what :data:`PAGES` puts there.
 
     Raises:
-        InputError: If a marker is missing.
-        FileProblem: If a record is damaged or the file cannot be written.
+        InputError: If a marker is missing; then no page has changed.
+        FileProblem: If a record is damaged or a page cannot be written.
 
-    Source: ``results/comparison-cpu.json``, ``tutorial-*.json``, ``paper.json``,
-        ``protocol-cuda.json``, ``audit-*.json``, ``savings.json`` and ``images-*.json``.
+    Source: the records in ``results/``.
     Lesson: 00_start_here, "What it costs".
     """
-    record = files.read_json(runs.results_folder() / "comparison-cpu.json", ("rows", "hardware"))
-    table = markdown_table(cells(statistics.summary(audit.compare(record["rows"]))))
-    text = path.read_text(encoding="utf-8")
-    blocks = {"comparison": f"{table}\n{provenance(record)} {NOTE}\n", "budget": budget("all"),
-              "audits": audits(), "glossary": glossary(), "savings": savings(), "images": images(),
-              "protocol": protocol(), "photographs": photographs(), "verdict": verdict(),
-              "methods": methods()}  # fmt: skip
-    text = filled(text, blocks)
-    files.write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    pages = {}
+    for name, blocks in PAGES.items():
+        text = (root / name).read_text(encoding="utf-8")
+        pages[root / name] = filled(text, {block: make() for block, make in blocks.items()})
+    for path, text in pages.items():
+        files.write_atomically(path, lambda part, text=text: part.write_text(text, "utf-8"))
+
+
+# page -> marker -> what makes the text between
+PAGES: Mapping[str, Mapping[str, Callable[[], str]]] = {
+    "README.md": {
+        "verdict": verdict, "budget": lambda: budget("all"), "comparison": comparison,
+        "photographs": photographs, "protocol": protocol, "limits": limits,
+    },
+    "helpers/README.md": {"methods": methods, "glossary": glossary},
+    "benchmarks/README.md": {"audits": audits, "savings": savings, "images": images},
+}  # fmt: skip

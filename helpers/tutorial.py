@@ -108,7 +108,7 @@ def _keep(cfg: RunConfig, root: Path, costs: dict[str, Any], table: pd.DataFrame
     figure = plots.comparison(table)[0].figure
     picture = folder / f"comparison-{cfg.preset}.png"
     files.write_atomically(picture, lambda part: figure.savefig(part, format="png", dpi=110))
-    report.render_readme(root / "README.md")
+    report.render(root)
 
 
 def _with_costs(notebook: NotebookNode) -> NotebookNode:

@@ -19,10 +19,13 @@ import yaml
 
 import helpers
 from helpers import report, tutorial
+from helpers.config import InputError
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MODULES = sorted(m.name for m in pkgutil.iter_modules(helpers.__path__))
+PAGES = ["README.md", "CONTRIBUTING.md", "helpers/README.md", "benchmarks/README.md",
+         "benchmarks/gpu/README.md", "data/README.md"]  # fmt: skip
 ROOMS = ["files", "config", "parallel", "store", "download", "folders", "data", "models", "ledger",
          "recording", "training", "frozen", "pruning", "lora", "patches", "objectives", "edits",
          "unlearning", "outputs", "attacks", "features", "relearning", "statistics", "audit",
@@ -137,15 +140,46 @@ def test_the_commands_of_the_readme_exist():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
     assert "make test" in (ROOT / ".ci" / "run").read_text()
     assert ".ci/run" in (ROOT / ".github" / "workflows" / "test.yml").read_text()
-    for link in re.findall(r"\]\(([^)#:]+)\)", readme):
-        assert (ROOT / link).exists(), link
 
 
-def test_the_tables_of_the_readme_are_those_of_the_records(tmp_path):
-    copy = tmp_path / "README.md"
-    copy.write_text((ROOT / "README.md").read_text())
-    report.render_readme(copy)
-    assert copy.read_text() == (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", PAGES)
+def test_the_links_of_a_page_lead_somewhere(page):
+    for link, part in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", (ROOT / page).read_text()):
+        target = (ROOT / page).parent / link if link else ROOT / page
+        assert target.exists(), link
+        if part:
+            titles = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+            assert part in anchors, (link, part)
+
+
+def test_the_tables_of_the_pages_are_those_of_the_records(tmp_path):
+    for page in report.PAGES:
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        (tmp_path / page).write_text((ROOT / page).read_text())
+    report.render(tmp_path)
+    for page in report.PAGES:
+        assert (tmp_path / page).read_text() == (ROOT / page).read_text()
+
+
+def test_a_page_without_its_markers_changes_no_page(tmp_path):
+    for page in report.PAGES:
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        (tmp_path / page).write_text((ROOT / page).read_text().replace("| `prunelora` |", "| ? |"))
+    broken = tmp_path / [*report.PAGES][-1]
+    broken.write_text("no marker")
+    before = {page: (tmp_path / page).read_text() for page in report.PAGES}
+    assert "| ? |" in before["README.md"]
+    with pytest.raises(InputError, match="needs <!-- "):
+        report.render(tmp_path)
+    assert {page: (tmp_path / page).read_text() for page in report.PAGES} == before
+
+
+def test_the_manual_names_every_module():
+    named = re.findall(
+        r"`(\w+)`", (ROOT / "helpers" / "README.md").read_text().split("## Files")[1]
+    )
+    assert named == [name for name in ROOMS if name != "__main__"]
 
 
 def test_the_committed_comparison_keeps_the_promises():
