@@ -63,22 +63,31 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {
-    "UA": Metric("classic", "UA", "both", "1 - accuracy on the forget set", "forget"),
+    "UA": Metric(
+        "classic", "UA", "both", "unlearning accuracy: 1 - accuracy on the forget set", "forget"
+    ),
     "UA_test": Metric(
         "classic", "UA test", "both", "1 - accuracy on test images of the class", "test_forget"
     ),
-    "RA": Metric("classic", "RA", "both", "accuracy on the retain set", "retain"),
+    "RA": Metric(
+        "classic", "RA", "both", "remaining accuracy: accuracy on the retain set", "retain"
+    ),
     "TA": Metric(
-        "classic", "TA", "both", "accuracy on test images of the other classes", "test_retain"
+        "classic", "TA", "both", "test accuracy: accuracy on test images of the other classes",
+        "test_retain",
     ),
     "MIA": Metric(
         "classic", "MIA-Eff.", "both",
-        "share of the forget set that a balanced attack on confidences calls unseen", "forget",
+        "efficacy of a membership inference attack: share of the forget set that a balanced attack "
+        "on confidences calls unseen",
+        "forget",
     ),
     "Avg Gap": Metric(
-        "classic", "Avg Gap", "upper", "mean distance of UA, RA, TA and MIA to the oracles"
+        "classic", "Avg Gap", "upper", "mean distance of UA, RA, TA and MIA-Eff. to the oracles"
     ),
-    "ToW": Metric("classic", "ToW", "lower", "product of 1 - distance of UA, RA and TA"),
+    "ToW": Metric(
+        "classic", "ToW", "lower", "tug of war: product of 1 - distance of UA, RA and TA"
+    ),
     "TV": Metric(
         "outputs", "TV", "upper",
         "total variation between the labels given to the class's test images and the oracles'",
@@ -89,7 +98,8 @@ METRICS: dict[str, Metric] = {
         "distance of the softmax outputs on the forget set to the oracles'",
     ),
     "ZRF": Metric(
-        "outputs", "ZRF", "both", "likeness of the outputs on the forget set to random ones"
+        "outputs", "ZRF", "both",
+        "zero retrain forgetting: likeness of the outputs on the forget set to random ones",
     ),
     "linear_probe": Metric(
         "features", "linear probe", "upper",
@@ -105,15 +115,17 @@ METRICS: dict[str, Metric] = {
     ),
     "CKA_forget": Metric(
         "features", "CKA forget", "lower",
-        "likeness of the layers to the oracles' on test images of the class",
+        "centred kernel alignment: likeness of the layers to the oracles' on test images of the "
+        "class",
     ),
     "CKA_retain": Metric(
         "features", "CKA retain", "lower", "the same on test images of the other classes"
     ),
     "IDI": Metric(
         "features", "IDI", "upper",
-        "information on the class in the layers: 0 where none has more than the oracles', 1 as in "
-        "the original; less in a layer counts as 0, so that single oracles lie above it",
+        "information difference index: information on the class in the layers, 0 where none has "
+        "more than the oracles', 1 as in the original; less in a layer counts as 0, so that single "
+        "oracles lie above it",
     ),
     "prototype_attack": Metric(
         "relearning", "few-image recall", "upper",

@@ -309,9 +309,10 @@ def unbalanced_attack(cfg: RunConfig, dataset: Dataset) -> Defect:
     return Defect(
         "attacks with more members than non-members, on slices of a shuffled loader",
         values,
-        f"by the loss it finds {values['unbalanced out']:.0%} of the real non-members (balanced "
+        f"finds {values['unbalanced out']:.0%} of the real non-members (with equal groups "
         f"{values['balanced out']:.0%}); MIA-Efficacy of the original {values['unbalanced f']:.0%} "
-        f"({values['balanced f']:.0%}); {values['share']:.0%} of such a slice are of the class",
+        f"({values['balanced f']:.0%}); of the images it takes for the forget set "
+        f"{values['share']:.0%} are of the class",
         "05, The membership attack",
     )
 

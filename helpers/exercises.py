@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from helpers.config import InputError
@@ -55,26 +56,30 @@ def message_of(call: Callable[[], Any]) -> str:
     return ""
 
 
-def products(call: Callable[[], Any]) -> set[tuple[int, ...]]:
-    """Call something and list the shapes of the products of tensors that it computed.
+def computed(call: Callable[[], Any]) -> set[tuple[int, ...]]:
+    """Call something and list the shapes of the tensors that it computed.
 
     Args:
         call: Without arguments; what it returns is dropped.
 
     Returns:
-        The shape of each result of ``@``, ``torch.matmul``, ``mm``, ``bmm``, ``addmm``, ``einsum``
-        and ``linear``.
+        The shape of the tensor that each function of torch gave back. Those that only turn a
+        tensor do not count: they compute nothing.
 
     Source: this project.
     Lesson: 03_lora_adaptation, "Exercises".
     """
-    with _Products() as seen:
+    with _Computed() as seen:
         call()
     return seen.shapes
 
 
-class _Products(TorchFunctionMode):
-    """Notes what is computed by multiplying tensors."""
+class _Computed(TorchFunctionMode):
+    """Notes what functions of torch give back."""
+
+    # an attribute, as in ``x.T``, is a function called __get__
+    TURNING = ("get", "t", "transpose", "permute", "swapaxes", "swapdims", "adjoint", "movedim",
+               "contiguous")  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,6 +90,6 @@ class _Products(TorchFunctionMode):
     ) -> Any:  # fmt: skip
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "").strip("_")
-        if name in {"matmul", "rmatmul", "mm", "bmm", "addmm", "einsum", "linear"}:
+        if isinstance(result, Tensor) and name not in self.TURNING:
             self.shapes.add(tuple(result.shape))
         return result

@@ -253,7 +253,7 @@ def curves(
     sns.lineplot(table, x=x, y=y, hue=hue, style=hue, markers=True, errorbar="sd",
                  palette=palette, ax=ax)  # fmt: skip
     if chance is not None:
-        ax.axhline(chance, color=CHANCE, ls=":", lw=1.2, label="chance")
+        ax.axhline(chance, color=CHANCE, ls=":", lw=1.2, label="guessing")
     if log2:
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -287,7 +287,7 @@ def roc(
         x, y = (np.maximum(rates[first:], low) for rates in (false, true))
         ax.plot(x, y, color=COLORS[method], label=method, marker=MARKERS[method], markevery=0.1,
                 ms=6)  # fmt: skip
-    ax.plot([max(low, 0), 1], [max(low, 0), 1], color=CHANCE, ls=":", lw=1.2, label="chance")
+    ax.plot([max(low, 0), 1], [max(low, 0), 1], color=CHANCE, ls=":", lw=1.2, label="guessing")
     ax.set(xlabel="false positive rate", ylabel="true positive rate")
     if log:
         ax.set(xscale="log", yscale="log")

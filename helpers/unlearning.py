@@ -127,7 +127,7 @@ METHODS: dict[str, Method] = {
     "head_only": Method("cheat", adapt="head", summary="the classifier alone, retain set"),
     "prototype": Method(
         "cheat", data="forget", edit="prototype", objective="none",
-        summary="one row of the classifier overwritten",
+        summary="the class's row of the classifier set against its mean feature",
     ),
 }  # fmt: skip
 

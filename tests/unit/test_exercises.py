@@ -5,12 +5,14 @@ import torch
 from helpers import exercises
 
 
-def test_products_of_tensors_are_seen_however_they_are_written():
+def test_what_is_computed_is_seen_however_it_is_written():
     x, w, a, b = torch.randn(5, 4), torch.randn(3, 4), torch.randn(2, 4), torch.randn(3, 2)
     direct = [lambda: x @ (w + b @ a).T, lambda: torch.mm(b, a), lambda: b.matmul(a),
-              lambda: torch.einsum("or,ri->oi", b, a)]  # fmt: skip
-    assert all((3, 4) in exercises.products(one) for one in direct)
-    apart = exercises.products(lambda: x @ w.T + (x @ a.T) @ b.T)
+              lambda: torch.einsum("or,ri->oi", b, a), lambda: torch.tensordot(b, a, 1),
+              lambda: (b[:, :, None] * a[None]).sum(1)]  # fmt: skip
+    assert all((3, 4) in exercises.computed(one) for one in direct)
+    assert (4, 3) in exercises.computed(lambda: w.T + a.T @ b.T)
+    apart = exercises.computed(lambda: x @ w.T + (x @ a.mT) @ b.transpose(0, 1))
     assert apart == {(5, 3), (5, 2)}
-    assert exercises.products(lambda: torch.nn.functional.linear(x, w)) == {(5, 3)}
-    assert exercises.products(lambda: w + 1) == set()
+    assert exercises.computed(lambda: torch.nn.functional.linear(x, w)) == {(5, 3)}
+    assert exercises.computed(lambda: (w.T, w.permute(1, 0), w.shape, 1)) == set()
