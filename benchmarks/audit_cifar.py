@@ -67,11 +67,11 @@ def main() -> None:
         for done in Parallel(n_jobs=options.workers, return_as="generator_unordered")(jobs):
             give(done)
     if options.only != "networks":
-        share_audits(cfg, cells, dataset)
+        share_audits(cfg, lacking(cells), dataset)
         try:
             audits(cfg, cells, options.workers, dataset, options.settings)
         finally:
-            share_audits(cfg, cells, dataset)
+            share_audits(cfg, lacking(cells), dataset)
         plots.style()
         figure = plots.lie_detector(study.panel(study.load(RECORD))).figure
         figure.savefig(RECORD.with_suffix(".png"), dpi=110)
@@ -99,6 +99,23 @@ def take(cfg: RunConfig) -> None:
 def give(done: runs.Run) -> None:
     """Keep a network with the project; another data set's is another folder."""
     _copy(done.folder, NETWORKS / done.folder.name)
+
+
+def recorded() -> study.Study | None:
+    """Read the record, if there is one and its metrics were measured as they are today."""
+    found = study.load(RECORD) if RECORD.exists() else None
+    return found if found and found.about.get("audit") == audit.VERSION else None
+
+
+def known(found: study.Study | None) -> set[tuple[Any, ...]]:
+    """List the settings of each cell that a record has: name, class, training seed."""
+    return set() if found is None else {*zip(*(found.table[c] for c in PLACE), strict=True)}
+
+
+def lacking(cells: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """List the cells of which the record lacks a setting."""
+    there = known(recorded())
+    return [cell for cell in cells if not {(name, *cell) for name in SETTINGS} <= there]
 
 
 def share_audits(cfg: RunConfig, cells: Sequence[tuple[int, int]], dataset: Dataset) -> None:
@@ -130,15 +147,13 @@ def audits(
     wanted: Sequence[str] | None = None,
 ) -> None:  # fmt: skip
     """Do and audit what the record lacks; it grows by a group of settings at a time."""
-    finished = [study.load(RECORD)] if RECORD.exists() else []
-    if finished and finished[0].about.get("audit") != audit.VERSION:
-        finished = []  # its metrics were others
-    known = {key for one in finished for key in zip(*(one.table[c] for c in PLACE), strict=True)}
+    past = recorded()
+    finished, there = [] if past is None else [past], known(past)
     trained = {one["key"]: one for past in finished for one in past.about["training"]}
     jobs = [
         (cell, missing) for cell in cells for group in GROUPS
         if (missing := {name: one for name, one in group.items()
-                        if (name, *cell) not in known and name in (wanted or group)})
+                        if (name, *cell) not in there and name in (wanted or group)})
     ]  # fmt: skip
     how = {name: {**one, "epochs": epochs(cfg.but(**one))} for name, one in SETTINGS.items()}
     parts = Parallel(n_jobs=workers, return_as="generator")(

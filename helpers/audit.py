@@ -26,12 +26,6 @@ if TYPE_CHECKING:
 GAP_METRICS = ("UA", "RA", "TA", "MIA")  # what Avg Gap averages over
 CLASSIC = ("UA", "UA_test", "RA", "TA", "MIA")
 VERSION = 3  # of what the metrics measure: numbers of another one are not comparable
-EARLIER = (  # than version 3
-    "Measured by an earlier version of the audit: layers are read at the last convolution of each "
-    "stage, before its BatchNorm, where CKA and IDI depend on how a network is written, so do not "
-    "read these columns; the bands of IDI and of the steps back are those of one original; pruning "
-    "is in no cost."
-)
 LEAST_ORACLES = 3
 ENOUGH = f"at least {LEAST_ORACLES} retrained networks, better five; train more seeds"
 PARTS = ("forget", "retain", "test_forget", "test_retain")
@@ -542,6 +536,26 @@ def bands(oracles: Sequence[Look], original: Look, split: ClassSplit) -> dict[st
     return limits
 
 
+def decides(name: str, low: Any, high: Any) -> Any:
+    """Say whether a band leaves any value outside that its metric can take.
+
+    All images or none is what an attack on easy images finds: a single oracle that differs from
+    the others then makes a band from 0 to 1, and inside of that everything is.
+
+    Args:
+        name: Of the metric.
+        low: Lower end of the band, or many of them.
+        high: Upper end, likewise.
+
+    Returns:
+        A truth value, or as many.
+
+    Source: this project.
+    Lesson: 05_evaluation, "The oracle band".
+    """
+    return (low > 0) | (high < 1) if METRICS[name].part else (low == low)
+
+
 def held_out(oracles: Sequence[Look], original: Look) -> list[dict[str, float]]:
     """Compare each oracle with the others.
 
@@ -738,17 +752,21 @@ def check_images(dataset: Dataset) -> None:
 
     Raises:
         InputError: If a class has too few training images for the metrics of features, of
-            relearning or of privacy.
+            relearning or of privacy, or too few test images for those of features.
 
     Source: this project.
     Lesson: 05_evaluation, "Audit your own model".
     """
-    least = max(relearning.PER_CLASS, attacks.LEAST)
-    counts = dataset.train.labels.bincount(minlength=len(dataset.classes)).tolist()
-    few = min(counts)
-    name = dataset.classes[counts.index(few)]
-    ok = few >= least
-    check(f"training images of class {name!r}", few, ok, f"at least {least} for an audit")
+    parts = {
+        "training": (dataset.train, max(relearning.PER_CLASS, attacks.LEAST)),
+        "test": (dataset.test, 2),  # CKA compares images with each other
+    }
+    for part, (images, least) in parts.items():
+        counts = images.labels.bincount(minlength=len(dataset.classes)).tolist()
+        few = min(counts)
+        name = dataset.classes[counts.index(few)]
+        ok = few >= least
+        check(f"{part} images of class {name!r}", few, ok, f"at least {least} for an audit")
 
 
 def check_networks(

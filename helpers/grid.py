@@ -228,8 +228,9 @@ class Grid:
         table, columns = self.study.table, {}
         for name in self.study.metrics:
             limits, values = self.study.limits(name), table[name].astype(float)
-            ends = (limits[end] for end in ("low", "high", "center"))
-            columns[name] = _away(audit.METRICS[name].side, values, *ends)
+            ends = [limits[end] for end in ("low", "high", "center")]
+            away = _away(audit.METRICS[name].side, values, *ends)
+            columns[name] = away.where(audit.decides(name, *ends[:2]))
         return pd.DataFrame(columns, index=table.index)
 
     def metrics(self, point: Point, seed: int) -> list[dict[str, Any]]:
@@ -243,7 +244,8 @@ class Grid:
             One mapping a metric: name, title, group, what, ``value`` (of the seed), ``mean``, and
             the ``low`` and ``high`` end of its 95 % interval over seeds (None where one seed alone
             says nothing), ``band`` (two ends, None where open), ``away`` (of the seed) and
-            ``inside``. Numbers that were not measured are None.
+            ``inside``. Numbers that were not measured are None, and so are the last two where the
+            band leaves no value outside (:func:`helpers.audit.decides`).
 
         Raises:
             InputError: If the seed is not offered.
@@ -439,6 +441,8 @@ def away(metric: str, value: float, band: tuple[float, float, float]) -> float:
     """
     import pandas as pd
 
+    if not audit.decides(metric, *band[:2]):
+        return math.nan
     columns = (pd.Series([float(v)]) for v in (value, *band))
     return float(_away(audit.METRICS[metric].side, *columns).iloc[0])
 

@@ -175,7 +175,6 @@ def attach(
         target_modules="|".join(map(re.escape, targets)),  # as one pattern peft matches it whole
         rank_pattern=_exactly(ranks), alpha_pattern=_exactly(alphas),
         use_dora=kind == "dora", use_rslora=kind == "rslora",
-        modules_to_save=train_in_full or None,
     )  # fmt: skip
     if dropout == 0:
         config._register_custom_module(_weight_form())
@@ -184,7 +183,7 @@ def attach(
     with torch.random.fork_rng([]), _hidden(masked, "config"):
         torch.default_generator.manual_seed(seed)
         adapted = get_peft_model(masked, config)
-    _unwrap_others(adapted, train_in_full)
+    _train_in_full(adapted.get_base_model(), train_in_full)
     made = {name for name, _ in adapters(adapted)}
     check("targets", sorted(made), made == set(targets), f"peft did not adapt {sorted(targets)}")
     if dropout == 0:
@@ -215,14 +214,19 @@ def _hidden(model: nn.Module, name: str) -> Iterator[None]:
         vars(model)[name] = held
 
 
-def _unwrap_others(adapted: PeftModel, train_in_full: list[str]) -> None:
-    """Give back what peft trains in full only because its name ends like one of ours. In place."""
-    for name, module in list(adapted.named_modules()):
-        if hasattr(module, "modules_to_save") and hasattr(module, "original_module"):
-            if name.removeprefix(PREFIX) in train_in_full:
-                continue
-            parent, _, last = name.rpartition(".")
-            setattr(adapted.get_submodule(parent), last, module.original_module)
+def _train_in_full(model: nn.Module, names: Iterable[str]) -> None:
+    """Let layers learn whole, beside a copy that stays. In place.
+
+    As ``modules_to_save``, except that peft takes every layer whose name ends like one of these,
+    and none of them can be a target then.
+    """
+    from peft.utils import ModulesToSaveWrapper
+
+    for name in names:
+        parent, _, last = name.rpartition(".")
+        place = model.get_submodule(parent)
+        setattr(place, last, ModulesToSaveWrapper(getattr(place, last), "default"))
+        getattr(place, last).set_adapter("default")
 
 
 def _check_dropout(dropout: float, kind: str, masks: Masks | None) -> None:

@@ -51,7 +51,7 @@ GROUPS = [COLORS[name] for name in ("retrain", "prunelora", "prunelora_channels"
 STORED, LIVE = GROUPS[1], GROUPS[2]  # of the explorer's two layers, beside ORACLE
 HATCHES = ["", "//", "\\\\", "||", "--", "++", "xx", "oo", "..", "**", "OO"]
 EDGE = 6.0  # half-widths of a band; what lies beyond is written at the edge
-UNKNOWN = "#d9d9d9"  # cells without a measurement
+UNKNOWN = "#d9d9d9"  # cells without a measurement, or without anything to decide
 
 
 def style() -> None:
@@ -602,12 +602,14 @@ def lie_detector(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
             cell = rows.get((method, metric))
             known = cell is not None and not pd.isna(cell.inside)
             picture[y, x] = colors(float(cell.inside))[:3] if known else to_rgb(UNKNOWN)
-            ax.text(x, y, literal(str(cell.text)) if known else "–", ha="center", va="center",
-                    size=7, color=_ink(picture[y, x]))  # fmt: skip
+            text = "–" if cell is None else literal(str(cell.text))
+            ax.text(x, y, text, ha="center", va="center", size=7, color=_ink(picture[y, x]))
     ax.imshow(picture, aspect="auto")
     _headings(ax, methods, metrics)
     keys = {"all runs inside the band": ORACLE, "half of them": "#ffffff", "none": FORGET,
-            "not measured": UNKNOWN, "number: the runs' mean": "none"}  # fmt: skip
+            "nothing to decide": UNKNOWN, "number: the runs' mean": "none"}  # fmt: skip
+    if not (picture == to_rgb(UNKNOWN)).all(2).any():
+        keys.pop("nothing to decide")
     handles = [Patch(facecolor=c, edgecolor="none" if c == "none" else CHANCE, lw=0.6)
                for c in keys.values()]  # fmt: skip
     ax.legend(handles, list(keys), loc="lower left", ncols=5, frameon=False, fontsize=8,

@@ -150,13 +150,13 @@ def _head_alone(
     bias = torch.zeros(len(weight)).to(weight) if head.bias is None else head.bias.detach().double()
     learning = [weight] if head.bias is None else [weight, bias.requires_grad_()]
     optimizer = torch.optim.SGD(learning, lr=HEAD_RATE, momentum=0.9)
-    accuracies = [outputs.accuracy(rows @ weight.detach().T + bias.detach(), truth)]
+    accuracies = [_recognised(rows @ weight.detach().T + bias.detach(), truth)]
     for _ in range(steps):
         with torch.enable_grad():
             optimizer.zero_grad()
             F.cross_entropy(few @ weight.T + bias, labels).backward()
         optimizer.step()
-        accuracies.append(outputs.accuracy(rows @ weight.detach().T + bias.detach(), truth))
+        accuracies.append(_recognised(rows @ weight.detach().T + bias.detach(), truth))
     return accuracies
 
 
@@ -268,7 +268,18 @@ def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     logits = torch.cat([model(few) for few in images.split(per_pass(images))])
     check("logits", "nan or inf", bool(logits.isfinite().all()),
           "the network diverged: use a smaller lr")  # fmt: skip
-    return outputs.accuracy(logits, labels)
+    return _recognised(logits, labels)
+
+
+def _recognised(logits: Tensor, labels: Tensor) -> float:
+    """Return the share of images whose own logit is larger than every other.
+
+    At the start rows of the classifier can be equal (:func:`_reset_head`), and the first of equal
+    ones would win for its number.
+    """
+    outputs.check_predictions(logits, labels)
+    own = logits.gather(1, labels.to(logits.device).view(-1, 1))
+    return ((logits >= own).sum(1) == 1).double().mean().item()
 
 
 def steps_to_regain(curve: Curve, accuracy: float, share: float = SHARE) -> int:

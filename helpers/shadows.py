@@ -62,6 +62,8 @@ def run(
     check("networks", networks, networks >= least, f"at least {least}")
     most = networks - attacks.LEAST_SHADOWS
     check("targets", targets, 1 <= targets <= most, f"from 1 to {most}")
+    own = cfg.original_seed is None
+    check("original_seed", cfg.original_seed, own, "none: each network has an original of its own")
     dataset = data.load_dataset(cfg, progress)
     for name in methods:
         unlearning.validate(cfg.but(method=name), dataset)

@@ -145,8 +145,9 @@ def bootstrap(
     """Bound a mean over crossed runs by drawing training seeds and classes anew.
 
     Rows and columns are drawn independently, with replacement; unlearning seeds anew in each cell.
-    A factor with one value alone is not drawn: the interval then holds for that one only. Five
-    seeds make a plain percentile interval too short, which Student's t mends.
+    A factor with one value alone is not drawn: the interval then holds for that one only. That
+    gives the interval its shape; five seeds make it too short, and what is in single cells too
+    long, so its width is that of the analysis of variance, with Student's t.
 
     Args:
         values: (T, C) or (T, C, U) finite numbers, training seed x class x unlearning seed, such
@@ -162,15 +163,15 @@ def bootstrap(
         InputError: If the values have other dimensions or one is not finite.
 
     Source: Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1(2); the percentile
-        ends are moved out for few seeds in the spirit of Hesterberg 2015 (arXiv 1411.5279), with
-        Satterthwaite's degrees of freedom.
+        ends are moved in the spirit of Hesterberg 2015 (arXiv 1411.5279), to the width of two
+        crossed random factors, with Satterthwaite's degrees of freedom.
     Lesson: 05_evaluation, "The comparison".
     """
     _check_draws(level, repeats)
     cube, means = _redrawn(values, repeats, seed)
     if cube.size == 1:
         return Interval(float(cube.mean()), -math.inf, math.inf)
-    return _interval(float(cube.mean()), means, level, _stretch(cube, level))
+    return _interval(cube, means, level)
 
 
 def p_value(
@@ -186,7 +187,7 @@ def p_value(
         seed: Of the draws.
 
     Returns:
-        1 - that level, in (0, 1]; 1 for a single value and for a mean of zero.
+        1 - that level, in [1e-12, 1]; 1 for a single value and for a mean of zero.
 
     Raises:
         InputError: As there.
@@ -201,12 +202,12 @@ def p_value(
     without, within = 0.0, 1.0
     for _ in range(40):
         level = (without + within) / 2
-        found = _interval(float(cube.mean()), means, level, _stretch(cube, level))
+        found = _interval(cube, means, level)
         if found.low > 0 or found.high < 0:
             without = level
         else:
             within = level
-    return 1 - without
+    return max(1 - without, 1e-12)
 
 
 def image_interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> Interval:
@@ -237,12 +238,12 @@ def image_interval(values: Sequence[float], level: float = 0.95, seed: int = 0) 
     n, mean = len(numbers), float(numbers.mean())
     if bool(np.isin(numbers, (0, 1)).all()):
         ends = stats.binomtest(int(numbers.sum()), n).proportion_ci(level, method="wilson")
-        return Interval(mean, min(float(ends.low), mean), max(float(ends.high), mean))
+        return _between(mean, ends.low, ends.high)
     if n == 1:
         return Interval(mean, -math.inf, math.inf)
     draw = np.random.default_rng(seed)
     means = np.array([numbers[draw.integers(n, size=n)].mean() for _ in range(2000)])
-    return _interval(mean, means, level)
+    return _between(mean, *np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
 
 
 def variance_components(values: np.ndarray | Sequence[Any]) -> dict[str, Any]:
@@ -403,32 +404,50 @@ def _redrawn(values: Any, repeats: int, seed: int) -> tuple[np.ndarray, np.ndarr
     return cube, cube[rows, columns, inner].mean((1, 2, 3))
 
 
-def _interval(mean: float, means: np.ndarray, level: float, stretch: float = 1.0) -> Interval:
-    """Return the percentile interval of redrawn means, its ends moved away from the mean."""
-    import numpy as np
+def _interval(cube: np.ndarray, means: np.ndarray, level: float) -> Interval:
+    """Return the percentile interval of redrawn means, as wide as it has to be.
 
-    ends = mean + stretch * (np.quantile(means, [(1 - level) / 2, (1 + level) / 2]) - mean)
-    return Interval(mean, min(float(ends[0]), mean), max(float(ends[1]), mean))
-
-
-def _stretch(cube: np.ndarray, level: float) -> float:
-    """Return by how much few rows or columns make a percentile interval too short.
-
-    For n values that is sqrt(n / (n - 1)), as draws from n values spread that much less, times
-    Student's over the normal quantile. Rows and columns count by their part of the variance.
+    Drawn from few rows and columns, means spread too little; and too much by what is in single
+    cells, whose variance the draws count three times (Owen 2007, section 3). So the draws give
+    the interval its shape, and the analysis of variance its width, with Student's t for the normal
+    quantile. The shape of tails that the draws do not reach is that of the last that they do.
     """
+    import numpy as np
     from scipy import stats
 
-    margins = [cube.mean((1, 2)), cube.mean((0, 2))]
-    margins = [m for m in margins if len(m) > 1] or [cube.ravel()]
-    parts = [(float(m.var(ddof=1)) / len(m), len(m) - 1) for m in margins]
-    total = sum(part for part, _ in parts)
+    mean, spread, shape = float(cube.mean()), float(means.std()), min(level, 1 - 10 / len(means))
+    ends = np.quantile(means, [(1 - shape) / 2, (1 + shape) / 2]) - mean
+    variance, freedom = _variance_of_the_mean(cube)
+    if variance and spread:
+        width = stats.t.ppf((1 + level) / 2, freedom) / stats.norm.ppf((1 + shape) / 2)
+        ends *= width * math.sqrt(variance) / spread
+    return _between(mean, *(mean + ends))
+
+
+def _between(mean: float, low: float, high: float) -> Interval:
+    """Return an interval that encloses its mean, whatever rounding did."""
+    return Interval(mean, min(float(low), mean), max(float(high), mean))
+
+
+def _variance_of_the_mean(cube: np.ndarray) -> tuple[float, float]:
+    """Return how far the mean of crossed numbers spreads, and how well that is known.
+
+    Mean squares of rows and columns count if they exceed that of single cells, which is then in
+    both of them; a factor with one value is none. Degrees of freedom are Satterthwaite's.
+    """
+    t, c, _ = cube.shape
+    if min(t, c) == 1:
+        values = cube.mean(2).ravel() if max(t, c) > 1 else cube.ravel()
+        return float(values.var(ddof=1)) / len(values), len(values) - 1
+    rows, columns, cells, _ = _mean_squares(cube)
+    counted = [(rows, t - 1), (columns, c - 1)]
+    counted = [(1, square, df) for square, df in counted if square > cells]
+    counted.append((1 - len(counted), cells, (t - 1) * (c - 1)))
+    total = sum(times * square for times, square, _ in counted)
     if not total:
-        return 1.0
-    freedom = 1 / sum((part / total) ** 2 / df for part, df in parts)
-    upper = (1 + level) / 2
-    ratio = stats.t.ppf(upper, freedom) / stats.norm.ppf(upper)
-    return float(ratio * math.sqrt((freedom + 1) / freedom))
+        return 0.0, 1.0
+    freedom = total**2 / sum((times * square) ** 2 / df for times, square, df in counted)
+    return total / cube.size, freedom
 
 
 def _mean_squares(cube: np.ndarray) -> tuple[float, float, float, float]:

@@ -111,18 +111,22 @@ class Study:
     def inside(self) -> pd.DataFrame:
         """Say of every audit and metric whether it lies in the band of its class and original.
 
+        A network that could not be judged is outside of every band.
+
         Returns:
-            Booleans with the index of ``table``, one column a metric; missing where not measured.
+            Booleans with the index of ``table``, one column a metric; missing where it was not
+            measured, and where the band leaves nothing outside (:func:`helpers.audit.decides`).
 
         Source: this project.
         Lesson: 05_evaluation, "The lie detector".
         """
         import pandas as pd
 
-        columns = {}
+        columns, nothing = {}, pd.Series(None, self.table.index, dtype=object)
+        failed = self.table.get("problem", nothing).notna()
         for name in self.metrics:
             limits, values = self.limits(name), self.table[name].astype(float)
-            known = values.notna() & limits["low"].notna()
+            known = (values.notna() | failed) & audit.decides(name, limits["low"], limits["high"])
             # as statistics.Band.holds
             slack = 1e-12 * values.abs().combine(limits["center"].abs(), max)
             inside = (values >= limits["low"] - slack) & (values <= limits["high"] + slack)

@@ -440,7 +440,8 @@ def unlearn(
     if chosen.adapt != "lora":
         fresh = chosen.start == "scratch" and chosen.prune == "none"
         model = pruned.model if fresh else copy.deepcopy(pruned.model)
-        still = _only_the_head(model) if chosen.adapt == "head" else ()
+        learns = [p.requires_grad for p in model.parameters()]  # what its owner froze stays frozen
+        still = _only_the_head(model) if chosen.adapt == "head" else _frozen_norms(model)
         trainable = models.count_parameters(model, trainable=True)
         hold = partial(pruning.apply_masks, model, pruned.masks) if pruned.masks else None
         if chosen.salient:
@@ -448,7 +449,8 @@ def unlearn(
             before += spent
         fit = stage(model, part, after_step=hold, frozen=still, monitor=monitor)
         fit.peak_memory += before.bytes
-        model.requires_grad_(True)
+        for parameter, before_that in zip(model.parameters(), learns, strict=True):
+            parameter.requires_grad_(before_that)
         rows += [ledger.measure(model, "trained", names)] if measured else []
         return Outcome(model, fit, trainable, pruned.masks, rows, before=before)
     adapted = _adapt(pruned, cfg)
@@ -613,10 +615,20 @@ def _adapt(pruned: pruning.Pruned, cfg: RunConfig) -> nn.Module:
 def _norms_from(
     model: nn.Module, targets: Iterable[str], norms: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Return the BatchNorm layers that are called after the first adapted layer."""
-    order = models.call_order(model)
+    """Return the BatchNorm layers that are called after the first adapted layer.
+
+    Those that the network's owner froze are not among them.
+    """
+    order, frozen = models.call_order(model), _frozen_norms(model)
     first = min(order.index(name) for name in targets if name in order)
-    return tuple(name for name in norms if name in order[first:])
+    return tuple(name for name in norms
+                 if name in order[first:] and model.get_submodule(name) not in frozen)  # fmt: skip
+
+
+def _frozen_norms(model: nn.Module) -> list[nn.Module]:
+    """List the BatchNorm layers that have parameters, none of which requires a gradient."""
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+            and m.affine and not any(p.requires_grad for p in m.parameters())]  # fmt: skip
 
 
 def _train_adapted(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from helpers import files, report, runs, study
+from helpers import audit, files, report, runs, study
 
 PROBES = ("linear_probe", "knn_probe", "head_refit")
 CHEATS = ["logit_mask", "head_only", "prototype"]
@@ -32,7 +32,7 @@ def cell(digits):
 
 @pytest.fixture(scope="module")
 def outcome(digits):
-    return report.standing(digits, "prunelora", report.OPPONENTS, report.FINDING)
+    return report.standing(digits, "prunelora", report.OPPONENTS, digits.metrics)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +121,14 @@ def test_prunelora_gives_more_back_to_a_few_images_than_full_length_rivals(digit
     for rival in ("finetune", "retrain"):
         assert more(digits, "prunelora", rival, "prototype_attack")
         assert outcome.loc["few-image recall", rival].startswith("further")
+    assert not unlike(digits, "prunelora", "finetune_sgd", "prototype_attack")
+
+
+def test_the_linear_probe_tells_prunelora_from_lora_and_not_from_fine_tuning(digits):
+    assert less(digits, "prunelora", "lora", "linear_probe")
+    for rival in ("finetune@3", "finetune"):
+        assert not unlike(digits, "prunelora", rival, "linear_probe")
+        assert not unlike(digits, "prunelora", rival, "knn_probe")
 
 
 @pytest.mark.parametrize("rival", ["lora", "finetune@3", "finetune", "retrain"])
@@ -128,8 +136,29 @@ def test_prunelora_is_less_accurate_on_the_other_classes(digits, rival):
     assert less(digits, "prunelora", rival, "TA")
 
 
-def test_at_equal_cost_nothing_tells_prunelora_from_fine_tuning(digits, outcome):
-    assert outcome["finetune@3"].iloc[1:].str.startswith("undecided").all()
+def verdicts(outcome, rival, word):
+    column = outcome[rival].iloc[1:]
+    return {*column.index[column.str.startswith(word)]}
+
+
+def test_at_equal_cost_fine_tuning_is_nearer_by_outputs_and_cka(outcome, cell):
+    further = {"RA", "JS", "activation", "CKA forget", "CKA retain"}
+    assert verdicts(outcome, "finetune@3", "further") == further
+    assert verdicts(outcome, "finetune@3", "closer") == {"UA", "MIA correctness"}
+    groups = {m: audit.METRICS[m].group for m in cell.columns}
+    share = cell.loc[["prunelora", "finetune@3"]].T.groupby(groups).mean()
+    assert len(share) == 5
+    assert (share["prunelora"] < share["finetune@3"]).all()
+
+
+def test_prunelora_is_closer_than_full_fine_tuning_and_retraining_in_nothing(outcome):
+    assert verdicts(outcome, "finetune", "closer") == set()
+    assert verdicts(outcome, "retrain", "closer") == set()
+    for rival in ("finetune", "retrain"):
+        assert {"TV", "JS", "activation", "CKA forget"} <= verdicts(outcome, rival, "further")
+
+
+def test_what_equal_cost_is(digits):
     spent = digits.table.groupby("method")[["gmacs", "memory_mb"]].mean()
     beside = spent["gmacs"]
     assert beside["lora"] < beside["finetune@3"] < beside["prunelora"] < 1.1 * beside["finetune@3"]
@@ -138,10 +167,12 @@ def test_at_equal_cost_nothing_tells_prunelora_from_fine_tuning(digits, outcome)
     assert memory["finetune@3"] < memory["prunelora"] < memory["finetune"]
 
 
-def test_equally_cheap_sgd_and_retraining_are_further_by_avg_gap(outcome):
-    assert outcome.loc[["Avg Gap", "TA"], "retrain@3"].str.startswith("closer").all()
-    assert outcome.loc["Avg Gap", "finetune_sgd@3"].startswith("closer")
-    assert outcome.loc[["head refit", "ε"], "retrain@3"].str.startswith("further").all()
+def test_equally_cheap_sgd_and_retraining_are_further_by_what_they_lose(outcome):
+    for rival in ("finetune_sgd@3", "retrain@3"):
+        assert {"RA", "Avg Gap", "ToW"} <= verdicts(outcome, rival, "closer")
+    assert "TA" in verdicts(outcome, "retrain@3", "closer")
+    probes = {"linear probe", "kNN probe", "head refit", "ε"}
+    assert probes <= verdicts(outcome, "retrain@3", "further")
 
 
 @pytest.mark.parametrize("rival", report.RANKED)

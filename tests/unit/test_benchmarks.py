@@ -187,11 +187,14 @@ def test_the_record_of_photographs_grows_over_calls_and_nothing_is_done_twice(
     monkeypatch.setattr(audit_cifar, "SETTINGS", groups[0] | groups[1])
     cfg = get_config("smoke")
     dataset = data.load_dataset(cfg)
+    assert audit_cifar.lacking([(3, 0)]) == [(3, 0)]
     audit_cifar.audits(cfg, [(3, 0)], 1, dataset, ["original", "prototype"])
+    assert audit_cifar.lacking([(3, 0)]) == [(3, 0)], "not all of it"
     named = json.loads(audit_cifar.RECORD.read_text())
     assert [row[0] for row in named["rows"]] == ["original", "prototype"]
     audit_cifar.audits(cfg, [(3, 0)], 1, dataset)
     first = json.loads(audit_cifar.RECORD.read_text())
+    assert audit_cifar.lacking([(3, 0), (5, 0)]) == [(5, 0)]
     assert [row[0] for row in first["rows"]] == ["original", "logit_mask", "prototype"]
     assert [first["rows"][0], first["rows"][2]] == named["rows"]
     assert len(first["training"]) == 1 + audit_cifar.ORACLES

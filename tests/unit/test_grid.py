@@ -95,7 +95,14 @@ def test_inside_agrees_with_the_study(stored):
             label = rows.index[rows["seed"] == seed][0]
             for row in stored.metrics(point, seed):
                 value = told.loc[label, row["name"]]
-                assert row["inside"] == (None if value != value or value is None else value)
+                known = row["value"] is not None and value == value
+                assert row["inside"] == (value if known else None)
+
+
+def test_a_band_of_all_shares_decides_nothing():
+    assert math.isnan(grid.away("UA", 0.5, (0.0, 1.0, 0.5)))
+    assert grid.away("UA", 0.5, (0.0, 0.9, 0.5)) == 0
+    assert grid.away("TV", 0.5, (-math.inf, 1.0, 0.0)) == 0.5, "no share"
 
 
 def test_a_point_that_does_not_exist_has_no_numbers(stored):
@@ -110,8 +117,8 @@ def test_a_point_that_does_not_exist_has_no_numbers(stored):
 
 
 def test_the_distance_counts_on_the_bad_side_alone():
-    both, upper, lower = (0.0, 1.0, 0.4), (-math.inf, 0.6, 0.4), (8, math.inf, 10)
-    assert grid.away("UA", 0.7, both) == pytest.approx(0.5)
+    both, upper, lower = (0.0, 0.99, 0.4), (-math.inf, 0.6, 0.4), (8, math.inf, 10)
+    assert grid.away("UA", 0.695, both) == pytest.approx(0.5)
     assert grid.away("UA", 0.2, both) == pytest.approx(0.5)
     assert grid.away("head_refit", 0.8, upper) == pytest.approx(2)
     assert grid.away("head_refit", 0.2, upper) == pytest.approx(-1)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from helpers import lora, models, pruning, training
+from helpers import lora, models, pruning, training, unlearning
 from helpers.config import InputError, Recipe
 
 FIT = Recipe(epochs=1, lr=0.02)
@@ -166,6 +166,35 @@ def test_a_name_that_ends_like_another_is_not_touched():
     assert any(".fc.modules_to_save" in name for name in trained)
     x = models.example(model)
     assert torch.equal(lora.merge(made)(x), model(x))
+
+
+@pytest.mark.parametrize("last", ["fc", "xfc"])
+def test_a_target_may_be_called_as_the_classifier_is(last, dataset, cfg):
+    """Nor does it learn whole, for the sake of its name's end."""
+    torch.manual_seed(0)
+    block = nn.Sequential()
+    block.add_module("a", nn.Linear(64, 12))
+    block.add_module("relu", nn.ReLU())
+    block.add_module(last, nn.Linear(12, 12))
+    model = nn.Sequential()
+    model.add_module("flat", nn.Flatten())
+    model.add_module("block", block)
+    model.add_module("relu", nn.ReLU())
+    model.add_module("fc", nn.Linear(12, 10))
+    model.input_shape = (1, 8, 8)
+    model.to(dataset.mean.device).eval()
+    made = lora.attach(model, 1, [f"block.{last}"], alpha=2, train_in_full=["fc"])
+    assert [name for name, _ in lora.adapters(made)] == [f"block.{last}"]
+    trained = {n for n, p in made.named_parameters() if p.requires_grad}
+    assert len(trained) == 4, "A, B, and the classifier's weight and bias"
+    x = models.example(model)
+    with made.disable_adapter():
+        assert torch.equal(made(x), model(x))
+    assert torch.allclose(lora.merge(made)(x), model(x), atol=1e-6)
+    for method in ("lora", "prunelora", "prunelora_channels"):
+        short = cfg.but(method=method, rank=1, epochs=1, targets="all")
+        found = unlearning.unlearn(model, dataset, short)
+        assert not torch.equal(found.model.get_submodule("fc").weight, model.fc.weight), method
 
 
 def test_a_layer_that_is_used_twice_is_refused():

@@ -230,3 +230,21 @@ def test_buffers_of_every_kind_are_read_back(short, dataset, tmp_path, buffer):
     patch = unlearning.unlearn(model, dataset, short).patch
     assert "held" not in patch.tensors, "it did not change"
     patches.load_patch(patches.save_patch(patch, tmp_path / "patch"), model)
+
+
+@pytest.mark.parametrize("method", ["finetune", "prune_finetune", "lora", "prunelora", "head_only"])
+def test_a_batchnorm_that_its_owner_froze_stays_as_it_is(short, dataset, method):
+    """But for pruning, after which statistics of other activations would be wrong."""
+    model = moved_to(network(nn.BatchNorm2d(16)), dataset)
+    norm = model[1]
+    with torch.no_grad():
+        norm.running_mean.uniform_(-0.1, 0.1)
+    norm.requires_grad_(False)
+    made = unlearning.unlearn(model, dataset, short.but(method=method, targets="all")).model[1]
+    assert torch.equal(made.weight, norm.weight)
+    assert torch.equal(made.bias, norm.bias)
+    if "prune" not in method:
+        assert torch.equal(made.running_mean, norm.running_mean)
+        assert torch.equal(made.running_var, norm.running_var)
+    if method == "finetune":
+        assert not made.weight.requires_grad

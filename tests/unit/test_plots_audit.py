@@ -162,16 +162,23 @@ def test_blue_is_inside_white_the_middle_and_vermillion_outside():
     assert seen[1, 2] == pytest.approx(between, abs=0.01), "a quarter is halfway to white"
 
 
-def test_what_was_not_measured_is_grey_with_a_dash():
+def legend(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_what_decides_nothing_is_grey_with_its_number_and_a_dash_if_it_has_none():
     lacking = table()
+    assert "nothing to decide" not in legend(plots.lie_detector(lacking))
     lacking.loc[0, "inside"] = np.nan
+    number = lacking.loc[0, "text"]
     lacking = lacking.drop(index=5)  # m1, k2: no row at all
     ax = plots.lie_detector(lacking)
+    assert "nothing to decide" in legend(ax)
     grey = to_rgb(plots.UNKNOWN)
-    for x, y in ((0, 0), (2, 1)):
-        assert cells(ax)[x, y].get_text() == "–"
+    for (x, y), text in {(0, 0): number, (2, 1): "–"}.items():
+        assert cells(ax)[x, y].get_text() == text
         assert picture(ax)[y, x] == pytest.approx(grey)
-    assert sum(t.get_text() == "–" for t in ax.texts) == 2
+    assert sum(t.get_text() == "–" for t in ax.texts) == 1
     assert (np.abs(picture(ax) - grey).sum(-1) < 0.01).sum() == 2, "no colour of a share is grey"
 
 

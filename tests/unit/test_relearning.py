@@ -76,6 +76,20 @@ def test_frozen_weights_learn_too(dataset, split, original):
         assert curve_of(frozen, dataset, split) == curve_of(original, dataset, split)
 
 
+@pytest.mark.parametrize("gone", [0, 1])
+def test_of_two_classes_the_first_does_not_win_for_its_number(dataset, gone):
+    """The forgotten row starts as the only other one: nobody recognises anything yet."""
+    chosen = torch.isin(dataset.train.labels, torch.tensor([0, 1], device=dataset.mean.device))
+    seen = torch.isin(dataset.test.labels, torch.tensor([gone], device=dataset.mean.device))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 2))
+    model.input_shape = (1, 8, 8)
+    model.to(dataset.mean.device)
+    train, test = dataset.train.where(chosen), dataset.test.where(seen)
+    curve = relearn(model, train, test, dataset, gone, steps=3)
+    assert curve.accuracies[0] == 0
+
+
 @pytest.mark.parametrize("row", ["masked", "loud", "not a number"])
 def test_tricks_in_the_row_play_no_role(dataset, split, original, row):
     cheat = copy.deepcopy(original)

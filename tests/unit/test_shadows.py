@@ -132,6 +132,13 @@ def test_every_method_gets_its_own_networks(cfg, made_up):
     json.dumps(record, allow_nan=False)
 
 
+def test_one_original_for_all_networks_is_refused(cfg, made_up):
+    """What originals differ in would be missing among the shadows."""
+    with pytest.raises(InputError, match="original_seed = 0 is not allowed: none"):
+        shadows.run(cfg.but(original_seed=0), ["lora"], 20, 5, progress=False)
+    assert not made_up
+
+
 @pytest.mark.parametrize(
     ("networks", "targets", "methods", "message"),
     [

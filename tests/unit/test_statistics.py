@@ -174,11 +174,27 @@ def test_a_single_training_seed_gives_students_t_over_classes():
 def test_two_training_seeds_worked_out_by_hand():
     """Means of redraws: 0, 1/2, 1/2, 1, so the percentile ends are 0 and 1.
 
-    They are moved out by sqrt(2 / 1) * t(0.975, 1) / z(0.975) = 1.41421 * 12.7062 / 1.95996.
+    The variance of the mean is 1/2 / 2 = 1/4, that of the redraws 1/8, so the ends are moved out
+    by sqrt(2) * t(0.975, 1) / z(0.975) = 1.41421 * 12.7062 / 1.95996.
     """
-    found = statistics.bootstrap([[0.0], [1.0]])
+    found = statistics.bootstrap([[0.0], [1.0]], repeats=20000)
     half = 0.5 * 1.41421356 * 12.7062047 / 1.95996398
-    assert (found.low, found.mean, found.high) == pytest.approx((0.5 - half, 0.5, 0.5 + half))
+    ends = (0.5 - half, 0.5, 0.5 + half)
+    assert (found.low, found.mean, found.high) == pytest.approx(ends, rel=0.03)
+
+
+def test_the_variance_of_a_mean_worked_out_by_hand():
+    """Rows (0, 4) and (6, 14): row means 2 and 10, column means 3 and 9, grand mean 6.
+
+    What is left beside rows and columns is 1 in each cell (0 - 2 - 3 + 6 = 1, 4 - 2 - 9 + 6 = -1),
+    so the mean squares are 2 * 32 = 64, 2 * 18 = 36 and 4, and the variance (64 + 36 - 4) / 4 = 24
+    with 96**2 / (64**2 + 36**2 + 4**2) = 1.704 degrees of freedom.
+    """
+    found = statistics._variance_of_the_mean(np.array([[0.0, 4.0], [6.0, 14.0]])[:, :, None])
+    assert found == pytest.approx((24, 9216 / 5408))
+    # rows that differ less than single cells do are no factor: (0, 4) and (4, 0)
+    alone = statistics._variance_of_the_mean(np.array([[0.0, 4.0], [4.0, 0.0]])[:, :, None])
+    assert alone == pytest.approx((16 / 4, 1))
 
 
 def test_rows_and_columns_count_as_what_they_are():
@@ -239,7 +255,8 @@ def test_the_bootstrap_refuses_what_it_cannot_use():
         statistics.bootstrap(np.zeros((2, 2)), level=95)
 
 
-EFFECTS = [(1, 0, 0, 0), (0, 1, 0, 0), (1, 1, 1, 1), (0.5, 1, 0, 0.5)]
+EFFECTS = [(1, 0, 0, 0), (0, 1, 0, 0), (1, 1, 1, 1), (0.5, 1, 0, 0.5), (0, 0, 1, 0),
+           (0, 0, 0, 1), (0.3, 0.3, 1, 0), (0.67, 0.35, 0, 0.65)]  # fmt: skip
 
 
 @pytest.mark.parametrize("effects", EFFECTS)
@@ -253,7 +270,7 @@ def test_the_bootstrap_covers_the_mean_as_often_as_it_says(shape, effects):
         says.append(found.low > 0 or found.high < 0)
     wrong = sum(says) / trials
     assert wrong <= 0.05 + tolerance(0.05, trials)
-    assert 1 - wrong >= 0.85
+    assert wrong > 0, "an interval that never leaves the truth out is too long"
 
 
 def test_a_real_difference_is_found():
@@ -472,7 +489,7 @@ def test_how_often_a_band_of_distances_holds_one_more_oracle(n, least, most, dim
     assert least < held / 1500 < most
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.3, 1.0, 3.0])
+@pytest.mark.parametrize("shift", [0.0, 0.3, 0.6, 1.0])
 def test_the_p_value_is_where_the_interval_touches_zero(shift):
     values = np.random.default_rng(1).normal(shift, 1, (5, 10))
     p = statistics.p_value(values)
