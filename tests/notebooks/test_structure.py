@@ -126,7 +126,8 @@ def test_it_is_committed_executed_and_normalised(name, notebook):
     assert any(c.outputs for c in code(notebook))
     text = path.read_text()
     assert text == nbformat.writes(tutorial.normalise(notebook)) + "\n"
-    assert not re.search(r"/(tmp|home|root|Users)/", text), "a path of somebody's machine"
+    told = re.sub(r'"image/png": "[^"]*"', "", text)  # in base64 anything occurs by chance
+    assert not re.search(r"/(tmp|home|root|Users)/", told), "a path of somebody's machine"
 
 
 def test_what_we_saw_is_rendered_from_variables(notebook):
