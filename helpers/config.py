@@ -454,9 +454,10 @@ class RunConfig:
             check(field, value, ok, f"a whole number {limit}")
         ok = _finite(self.sparsity) and 0 <= self.sparsity < 1
         check("sparsity", self.sparsity, ok, "a share in [0, 1)")
-        for field in ("alpha", "lr"):
-            value = getattr(self, field)
-            check(field, value, value is None or (_finite(value) and value > 0), "above 0")
+        for field, (low, high) in {"alpha": (1e-6, 1e6), "lr": (0, math.inf)}.items():
+            value, limit = getattr(self, field), f"from {low:g} to {high:g}" if low else "above 0"
+            ok = value is None or (_finite(value) and value > 0 and low <= value <= high)
+            check(field, value, ok, limit)
         ok = self.dropout is None or (_finite(self.dropout) and 0 <= self.dropout < 1)
         check("dropout", self.dropout, ok, "a share in [0, 1)")
         for field in ("compile", "graphs"):

@@ -234,8 +234,34 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any = None
             raise OSError(str(error)) from error
 
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    header = {"helpers": json.dumps(metadata, allow_nan=False)}
+    text = json.dumps(metadata, allow_nan=False)
+    header = {"helpers": text, "digest": _digest(plain, text)}
     return write_atomically(path, write)
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Compute what identifies tensors.
+
+    Args:
+        tensors: Name -> tensor, any dtype and device.
+
+    Returns:
+        SHA-256 (64 hexadecimal digits) over names, types, shapes and bytes.
+
+    Source: this project.
+    Lesson: 03_lora_adaptation, "Patches".
+    """
+    import torch
+
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    return hashlib.sha256(f"{digest(tensors)} {text}".encode()).hexdigest()
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -249,7 +275,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
 
     Raises:
         FileProblem: If the file is missing, damaged or not a safetensors file. Pickled files are
-            refused by their format; nothing in the file is executed.
+            refused by their format; nothing in the file is executed. That bytes were changed is
+            found in files that this package wrote; others have no digest.
 
     Source: https://huggingface.co/docs/safetensors.
     Lesson: 00_start_here, "Where results are kept".
@@ -258,8 +285,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("helpers", "null"))
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        text = header.get("helpers", "null")
+        if header.get("digest", found := _digest(tensors, text)) != found:
+            raise ValueError("it does not hold what was written")
+        return tensors, json.loads(text)
     except FileNotFoundError as error:  # so safetensors calls a file that may not be read, too
         there = path.exists()
         raise FileProblem(forbidden(path) if there else f"{path} does not exist") from error

@@ -20,6 +20,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from stat import S_ISREG
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +43,9 @@ LARGEST_MEMBER = 200_000_000  # bytes of one image of an archive; it is read int
 LARGEST_RECORD = 1_000_000  # bytes of a long name and the like, which are read into memory, too
 LARGEST_SKIPPED = 100_000_000_000  # of any member; at a size made up tarfile reads on without end
 MOST_MEMBERS = 10_000_000  # of an archive; their names are held in memory
+LONGEST_NAME = 4096  # bytes of a member's name; longer ones have no place on a Linux system
+LARGEST_NAMES = 500_000_000  # bytes of all of them together
+NOWHERE = "a link to nothing that can be read"  # in the place of a file's stamp
 RECORDS = {  # the types of headers that say more of members, and are no members
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
     tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
@@ -83,7 +87,8 @@ def read(root: Path, size: int, on_corrupt: str = "stop", progress: bool = True)
                 inside = ""
                 if not root.is_dir():
                     listing, inside = _list_archive(root, progress)
-                _decode(root, listing, inside, size, on_corrupt, cache, progress)
+                lost = {name: why for name, why in names.items() if why.startswith(NOWHERE)}
+                _decode(root, listing, lost, inside, size, on_corrupt, cache, progress)
     content = store.read(cache, size)
     bad = content.skipped
     listed = len(bad) + sum(len(labels) for _, labels in content.parts.values())
@@ -102,7 +107,7 @@ def _key(root: Path, size: int, stamps: Mapping[str, str]) -> str:
     """Name the exact files and the way in which they are decoded."""
     import PIL
 
-    lines = [f"2|{PIL.__version__}|{size}", os.fspath(root)]  # 2: how to_rgb decodes
+    lines = [f"3|{PIL.__version__}|{size}", os.fspath(root)]  # 3: how to_rgb decodes
     lines += [f"{name}|{stamp}" for name, stamp in stamps.items()] or [_stamp(root.stat())]
     return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()[:16]
 
@@ -120,24 +125,50 @@ def _list_folder(root: Path) -> tuple[Listing, dict[str, str]]:
     parts = [part for part in ("train", "test") if (root / part).is_dir()]
     parts = parts if "train" in parts else [""]
     folders, stamps = set(parts), {}
-    for part in parts:
-        with os.scandir(root / part) as entries:
-            found = sorted(f"{part}/{e.name}".lstrip("/") for e in entries if e.is_dir())
-        folders |= set(found)
-        for below in filter(_visible, found):
-            stamps |= _walk(root, below)
+    try:
+        for part in parts:
+            with os.scandir(root / part) as entries:
+                found = sorted(f"{part}/{e.name}".lstrip("/") for e in entries if e.is_dir())
+            folders |= set(found)
+            for below in filter(_visible, found):
+                stamps |= _walk(root, below)
+    except OSError as error:
+        where = _short(str(error.filename or root))
+        raise InputError(
+            f"{root}: {where} cannot be listed: {error.strerror}; repair or remove it, or give "
+            "yourself the right to read it"
+        ) from error
     return _arrange(stamps, folders, root), stamps
 
 
 def _walk(root: Path, below: str) -> Iterator[tuple[str, str]]:
     """List the images below a folder; links to files count, links to folders do not."""
+    left = _entries(root, below)  # a stack: folders may lie deeper in each other than calls may
+    while left:
+        name, entry = left.pop()
+        if entry.is_dir(follow_symlinks=False):
+            left += _entries(root, name)
+        elif _is_image(name) and (stamp := _stamp_of_file(entry)):
+            yield name, stamp
+
+
+def _entries(root: Path, below: str) -> list[tuple[str, os.DirEntry[str]]]:
+    """List a folder with the last one first, as a stack gives them."""
     with os.scandir(root / below) as entries:
-        for entry in sorted(entries, key=lambda e: e.name):
-            name = f"{below}/{entry.name}"
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(root, name)
-            elif _is_image(name) and entry.is_file():
-                yield name, _stamp(entry.stat())
+        found = sorted(entries, key=lambda e: e.name, reverse=True)
+    return [(f"{below}/{entry.name}", entry) for entry in found]
+
+
+def _stamp_of_file(entry: os.DirEntry[str]) -> str | None:
+    """Say what a change of the file changes; None if it is no file (a pipe, a link to a folder)."""
+    try:
+        found = entry.stat()
+    except OSError as error:
+        if not entry.is_symlink():
+            raise
+        # as git-annex leaves them where nothing was fetched; none may be missing without a word
+        return f"{NOWHERE}: {error.strerror}"
+    return _stamp(found) if S_ISREG(found.st_mode) else None
 
 
 def _list_archive(path: Path, progress: bool) -> tuple[Listing, str]:
@@ -153,7 +184,9 @@ def _list_archive(path: Path, progress: bool) -> tuple[Listing, str]:
                 raise InputError(f"{path}: {name} is a link or a device; allowed are plain files")
             images[name] = None
     for name in images:
-        folders.update(name[:at] for at, letter in enumerate(name) if letter == "/")
+        above = name.split("/")[:-1]
+        # three at most: the folder that holds everything, the part, the class
+        folders.update("/".join(above[: deep + 1]) for deep in range(min(3, len(above))))
     tops = {name.partition("/")[0] for name in (*images, *folders) if _visible(name)}
     inside = f"{tops.pop()}/" if len(tops) == 1 and tops != {"train"} else ""
     below = [[n.removeprefix(inside) for n in names if n.startswith(inside)]
@@ -208,6 +241,10 @@ def _is_image(name: str) -> bool:
 
 def _suffixes() -> str:
     return ", ".join(IMAGE_SUFFIXES)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 200 else f"{name[:60]}...{name[-60:]}"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -266,6 +303,7 @@ def _members(
         """Those of this archive."""
 
     bar = tqdm(desc=text, unit=" files", disable=not progress, leave=False)
+    names = 0  # bytes of them
     try:
         with (
             bar,
@@ -274,6 +312,14 @@ def _members(
         ):
             while (member := tar.next()) is not None:
                 tar.members.clear()  # it keeps them all
+                length = len(os.fsencode(member.name))
+                names += length
+                if length > LONGEST_NAME:
+                    raise tarfile.ReadError(f"the name {_short(member.name)} has {length:,} bytes, "
+                                            f"more than {LONGEST_NAME:,}")  # fmt: skip
+                if names > LARGEST_NAMES:
+                    raise tarfile.ReadError("the names of its files have more than "
+                                            f"{LARGEST_NAMES:,} bytes")  # fmt: skip
                 if tar.offset - member.offset_data > LARGEST_SKIPPED:
                     raise tarfile.ReadError(f"{member.name} has more than {LARGEST_SKIPPED:,} "
                                             "bytes")  # fmt: skip
@@ -313,18 +359,19 @@ def _unpacked(path: Path) -> IO[bytes]:
 
 
 def _decode(
-    root: Path, listing: Listing, inside: str, size: int, on_corrupt: str, cache: Path,
-    progress: bool,
+    root: Path, listing: Listing, lost: Mapping[str, str], inside: str, size: int, on_corrupt: str,
+    cache: Path, progress: bool,
 ) -> None:  # fmt: skip
-    """Decode every image into its row of a new array."""
+    """Decode every image into its row of a new array; of the lost ones the reason is known."""
     names = itertools.chain(*(mine for classes in listing.values() for mine in classes.values()))
     rows = {name: row for row, name in enumerate(names)}
-    bad: dict[str, str] = {}
+    bad = dict(lost)
     forms: set[tuple[str, int, int]] = set()
 
     def fill(put: store.Put) -> dict[str, Any]:
-        seen = set()
-        for name, file in _contents(root, rows, inside, progress):
+        seen = set(lost)
+        there = [name for name in rows if name not in lost]
+        for name, file in _contents(root, there, inside, progress):
             seen.add(name)
             try:
                 pixels, form = _pixels(file, size)
@@ -402,6 +449,9 @@ def to_rgb(image: Image, size: int) -> Image:
     Returns:
         Upright, RGB, transparent parts on white, scaled to cover the square and cut to it.
 
+    Raises:
+        ValueError: If some of its numbers are none.
+
     Source: Pillow.
     Lesson: 06_explorer, "Real pictures".
     """
@@ -410,6 +460,8 @@ def to_rgb(image: Image, size: int) -> Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey: Pillow would clip it
         values = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(values).all():  # one of them would make all pixels black
+            raise ValueError("it holds nan or inf")
         top = 65535 if values.max() > 255 else 1 if image.mode == "F" and values.max() <= 1 else 255
         image = Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:

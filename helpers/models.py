@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import itertools
 import math
 from collections import OrderedDict
@@ -500,14 +499,25 @@ def check_answers(name: str, model: nn.Module, images: Tensor, classes: int) -> 
         check_float32(name, model)
     try:
         with evaluating(model), torch.no_grad():
-            found = model(images)
+            found, first = model(images), model(images[:1])
     except Exception as error:  # the network's own code may raise anything
-        line = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"{name} cannot take {taken}: {line}; give it the images that it was "
-                         "trained for") from error  # fmt: skip
+        raise _refusal(name, images, error) from error
     got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
     allowed = f"a tensor {wanted}: one logit a class; wrap the network where it returns more"
     check(f"{name}'s answer to {len(images)} {taken}", got, got == wanted, allowed)
+    # whole classes are shown at once: what is common to a batch, and taken off, is the class
+    apart, size = (found[:1] - first).abs().max().item(), found.abs().max().item()
+    check(f"{name}'s answer to an image, with others and alone, differs by", f"{apart:.2g}",
+          not apart > 0.01 * size, "an answer to each image by itself: BatchNorm with "
+          "track_running_stats=True, say")  # fmt: skip
+
+
+def _refusal(name: str, images: Tensor, error: Exception) -> InputError:
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    return InputError(
+        f"{name} cannot take images of {tuple(images.shape[1:])}: {line}; give it the images that "
+        "it was trained for"
+    )
 
 
 def check_training(name: str, model: nn.Module, images: Tensor, classes: int) -> None:
@@ -621,11 +631,7 @@ def fingerprint(model: nn.Module) -> str:
     Source: this project.
     Lesson: 03_lora_adaptation, "Patches".
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return files.digest(model.state_dict())
 
 
 def fresh(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -788,14 +794,14 @@ def load(folder: Path, base: nn.Module | None = None) -> nn.Module:
         shapes = {name: tuple(shape) for name, shape in plain["shapes"].items()}
         check_shapes(files.tensor_shapes(path), outline, shapes)
         resize(outline, shapes)
+        check_float32("model", outline)
         tried = check_fit(outline)
         model = copy.deepcopy(base) if base is not None else build_model(**plain["blueprint"])
         resize(model, shapes)
         tensors, _ = files.load_tensors(path)
         put_state(model, tensors)
         if not tried:
-            with torch.no_grad():
-                model.eval()(example(model))
+            _pass("model", model.eval(), example(model))
     except (InputError, TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
         raise files.FileProblem(files.cannot_read(folder, error)) from error
     return model.eval()
@@ -811,7 +817,8 @@ def check_fit(model: nn.Module) -> bool:
         Whether it could be found out; a network that looks at its numbers has to be run.
 
     Raises:
-        RuntimeError: If the outputs of one layer are not what the next one takes.
+        InputError: If the outputs of one layer are not what the next one takes, or the network
+            cannot take images of its ``input_shape``.
 
     Source: PyTorch's meta device.
     Lesson: 02_pruning, "Channels that are gone".
@@ -820,13 +827,20 @@ def check_fit(model: nn.Module) -> bool:
     shape = getattr(model, "input_shape", None)
     check("input_shape", shape, shape is not None, "the (channels, height, width) that it takes")
     try:
-        with torch.no_grad():
-            outline(torch.empty(2, *shape, device="meta"))
-    except (RuntimeError, NotImplementedError) as error:
-        if "meta" not in str(error).lower():
+        _pass("model", outline, torch.empty(2, *shape, device="meta"))
+    except InputError as error:
+        if "meta" not in str(error.__cause__).lower():
             raise
         return False
     return True
+
+
+def _pass(name: str, model: nn.Module, images: Tensor) -> None:
+    try:
+        with torch.no_grad():
+            model(images)
+    except Exception as error:  # the network's own code may raise anything
+        raise _refusal(name, images, error) from error
 
 
 def _blueprint(plain: Any) -> dict[str, Any]:

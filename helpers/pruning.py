@@ -375,6 +375,9 @@ def remove_channels(
             group.prune()
         kept = {k: _places(v, before[k].shape) for k, v in model.state_dict().items()}
         kept = {k: places for k, places in kept.items() if any(p is not None for p in places)}
+        whole = _left_whole(model, before, kept, sparsity)
+        if whole and not kept:
+            raise ValueError(f"nothing could be taken out of {', '.join(whole)}")
         smaller = cut_out(before, kept)
         for name, tensor in smaller.items():
             _set(model, name, tensor)
@@ -389,9 +392,24 @@ def remove_channels(
             f"channels cannot be removed from {type(model).__name__}: "
             f"{(str(error) or type(error).__name__).splitlines()[0]}; use a mask instead"
         ) from error
+    if whole:
+        log.warning("%s: nothing could be taken out of %s", type(model).__name__, ", ".join(whole))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(requires[name])
     return kept
+
+
+def _left_whole(
+    model: nn.Module, before: Mapping[str, Tensor], kept: Kept, sparsity: float
+) -> list[str]:
+    """List the layers that should have lost channels, and lost neither outputs nor inputs.
+
+    Torch-Pruning does not see a layer whose weight is used by a function, as ``F.conv2d`` does.
+    """
+    layers = models.layers(model)
+    return [name for name in layers.prunable if name not in layers.fixed
+            and f"{name}.weight" not in kept
+            and before[f"{name}.weight"].shape[0] * sparsity >= 1]  # fmt: skip
 
 
 @torch.no_grad()

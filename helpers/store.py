@@ -378,12 +378,12 @@ def exists(path: Path) -> bool:
         path: Of the array.
 
     Returns:
-        Whether its description, which is written last, is there.
+        Whether it is there, and its description, which is written last.
 
     Source: this project.
     Lesson: 01_baseline_training, "Images as one tensor".
     """
-    return path.with_suffix(".json").is_file()
+    return path.with_suffix(".json").is_file() and path.is_file()
 
 
 def read(path: Path, side: int) -> Content:
@@ -427,7 +427,13 @@ def _labels(counts: Mapping[str, Mapping[str, int]]) -> dict[str, Tensor]:
 
 
 def _content(path: Path, about: Mapping[str, Any]) -> Content:
-    labels, skipped = _labels(about["counts"]), {int(row): text for row, text in about["skipped"]}
+    labels, skipped = _labels(about["counts"]), dict(about["skipped"])
+    form = None if about["form"] is None else tuple(about["form"])
+    if not (
+        all(type(row) is int and row >= 0 and type(text) is str for row, text in skipped.items())
+        and (form is None or [type(part) for part in form] == [str, int, int])
+    ):
+        raise ValueError("not what create() writes")
     good = torch.ones(sum(map(len, labels.values())), dtype=torch.bool)
     good[list(skipped)] = False
     parts, start = {}, 0
@@ -435,5 +441,4 @@ def _content(path: Path, about: Mapping[str, Any]) -> Content:
         rows = start + good[start : start + len(mine)].nonzero().flatten()
         parts[part] = Stored(path, rows, torch.device("cpu")), mine[rows - start]
         start += len(mine)
-    form = None if about["form"] is None else tuple(about["form"])
     return Content(tuple(about["counts"]["train"]), parts, tuple(skipped.values()), form)

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 ORACLE_SEED = 1000  # the oracles' seeds begin here, so that ``retrain`` is none of them
 COSTS = ("seconds", "gmacs", "memory_mb", "trainable")
+MOST_ORACLES = 1000  # each is a training
 FAMILIES = ("reference", "paper", "baseline", "cheat", "setting")  # in the order of the panel
 _DIGITS = 6  # significant digits of a record
 Bands = dict[int, dict[int, dict[str, tuple[float, float, float]]]]
@@ -184,7 +185,7 @@ def run(
     from joblib import Parallel, delayed
     from tqdm.auto import tqdm
 
-    check("oracles", oracles, oracles >= audit.LEAST_ORACLES, f"at least {audit.LEAST_ORACLES}")
+    _check_oracles(oracles)
     check("workers", workers, workers >= 1, "at least one")
     asked = {"methods": methods, "classes": classes, "original_seeds": original_seeds}
     for field, values in asked.items():
@@ -252,8 +253,7 @@ def audit_run(
     Source: this project.
     Lesson: 05_evaluation, "Audit your own model".
     """
-    check("oracles", oracles, oracles >= audit.LEAST_ORACLES,
-          f"at least {audit.LEAST_ORACLES}, better five")  # fmt: skip
+    _check_oracles(oracles)
     dataset = dataset or data.load_dataset(cfg, progress)
     audit.check_images(dataset)
     start = {"seed": cfg.start_seed, "original_seed": None, "earlier": ()}
@@ -344,6 +344,12 @@ def _class(
     }  # fmt: skip
 
 
+def _check_oracles(number: int) -> None:
+    ok, least = number >= audit.LEAST_ORACLES, f"at least {audit.LEAST_ORACLES}, better five"
+    check("oracles", number, ok, least)
+    check("oracles", number, number <= MOST_ORACLES, f"at most {MOST_ORACLES:,}")
+
+
 def _oracles(
     cfg: RunConfig, dataset: data.Dataset, split: data.ClassSplit, number: int
 ) -> list[audit.Look]:
@@ -354,7 +360,20 @@ def _oracles(
 
 
 def _kept(path: Path) -> list[dict[str, Any]]:
-    return files.read_json(path, ("rows", "bands"))["rows"] if path.is_file() else []
+    """Read the audits that are done; FileProblem where they are no table."""
+    if not path.is_file():
+        return []
+    plain = files.read_json(path, ("rows", "bands"))
+    rows, bands = plain["rows"], plain["bands"]
+    ok = isinstance(rows, list) and all(isinstance(r, dict) and {*r} >= _WANTED for r in rows)
+    triples = bands.values() if isinstance(bands, dict) else [None]
+    ok = ok and all(isinstance(band, list) and len(band) == 3 for band in triples)
+    if not ok:
+        raise files.FileProblem(files.cannot_read(path, "its rows or bands are no table"))
+    return rows
+
+
+_WANTED = {"key", "method", "forget", "original_seed", "seed"}
 
 
 def _keep(path: Path, row: dict[str, Any], bands: dict[str, Any]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -237,7 +237,7 @@ def fit(
         if checkpoint is not None:
             loop.origin = _origin(model, part, seed)
         if checkpoint is not None and parallel.first(checkpoint.exists):
-            loop.restore(checkpoint)
+            loop.restore(checkpoint, per_epoch)
         bar = _bar(progress, recipe.epochs * per_epoch, loop.fit.steps)
         for epoch in range(len(loop.fit.history), recipe.epochs):
             loop.start_epoch()
@@ -447,7 +447,7 @@ class _Loop:
         files.save_tensors(path, tensors, plain)
         self.saved_at = time.monotonic()
 
-    def restore(self, path: Path) -> None:
+    def restore(self, path: Path, per_epoch: int) -> None:
         tensors, plain = files.load_tensors(path)
         try:
             if plain["recipe"] != vars(self.recipe):
@@ -463,21 +463,48 @@ class _Loop:
                     _, index, key = name.split(".")
                     states.setdefault(int(index), {})[key] = value
             groups = self.optimizer.state_dict()["param_groups"]
+            self._check_state(states)
             self.optimizer.load_state_dict({"state": states, "param_groups": groups})
             self.fit = Fit(**plain["fit"])
             self.steps_in_epoch, self.images = plain["steps_in_epoch"], plain["images"]
             self.loss_sum, self.lr = plain["loss_sum"], plain["lr"]
-            numbers = [self.steps_in_epoch, self.images, self.fit.steps, self.lr]
-            if not all(isinstance(v, int | float) and v >= 0 for v in numbers):
-                raise ValueError("a counter is not a number")
-            if not math.isfinite(self.loss_sum):  # below zero where a loss is ascended
-                raise ValueError("the loss is not a finite number")
+            self._check_counters(per_epoch)
             self.scaler.load_state_dict(plain["scaler"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
             raise files.FileProblem(
                 f"{path} is not a checkpoint of this run ({error}): delete it and run again"
             ) from error
         log.info("going on from %s: %d steps are done", path, self.fit.steps)
+
+    def _check_state(self, states: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Refuse a state that is no parameter's: the fused step does not look at sizes."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for index, state in states.items():
+            parameter = parameters[index]
+            for key, value in state.items():
+                same = (value.shape, value.dtype) == (parameter.shape, parameter.dtype)
+                if not same and key != "step":
+                    raise ValueError(f"{key} of parameter {index} has another size or type")
+
+    def _check_counters(self, per_epoch: int) -> None:
+        whole = [self.steps_in_epoch, self.images, self.fit.steps, self.fit.peak_memory,
+                 self.fit.macs]  # fmt: skip
+        if not all(type(v) is int and v >= 0 for v in whole):
+            raise ValueError("a counter is not a whole number")
+        real = [self.lr, self.fit.seconds]
+        if not all(type(v) in (int, float) and 0 <= v < math.inf for v in real):
+            raise ValueError("a number is none")
+        if not math.isfinite(self.loss_sum):  # below zero where a loss is ascended
+            raise ValueError("the loss is not a finite number")
+        rows = self.fit.history
+        if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
+            raise ValueError("the history is no table")
+        done, all_of_it = (
+            len(rows) * per_epoch + self.steps_in_epoch,
+            self.recipe.epochs * per_epoch,
+        )
+        if not self.fit.steps == done <= all_of_it:
+            raise ValueError(f"{self.fit.steps} steps are not {len(rows)} epochs and the rest")
 
 
 def _origin(model: nn.Module, part: ImageSet, seed: int) -> str:

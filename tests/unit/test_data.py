@@ -328,6 +328,97 @@ def test_an_image_that_may_not_be_read_now_is_not_corrupt(tmp_path, home, monkey
     assert not load(root, on_corrupt="skip").skipped
 
 
+def test_a_link_to_nothing_is_an_image_that_cannot_be_read_until_it_leads_somewhere(tmp_path, home):
+    """As of git-annex and DVC, before the images themselves are fetched."""
+    root = folder(tmp_path / "set", {"a": 8, "b": 8})
+    (root / "a" / "away.png").symlink_to(tmp_path / "store" / "1.png")
+    (root / "b" / "loop.png").symlink_to("loop.png")
+    (root / "b" / "notes.txt").symlink_to("nowhere")
+    (root / "b" / "folder.png").symlink_to(root / "a")
+    (root / "b" / "linked.png").symlink_to(root / "b" / "0.png")
+    reasons = r"a/away\.png \(a link to nothing.*b/loop\.png \(a link to nothing.*skip"
+    with pytest.raises(InputError, match=rf"2 of 19 images in .* cannot be read: {reasons}"):
+        load(root)
+    found = load(root, on_corrupt="skip")
+    assert [s.split(" ")[0] for s in found.skipped] == ["a/away.png", "b/loop.png"]
+    assert sum(len(getattr(found, p)) for p in PARTS) == 17
+    paint(tmp_path / "store" / "1.png")
+    found = load(root, on_corrupt="skip")
+    assert [s.split(" ")[0] for s in found.skipped] == ["b/loop.png"]
+    assert sum(len(getattr(found, p)) for p in PARTS) == 18
+
+
+def test_a_class_of_links_to_nothing_is_not_left_out(tmp_path, home):
+    root = folder(tmp_path / "set", {"a": 8, "b": 8})
+    (root / "c").mkdir()
+    (root / "c" / "0.png").symlink_to("nowhere")
+    with pytest.raises(InputError, match="no train image of class 'c' can be read"):
+        load(root, on_corrupt="skip")
+
+
+def test_a_file_that_a_link_led_to_when_listed_is_not_skipped_when_it_is_gone(
+    tmp_path, home, monkeypatch
+):
+    """It would be left out for ever: its stamp names the cache."""
+    root = folder(tmp_path / "set", {"a": 8, "b": 8})
+    paint(tmp_path / "store" / "1.png")
+    (root / "a" / "away.png").symlink_to(tmp_path / "store" / "1.png")
+    decode = folders._decode
+
+    def late(*args):
+        (tmp_path / "store" / "1.png").unlink()
+        decode(*args)
+
+    monkeypatch.setattr(folders, "_decode", late)
+    with pytest.raises(InputError, match=r"a/away\.png cannot be read now"):
+        load(root, on_corrupt="skip")
+
+
+def test_files_are_listed_folder_by_folder_where_their_names_stand(tmp_path):
+    """The order is part of what names the cache."""
+    order = ["a/B.png", "a/b/1.png", "a/b/c/2.png", "a/b/d.png", "a/b-.png", "a/b.png", "a/c.png"]
+    for name in reversed(order):
+        paint(tmp_path / name)
+    assert [name for name, _ in folders._walk(tmp_path, "a")] == order
+
+
+def test_folders_may_lie_deeper_in_each_other_than_functions_may_call_each_other(tmp_path, home):
+    root = folder(tmp_path / "set", {"a": 8, "b": 8})
+    deep = [f"{root}/a" + "/d" * i for i in range(1, 1200)]
+    try:
+        for path in deep:
+            os.mkdir(path)
+        os.rename(root / "a" / "0.png", f"{deep[-1]}/0.png")
+        found = folders._list_folder(root)[0]["train"]["a"]
+        assert len(found) == 8
+        assert found[-1] == "a" + "/d" * 1199 + "/0.png"
+        assert sum(len(getattr(load(root), p)) for p in PARTS) == 16
+    finally:
+        os.rename(f"{deep[-1]}/0.png", root / "a" / "0.png")
+        for path in reversed(deep):  # pytest's way to remove them calls itself
+            os.rmdir(path)
+
+
+def test_a_folder_that_cannot_be_listed_is_named_with_what_to_do(tmp_path, home):
+    root = folder(tmp_path / "set", {"a": 8, "b": 8})
+    (root / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match=r"set/loop cannot be listed: .*; repair or remove it"):
+        load(root)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_an_image_with_numbers_that_are_none_is_corrupt_and_not_black(tmp_path, home, number):
+    root = folder(tmp_path / "set", {"a": 8, "b": 8})
+    pixels = np.linspace(0, 1, 400, dtype=np.float32).reshape(20, 20)
+    Image.fromarray(pixels).save(root / "a" / "good.tif")
+    pixels[3, 4] = number
+    Image.fromarray(pixels).save(root / "a" / "bad.tif")
+    with pytest.raises(InputError, match=r"1 of 18 images.*a/bad\.tif \(ValueError.*nan or inf"):
+        load(root)
+    (bad,) = load(root, on_corrupt="skip").skipped
+    assert "a/bad.tif" in bad
+
+
 def test_an_image_whose_offset_leads_nowhere_is_corrupt_and_no_fault_of_the_disk(tmp_path, home):
     root = folder(tmp_path / "set", {"a": 8, "b": 8})
     start = struct.pack("<2sHHHQ", b"II", 43, 8, 0, 2**63 - 1)  # BigTIFF, by its first four bytes
@@ -444,7 +535,6 @@ def another_array(array):
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda path: path.unlink(),
         lambda path: path.with_suffix(".json").write_text("{"),
         shorter,
         flipped,
@@ -455,8 +545,15 @@ def another_array(array):
         other(counts=[]),
         other(counts={"test": {"a": 5, "b": 5}}),
         other(skipped=[[10, "beyond the end"]]),
+        other(skipped=[[-1, "before the start"]]),
+        other(skipped=[[0, 5]]),
+        other(skipped=[["0", "a/0.png"]]),
+        other(skipped=[[0.5, "a/0.png"]]),
+        other(skipped=[0]),
         other(skipped="none"),
         other(form=3),
+        other(form="PNG"),
+        other(form=["PNG", 40, "30"]),
         another_array(np.zeros((10, 3, 32, 31), np.uint8)),
         another_array(np.zeros((9, 3, 32, 32), np.uint8)),
         another_array(np.zeros((10, 3, 32, 32), np.int8)),
@@ -470,6 +567,19 @@ def test_a_cache_that_is_no_cache_is_named(tmp_path, home, damage):
     damage(path)
     with pytest.raises(files.FileProblem, match=r"set-32px.*delete it"):
         load(root)
+
+
+@pytest.mark.parametrize("deleted", [".npy", ".json"])
+def test_the_advice_at_a_damaged_cache_is_a_remedy(tmp_path, home, deleted):
+    root = folder(tmp_path / "set", {"a": 5, "b": 5})
+    first = load(root)
+    (path,) = (home / "data" / "cache").glob("*.npy")
+    flipped(path)
+    with pytest.raises(files.FileProblem, match="delete it"):
+        load(root)
+    path.with_suffix(deleted).unlink()
+    assert load(root).fingerprint == first.fingerprint
+    assert path.is_file()
 
 
 def test_a_cache_is_whole_or_absent(tmp_path):
@@ -801,6 +911,48 @@ def test_long_names_are_read(tmp_path, kind):
         tar.addfile(*entry(name, tarfile.REGTYPE))
     (found,) = folders._members(tmp_path / "x.tar", (), "reading", progress=False)
     assert found[0] == name
+
+
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+@pytest.mark.parametrize(("last", "refused"), [("é.png", False), ("xé.png", True)])
+def test_a_name_that_no_file_has_is_refused_and_not_repeated(tmp_path, home, kind, last, refused):
+    root = folder(tmp_path / "set", {"a": 5, "b": 5})
+    path, name = pack(root, tmp_path / "x.tar"), "a/" * 2045 + last
+    assert len(name.encode()) == 4096 + refused
+    with tarfile.open(path, "a", format=kind) as tar:
+        tar.addfile(*entry(name, tarfile.REGTYPE, "", (root / "a" / "0.png").read_bytes()))
+    if refused:
+        with pytest.raises(InputError, match=r"the name a/a/.* has 4,097 bytes, more") as raised:
+            load(path)
+        assert len(str(raised.value)) < 400 + len(str(tmp_path))
+    else:
+        assert sum(len(getattr(load(path), p)) for p in PARTS) == 11
+
+
+def test_the_names_of_an_archive_are_counted_together(tmp_path, home, monkeypatch):
+    root = folder(tmp_path / "set", {"a": 5, "b": 5})
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in [f"{c}/{i}.png" for c in "ab" for i in range(5)]:  # 70 bytes
+            tar.add(root / name, name)
+    monkeypatch.setattr(folders, "LARGEST_NAMES", 69)
+    with pytest.raises(InputError, match="names of its files have more than 69 bytes"):
+        load(tmp_path / "x.tar")
+    monkeypatch.setattr(folders, "LARGEST_NAMES", 70)
+    assert load(tmp_path / "x.tar").fingerprint == load(root).fingerprint
+
+
+def test_names_of_many_folders_take_no_more_memory_than_themselves(tmp_path):
+    """Not that of ``a``, ``a/0``, ``a/0/d``, ``a/0/d/d`` and so on."""
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for i in range(20):
+            for top in "ab":
+                tar.addfile(*entry(f"{top}/{i}/" + "d/" * 2000 + "x.png", tarfile.REGTYPE))
+    tracemalloc.start()
+    listing, _ = folders._list_archive(tmp_path / "x.tar", progress=False)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert {name: len(found) for name, found in listing["train"].items()} == {"a": 20, "b": 20}
+    assert peak < 3_000_000 + 10 * 40 * 4010
 
 
 def test_a_file_that_is_no_archive_is_refused(tmp_path, home):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from helpers import files
 from helpers.files import FileProblem
@@ -93,6 +94,17 @@ def test_tensors_and_metadata_come_back_as_they_were(tmp_path, array, metadata):
     assert torch.equal(back["x"], tensor)
     assert back["x"].dtype == tensor.dtype
     assert found == metadata
+
+
+def test_a_changed_byte_is_found(tmp_path):
+    path = files.save_tensors(tmp_path / "t.safetensors", {"x": torch.arange(9.0)}, {"steps": 8})
+    whole = path.read_bytes()
+    for place in (len(whole) - 3, whole.index(b"steps") + 1):  # a number; what goes with them
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(FileProblem, match=r"t\.safetensors: .*not hold what was written"):
+            files.load_tensors(path)
+    save_file({"x": torch.ones(2)}, path)  # of somebody else
+    assert files.load_tensors(path)[0]["x"].tolist() == [1, 1]
 
 
 def test_views_of_one_storage_are_saved_apart(tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -241,6 +242,13 @@ def test_a_plain_file_with_fewer_channels_says_so_itself(original, split, datase
         assert torch.equal(found(images), smaller(images))
 
 
+def _raises(error):
+    def forward(images):
+        raise error
+
+    return forward
+
+
 def test_plain_files_that_do_not_fit_are_refused(original, tmp_path):
     base, path = models.build_model("digits_resnet", 10, 1, 8), tmp_path / "x.safetensors"
     state = original.state_dict()
@@ -257,5 +265,14 @@ def test_plain_files_that_do_not_fit_are_refused(original, tmp_path):
     torch.save(state, path)
     with pytest.raises(FileProblem, match=r"x\.safetensors"):
         models.load(path, base)
+    save_file({n: t for n, t in state.items()}, path)
+    for error in (AssertionError("wrong height"), IndexError("wrong height"), ZeroDivisionError()):
+        picky = copy.deepcopy(base)
+        picky.forward = _raises(error)
+        with pytest.raises(FileProblem, match=r"model cannot take images of \(1, 8, 8\): "):
+            models.load(path, picky)
+    save_file({n: t.half() if t.is_floating_point() else t for n, t in state.items()}, path)
+    with pytest.raises(FileProblem, match=r"float32: model\.float"):
+        models.load(path, copy.deepcopy(base).half())
     with pytest.raises(FileProblem, match="does not exist"):
         models.load(tmp_path / "nothing.safetensors", base)

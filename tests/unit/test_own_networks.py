@@ -248,3 +248,39 @@ def test_a_batchnorm_that_its_owner_froze_stays_as_it_is(short, dataset, method)
         assert torch.equal(made.running_var, norm.running_var)
     if method == "finetune":
         assert not made.weight.requires_grad
+
+
+def test_answers_that_depend_on_the_rest_of_the_batch_are_refused(short, dataset):
+    """A part of one class would be told from itself, and seem to be forgotten."""
+    model = moved_to(network(nn.BatchNorm2d(16, track_running_stats=False)), dataset)
+    with pytest.raises(InputError, match="to an image, with others and alone, differs by"):
+        unlearning.unlearn(model, dataset, short)
+    models.check_answers("model", moved_to(network(nn.BatchNorm2d(16)), dataset),
+                         dataset.normalise(dataset.train.images[:2]), 10)  # fmt: skip
+
+
+class Functional(nn.Module):
+    """Convolutions that are never called as modules."""
+
+    input_shape = (1, 8, 8)
+
+    def __init__(self, called):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 16, 3)
+        self.fc, self.called = nn.Linear(16, 10), called
+
+    def forward(self, x):
+        x = nn.functional.conv2d(x, self.a.weight, self.a.bias).relu()
+        x = self.b(x) if self.called else nn.functional.conv2d(x, self.b.weight, self.b.bias)
+        return self.fc(x.relu().mean((2, 3)))
+
+
+def test_channels_that_cannot_be_found_are_not_left_without_a_word(dataset, caplog):
+    part = dataset.split(3).retain
+    model = moved_to(Functional(called=False), dataset)
+    with pytest.raises(InputError, match="nothing could be taken out of a, b; use a mask"):
+        pruning.prune(model, 0.5, "channels", part=part, dataset=dataset)
+    model = moved_to(Functional(called=True), dataset)
+    made = pruning.prune(model, 0.5, "channels", part=part, dataset=dataset)
+    assert made.model.b.weight.shape == (8, 16, 3, 3)
+    assert "nothing could be taken out of a" in caplog.text

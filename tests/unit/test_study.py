@@ -377,7 +377,12 @@ def test_what_cannot_be_run_is_refused_before_training(tiny, home, arguments, op
 def test_damaged_audits_are_a_file_problem(whole, tiny, trained):
     shutil.copytree(whole[1] / "artifacts" / "audits", trained / "artifacts" / "audits")
     path = next((trained / "artifacts" / "audits").rglob("*.json"))
-    for text in (path.read_text()[:-20], '{"rows": []}', "[1, 2]"):
+    kept = json.loads(path.read_text())
+    lost = [{k: v for k, v in row.items() if k != "seed"} for row in kept["rows"]]
+    wrong = [{"rows": r} for r in (5, "abc", [1], None, lost)]
+    wrong += [{"bands": b} for b in (5, {"UA": 5}, {"UA": [0, 1]})]
+    damaged = [path.read_text()[:-20], '{"rows": []}', "[1, 2]"]
+    for text in damaged + [json.dumps(kept | change) for change in wrong]:
         path.write_text(text)
         with pytest.raises(FileProblem, match=path.name):
             go(tiny)
@@ -386,6 +391,8 @@ def test_damaged_audits_are_a_file_problem(whole, tiny, trained):
 def test_few_oracles_are_refused_before_an_audit_of_a_run(cfg, home):
     with pytest.raises(InputError, match="oracles = 2 is not allowed: at least 3"):
         study.audit_run(cfg, 2, progress=False)
+    with pytest.raises(InputError, match="oracles = 2000000000 is not allowed: at most 1,000"):
+        study.audit_run(cfg, 2_000_000_000, progress=False)
     assert not list(home.rglob("run.json"))
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import data, objectives, training
+from helpers import data, files, objectives, training
 from helpers.config import InputError, Recipe
 from helpers.files import FileProblem
 from helpers.training import Interrupted, fit
@@ -174,6 +174,33 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(cfg, dataset, s
             fit(on(cfg.device, small()), part, dataset, SHORT, seed=seed, checkpoint=path)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(FileProblem, match="damaged"):
+        fit(on(cfg.device, small()), split.retain, dataset, SHORT, seed=0, checkpoint=path)
+
+
+@pytest.mark.parametrize("change", [
+    {"history": [{}] * 99}, {"history": 5}, {"history": None}, {"history": [5]},
+    {"seconds": "x"}, {"seconds": -1.0}, {"peak_memory": "x"}, {"macs": None}, {"steps": 10**9},
+    {"steps": 1.5}, {"steps_in_epoch": 10**9}, {"steps_in_epoch": 1.5}, {"lr": "x"}, "shape",
+    "dtype", "index",
+], ids=str)  # fmt: skip
+def test_a_checkpoint_that_says_the_impossible_is_refused(cfg, dataset, split, tmp_path, change):
+    """With a digest that fits: nobody's accident, but the fused step reads what it is given."""
+    path = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(Interrupted):
+        fit(on(cfg.device, small()), split.retain, dataset, SHORT, seed=0, checkpoint=path,
+            after_step=PressStop(2))  # fmt: skip
+    tensors, plain = files.load_tensors(path)
+    if isinstance(change, dict):
+        ((field, value),) = change.items()
+        (plain["fit"] if field in plain["fit"] else plain)[field] = value
+    else:
+        name = next(n for n in tensors if n.startswith("optimizer.") and tensors[n].numel() > 1)
+        value = tensors.pop(name)
+        other = {"shape": value.flatten()[:1], "dtype": value.double(), "index": value}[change]
+        _, _, key = name.split(".")
+        tensors[f"optimizer.99.{key}" if change == "index" else name] = other
+    files.save_tensors(path, tensors, plain)
+    with pytest.raises(FileProblem, match="not a checkpoint of this run"):
         fit(on(cfg.device, small()), split.retain, dataset, SHORT, seed=0, checkpoint=path)
 
 
