@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import io
 import logging
@@ -58,8 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("helpers").setLevel(logging.INFO)
     try:
+        _standing()
         if options.home is not None:
-            check("home", options.home, bool(options.home.strip()), "the name of a folder")
+            _folder("home", options.home)
             os.environ["HELPERS_HOME"] = options.home
         anchor()
         return _command(options)
@@ -77,6 +79,22 @@ def _worded(error: Exception) -> str:
 
     plain = isinstance(error, PermissionError) and error.filename is not None
     return files.forbidden(error.filename) if plain else str(error)
+
+
+def _standing() -> None:
+    """Refuse a working folder that was deleted: the error of the system names nothing."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise InputError(
+            "the working folder does not exist any more; change to one that does, as with cd ~"
+        ) from error
+
+
+def _folder(field: str, text: str) -> Path:
+    """Refuse an empty name of a folder, for which a path takes the working folder."""
+    check(field, text, bool(text.strip()), "the name of a folder; . is the working folder")
+    return Path(text)
 
 
 def _command(options: argparse.Namespace) -> int:
@@ -254,7 +272,7 @@ def _sweep(options: argparse.Namespace) -> int:
     from helpers import files, report, statistics, sweep
 
     out = Path(options.out)
-    check("out", options.out, out.name != "", "the path of a file, without its ending")
+    check("out", options.out, bool(out.name.strip()), "the path of a file, without its ending")
     files.try_folder(out.parent)
     fields = [f.name for f in dataclasses.fields(RunConfig) if f.name != "preset"]
     given = {name: getattr(options, name, None) for name in fields}
@@ -297,7 +315,7 @@ def _report(options: argparse.Namespace) -> int:
     cfg = _config(options)
     from helpers import card, data, files, report, study
 
-    out = Path(options.out)
+    out = _folder("out", options.out)
     files.try_folder(out)
     dataset = data.load_dataset(cfg, progress=not options.quiet)
     record = study.audit_run(cfg, options.oracles, dataset, not options.quiet)
@@ -330,8 +348,9 @@ def _audit(options: argparse.Namespace) -> int:
     cfg = _config(options)
     from helpers import audit, card, data, files, report, runs
 
-    if options.out:
-        files.try_folder(Path(options.out))
+    out = None if options.out is None else _folder("out", options.out)
+    if out is not None:
+        files.try_folder(out)
     dataset = data.load_dataset(cfg, progress=not options.quiet)
     dataset = _normalised(dataset, options.mean, options.std)
     networks = [
@@ -341,7 +360,7 @@ def _audit(options: argparse.Namespace) -> int:
     split = dataset.split(cfg.forgotten)
     record = audit.audit(networks[0], networks[1], networks[2:], split, seed=cfg.seed)
     record |= {"how": None, "costs": None, **runs.environment(cfg.device)}
-    paths = card.write(record, Path(options.out)) if options.out else {}
+    paths = {} if out is None else card.write(record, out)
     print(report.text_table(report.audit_cells(record)))
     for path in paths.values():
         print(path)
@@ -367,23 +386,32 @@ def _network(path: Path, built: str | None, dataset: Dataset, seed: int) -> nn.M
 
 
 def _own_network(built: str) -> nn.Module:
-    """Call the user's own function, from the working folder or an installed module."""
+    """Call the user's own function, from the working folder or an installed module.
+
+    What it does to the working folder is undone, since paths are relative to it, and it does not
+    see our options, which a script would take for its own.
+    """
     import importlib
 
     from torch import nn
 
     module, _, function = built.partition(":")
-    sys.path.insert(0, os.getcwd())
+    here, words = os.getcwd(), sys.argv
+    sys.path.insert(0, here)
+    sys.argv = words[:1]
     try:
-        network = getattr(importlib.import_module(module), function)()
-    except Exception as error:  # the user's code may raise anything; its words are given
+        with contextlib.chdir(here):
+            network = getattr(importlib.import_module(module), function)()
+    except (Exception, SystemExit) as error:  # the user's code may raise anything; it is quoted
         raise InputError(
             f"architecture = {built!r} cannot be had: {type(error).__name__}: {error}; use "
             "MODULE:FUNCTION of a function without arguments in the working folder or an installed "
             "module"
         ) from error
     finally:
-        sys.path.remove(os.getcwd())
+        sys.argv = words
+        with contextlib.suppress(ValueError):  # the user's code may have taken it out
+            sys.path.remove(here)
     ok = isinstance(network, nn.Module)
     check("architecture", type(network).__name__, ok, "a function that returns an nn.Module")
     return network
@@ -430,7 +458,8 @@ def _tutorial(options: argparse.Namespace) -> int:
     cfg = get_config(options.preset)
     from helpers import tutorial
 
-    tutorial.play(cfg, Path(options.notebooks), Path(options.html), options.write, say=print)
+    notebooks, pages = (_folder(name, getattr(options, name)) for name in ("notebooks", "html"))
+    tutorial.play(cfg, notebooks, pages, options.write, say=print)
     return 0
 
 
@@ -445,7 +474,7 @@ def _add_stamp(parser: argparse.ArgumentParser) -> None:
 def _stamp(options: argparse.Namespace) -> int:
     from helpers import stamp
 
-    notebooks = Path(options.notebooks)
+    notebooks = _folder("notebooks", options.notebooks)
     where = stamp.origin(notebooks.resolve().parent / "pyproject.toml")
     differed = stamp.stamp_all(notebooks, where, write=not options.check)
     names = ", ".join(str(path) for path in differed)

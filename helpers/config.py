@@ -130,11 +130,15 @@ def home() -> Path:
         ``HELPERS_HOME`` if that variable is set; else the nearest folder at or above the working
         folder that has a ``pyproject.toml``; else the working folder.
 
+    Raises:
+        InputError: If the variable holds nothing but spaces, or a path that cannot be.
+
     Source: this project.
     Lesson: 00_start_here, "Where results are kept".
     """
-    if os.environ.get("HELPERS_HOME"):
-        return expand("HELPERS_HOME", os.environ["HELPERS_HOME"])
+    if named := os.environ.get("HELPERS_HOME"):
+        check("HELPERS_HOME", named, bool(named.strip()), "the name of a folder")
+        return expand("HELPERS_HOME", named)
     here = Path.cwd()
     return next((p for p in (here, *here.parents) if (p / "pyproject.toml").is_file()), here)
 

@@ -68,7 +68,7 @@ def origin(project: Path) -> Origin:
     try:
         settings = tomllib.loads(project.read_text(encoding="utf-8"))
         address, tag = settings["project"]["urls"]["Repository"], settings["tool"]["course"]["tag"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{project} does not say where the course comes from ({error!r}): it needs Repository "
             "in [project.urls] and tag in [tool.course]; run this in the clone"
@@ -156,7 +156,8 @@ def stamp(notebook: NotebookNode, name: str, where: Origin) -> NotebookNode:
     title = notebook.cells[0]
     if not title.source.startswith("# Solutions: "):
         heading, question, rest = title.source.partition(QUESTION)
-        check(f"first cell of {name}", heading[:40], bool(question), f"a title and {QUESTION!r}")
+        ok = bool(question and heading.strip())
+        check(f"first cell of {name}", title.source[:40], ok, f"a title and {QUESTION!r}")
         row = badges(name, where)
         title.source = f"{heading.splitlines()[0]}\n\n{row}\n\n{question}{rest}"
     cell = next((c for c in notebook.cells if c.cell_type == "code"), None)

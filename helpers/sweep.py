@@ -662,7 +662,8 @@ def save(sweep: Sweep, out: Path) -> list[Path]:
     }  # fmt: skip
 
     def write(part: Path) -> None:
-        with part.open("w", newline="", encoding="utf-8") as file:
+        # the name of a folder need not be UTF-8; a table that is not could hardly be read
+        with part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             csv.writer(file).writerows([columns, *table])
 
     names = [out.with_name(f"{out.name}.{ending}") for ending in ("csv", "json")]
@@ -690,7 +691,9 @@ def table(sweep: Sweep) -> Any:
         parts = [f"{n} {row[n]}" for n in names if row[n] is not None]  # floats with every digit
         numbers = {k: row.get(k) for k in (*audit.CLASSIC, "seconds", "trainable", "memory_mb",
                                            "gmacs", "file_kb")}  # fmt: skip
-        rows.append({"method": ", ".join([row["method"], *parts]), "seed": row["seed"], **numbers,
+        # pandas takes no text that is not UTF-8, as the name of a folder may be
+        label = ", ".join([row["method"], *parts]).encode("utf-8", "backslashreplace").decode()
+        rows.append({"method": label, "seed": row["seed"], **numbers,
                      "sparsity": row.get("zeros")})  # fmt: skip
     frame = pd.DataFrame(rows)
     numeric = [name for name in frame.columns if name not in ("method", "seed")]

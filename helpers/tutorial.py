@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import html
 import itertools
@@ -10,8 +11,8 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from helpers.config import InputError, RunConfig
 
 if TYPE_CHECKING:
     import pandas as pd
+    from nbclient import NotebookClient
     from nbformat import NotebookNode
 
 SERIES = (
@@ -36,6 +38,7 @@ CELL_SECONDS = {
     "smoke_gpu": 120,
     "cpu": 600,
 }  # a cell that takes longer has hung; others may be long
+_REMEDY = "restore it, as with git checkout, or name another folder with --notebooks"
 _SOLUTION = re.compile(r"<summary>Solution</summary>\s*```python\n(.*?)```", re.DOTALL)
 
 
@@ -133,11 +136,12 @@ def execute(path: Path, preset: str) -> tuple[NotebookNode, dict[str, float]]:
 
     Raises:
         InputError: If it does not exist or a cell fails; the message shows the cell and the error.
+        RuntimeError: If an event loop runs in this thread, as in a notebook.
+        KeyboardInterrupt: After Ctrl-C; the kernel has then ended.
 
     Source: https://nbclient.readthedocs.io.
     Lesson: 00_start_here, "What it costs".
     """
-    from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
     from tqdm import tqdm
 
@@ -148,17 +152,49 @@ def execute(path: Path, preset: str) -> tuple[NotebookNode, dict[str, float]]:
     environment["HELPERS_PRESET"] = preset
     started = time.perf_counter()
     with tqdm(total=cells, desc=path.stem, unit="cell", leave=False) as bar, _memory() as peak:
-        client = NotebookClient(
+        client = _client(
             notebook, timeout=CELL_SECONDS.get(preset), kernel_name="python3",
             extra_arguments=["--log-level=ERROR"],  # not that loopback TCP is unencrypted
             resources={"metadata": {"path": str(path.parent)}},
             on_cell_executed=lambda **_: bar.update(),
         )  # fmt: skip
         try:
-            client.execute(env=environment)
+            asyncio.run(client.async_execute(env=environment))
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             raise InputError(f"{path.name} failed: {error}") from error
     return notebook, {"seconds": time.perf_counter() - started, "peak_mb": peak[0] / 1e6}
+
+
+def _client(notebook: NotebookNode, **settings: Any) -> NotebookClient:
+    """Make a client that can be stopped by Ctrl-C, for which ``asyncio.run`` cancels it."""
+    from nbclient import NotebookClient
+
+    class Client(NotebookClient):
+        @asynccontextmanager
+        async def async_setup_kernel(self, **kwargs: Any) -> AsyncIterator[None]:
+            """Start and end the kernel. nbclient's own answers Ctrl-C itself, and ends it twice."""
+            manager, stopped = self.create_kernel_manager(), asyncio.current_task().cancelling
+            try:
+                await self.async_start_new_kernel(**kwargs)
+                await self.async_start_new_kernel_client()
+                yield
+            except BaseException:
+                if stopped():  # nbclient takes being cancelled for the death of the kernel
+                    raise asyncio.CancelledError from None
+                raise
+            finally:
+                try:
+                    if not stopped() and await manager.is_alive():
+                        await manager.shutdown_kernel()
+                finally:
+                    if manager.has_kernel:  # stopped: one that is asked to end shows a traceback
+                        await manager.provisioner.kill()
+                        await manager.provisioner.wait()
+                    if self.kc is not None:
+                        self.kc.stop_channels()
+                    await manager.cleanup_resources()
+
+    return Client(notebook, **settings)
 
 
 @contextmanager
@@ -297,7 +333,7 @@ def read(path: Path) -> NotebookNode:
         The notebook, in format 4.
 
     Raises:
-        InputError: If it does not exist or is not a notebook.
+        InputError: If it does not exist, is not a notebook or has no cells.
 
     Source: nbformat.
     Lesson: 00_start_here, "What it costs".
@@ -309,9 +345,16 @@ def read(path: Path) -> NotebookNode:
             f"notebook {path} does not exist: run this in the clone, or name --notebooks"
         )
     try:
-        return nbformat.read(path, as_version=4)
-    except ValueError as error:  # nbformat's errors are of this kind
-        raise InputError(f"{path} is not a notebook: {error}") from error
+        notebook = nbformat.convert(nbformat.reader.reads(path.read_text(encoding="utf-8")), 4)
+        nbformat.validate(notebook)  # nbformat.read only logs what it finds
+    except OSError:
+        raise
+    except Exception as error:  # nbformat raises whatever its parts meet in a damaged file
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} is not a notebook: {line[:200]}; {_REMEDY}") from error
+    if not notebook.cells:
+        raise InputError(f"{path} has no cells, and a lesson begins with its title; {_REMEDY}")
+    return notebook
 
 
 def save(notebook: NotebookNode, path: Path) -> None:

@@ -147,6 +147,25 @@ def test_a_new_lesson_is_stamped_and_a_cell_of_somebody_is_not_overwritten():
         stamp.stamp(lesson(title="# 00 · Start here"), "00_start_here", ELSEWHERE)
 
 
+@pytest.mark.parametrize("title", ["", "**The question: why?**", "\n**The question: why?**"])
+def test_a_lesson_without_a_title_is_refused(title):
+    with pytest.raises(InputError, match=r"first cell of 00_start_here = .* a title and"):
+        stamp.stamp(lesson(title=title), "00_start_here", ELSEWHERE)
+
+
+@pytest.mark.parametrize("command", ["stamp", "tutorial"])
+@pytest.mark.parametrize("text", ["{}", "5", '{"cells": [], "metadata": {}, "nbformat": 4, '
+                                  '"nbformat_minor": 5}'])  # fmt: skip
+def test_a_damaged_lesson_is_one_line_and_status_2(clone, capfd, command, text):
+    (clone / "notebooks" / "00_start_here.ipynb").write_text(text)
+    words = [] if command == "stamp" else ["--html", str(clone / "html")]
+    assert main([command, "--notebooks", str(clone / "notebooks"), *words]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("error: ")
+    assert "00_start_here.ipynb" in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("address", "tag", "field"),
     [
@@ -169,3 +188,7 @@ def test_a_project_that_does_not_say_is_named(tmp_path):
     project.write_text('[project.urls]\nRepository = "https://github.com/a/b"\n')
     with pytest.raises(InputError, match=r"tag in \[tool.course\]"):
         stamp.origin(project)
+    for text in ("project = 5", '[project]\nurls = ["x"]', "tool = []", "project"):
+        project.write_text(text)
+        with pytest.raises(InputError, match=r"it needs Repository in \[project.urls\]"):
+            stamp.origin(project)

@@ -87,6 +87,42 @@ def test_bad_input_is_one_line_and_status_2(home, capfd, options, message, monke
         assert not list(home.rglob("run.json")), "nothing was trained before"
 
 
+@pytest.mark.parametrize("text", ["", " "])
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (("report", *RUN[1:]), "--out"),
+        (("sweep", *RUN[1:]), "--out"),
+        (("audit", "--model", "m", "--original", "o", "--oracle", "r"), "--out"),
+        (("tutorial",), "--notebooks"),
+        (("tutorial",), "--html"),
+        (("stamp",), "--notebooks"),
+    ],
+)
+def test_an_empty_path_is_not_the_working_folder(
+    home, tmp_path, monkeypatch, capfd, command, option, text
+):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, option, text]) == 2
+    error = capfd.readouterr().err
+    assert f"{option[2:]} = {text!r} is not allowed: the " in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir()), "nothing was written or trained before"
+
+
+@pytest.mark.parametrize("command", [RUN, ("stamp",), ("tutorial", "--home", "state")])
+def test_a_working_folder_that_was_deleted_is_said(tmp_path, monkeypatch, capfd, command):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    monkeypatch.delenv("HELPERS_HOME")
+    (tmp_path / "gone").rmdir()
+    assert main([*command]) == 2
+    error = capfd.readouterr().err
+    assert error == (
+        "error: the working folder does not exist any more; change to one that does, as with cd ~\n"
+    )
+
+
 def test_kernels_find_what_was_named_by_relative_paths(tmp_path, monkeypatch):
     seen = []
 
@@ -283,6 +319,9 @@ def nothing():
 
 def breaks():
     raise KeyError("boom")
+
+def leaves():
+    raise SystemExit(0)
 """
 
 
@@ -319,6 +358,35 @@ def test_networks_of_the_users_own_code(own_module, heard, capsys):
     assert sys.path == before
 
 
+RUDE = {
+    "it ends": "raise SystemExit(0)",
+    "it reads the command line": "import argparse; argparse.ArgumentParser().parse_args()",
+    "it changes the working folder": "import os; os.chdir('/')",
+    "it changes the search path": "import os, sys; sys.path.remove(os.getcwd())",
+}
+
+
+@pytest.mark.parametrize("doing", RUDE)
+def test_what_a_module_does_while_it_is_imported(own_module, heard, monkeypatch, capfd, doing):
+    """Only one that gives no network ends the audit, and none with status 0."""
+    here, words = os.getcwd(), ["helpers", "audit", "--model", "m.safetensors"]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with open("my_networks.py", "a") as file:
+        file.write(RUDE[doing])
+    paths = [path.relative_to(here) for path in own_module]
+    ends = doing == "it ends"
+    assert main(asked(paths, "--architecture", "my_networks:network", "--out", "card")) == 2 * ends
+    error = capfd.readouterr().err
+    assert ("cannot be had: SystemExit: 0" in error) is ends
+    assert error.count("\n") == ends
+    assert len(heard) == (not ends)
+    assert os.getcwd() == here
+    assert sys.argv is words
+    assert os.path.exists("card/report.json") is not ends
+    assert here not in sys.path
+
+
 def test_folders_of_this_package_need_no_architecture(weights, heard, dataset):
     assert main(asked([path.parent for path in weights])) == 0
     networks, split, _ = heard[0]
@@ -342,6 +410,7 @@ RESNET = ("--architecture", "digits_resnet")
         (("--architecture", ":network"), "cannot be had"),
         (("--architecture", "my_networks:network"), "by the same names; it lacks '0.bias'"),
         (("--architecture", "my_networks:breaks"), "cannot be had: KeyError: 'boom'; use MODULE"),
+        (("--architecture", "my_networks:leaves"), "cannot be had: SystemExit: 0; use MODULE"),
         ((*RESNET, "--mean", "0.5,0.5"), "mean = '0.5,0.5' is not allowed: 1 number(s)"),
         ((*RESNET, "--std", "0.5,0.5,0.5"), "std = '0.5,0.5,0.5' is not allowed: 1 number(s)"),
         ((*RESNET, "--std", "0"), "std = '0' is not allowed"),

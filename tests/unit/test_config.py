@@ -254,6 +254,9 @@ def test_home_is_found_from_a_subfolder(tmp_path, monkeypatch):
 
 
 def test_paths_of_users_who_do_not_exist_are_refused(monkeypatch):
+    monkeypatch.setenv("HELPERS_HOME", " ")
+    with pytest.raises(InputError, match="HELPERS_HOME = ' ' is not allowed: the name of a folder"):
+        config.home()
     monkeypatch.setenv("HELPERS_HOME", "~no-such-user/x")
     with pytest.raises(InputError, match="HELPERS_HOME"):
         config.home()

@@ -371,6 +371,22 @@ def test_the_table_is_written_as_csv_and_json(calm, tmp_path):
     assert {"date", "versions", "hardware", "varied"} <= {*record}
 
 
+def test_the_table_holds_a_folder_whose_name_is_not_utf_8(calm, tmp_path):
+    _, found = calm
+    data = f"folder:{os.fsdecode(b'/n' + bytes([0xE9]))}"
+    rows = [row | {"data": data} for row in found.rows]
+    found = dataclasses.replace(found, varied=("data", "seed"), rows=rows)
+    paths = sweep.save(found, tmp_path / "grid")
+    with paths[0].open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["data"] for row in rows} == {r"folder:/n\udce9"}
+    labels = sweep.table(found)["method"]
+    assert all(label.endswith(r", data folder:/n\udce9") for label in labels)
+    assert [row["weights_sha256"] for row in rows] == [r["weights_sha256"] for r in found.rows]
+    record = json.loads(paths[1].read_text())
+    assert [dict(zip(record["columns"], row, strict=True)) for row in record["rows"]] == found.rows
+
+
 # ------------------------------------------------------------------------------------------------
 # faults
 

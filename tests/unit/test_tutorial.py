@@ -1,6 +1,12 @@
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
+
 import nbformat.v4 as v4
+import psutil
 import pytest
 
 from helpers import exercises, tutorial
@@ -36,6 +42,65 @@ def test_a_failing_cell_and_a_missing_notebook_are_named(tmp_path):
     (tmp_path / "z.ipynb").write_text("garbage")
     with pytest.raises(InputError, match=r"z\.ipynb is not a notebook"):
         tutorial.execute(tmp_path / "z.ipynb", "smoke")
+
+
+CELLS = '{"cells": %s, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
+DAMAGED = {
+    "empty object": "{}", "list": "[]", "null": "null", "number": "5", "text": '"a"', "nothing": "",
+    "no cells": '{"metadata": {}, "nbformat": 4, "nbformat_minor": 5}',
+    "cells are a number": CELLS % "5", "cell without content": CELLS % "[{}]",
+    "cell is a number": CELLS % "[5]", "empty": CELLS % "[]",
+    "source is a number": CELLS % '[{"cell_type": "markdown", "id": "a", "metadata": {}, '
+    '"source": 5}]',
+    "version is a list": '{"nbformat": [4]}', "unknown version": '{"nbformat": 99}',
+    "too deep": "[" * 100_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_notebook_is_named_in_one_line(tmp_path, text, capfd):
+    path = tmp_path / "x.ipynb"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        tutorial.read(path)
+    said = str(caught.value)
+    assert str(path) in said
+    assert "restore it, as with git checkout, or name another folder with --notebooks" in said
+    assert "\n" not in said
+    assert len(said) < 500
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_notebook_that_is_not_utf_8_is_named(tmp_path):
+    path = tmp_path / "x.ipynb"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"x\.ipynb is not a notebook.*restore it"):
+        tutorial.read(path)
+
+
+@pytest.mark.parametrize("moment", ["the kernel starts", "a cell is executed"])
+def test_ctrl_c_is_one_line_and_leaves_no_kernel(tmp_path, moment):
+    cell = "from pathlib import Path; Path('begun').touch(); import time; time.sleep(60)"
+    path, begun = tmp_path / f"{tutorial.SERIES[0]}.ipynb", tmp_path / "begun"
+    tutorial.save(lesson(v4.new_markdown_cell("# Title"), v4.new_code_cell(cell)), path)
+    command = [sys.executable, "-m", "helpers", "tutorial", "--preset", "smoke",
+               "--home", str(tmp_path), "--notebooks", str(tmp_path),
+               "--html", str(tmp_path / "html")]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while not (kernels := psutil.Process(process.pid).children()) or (
+        moment == "a cell is executed" and not begun.exists()
+    ):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    printed, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert printed == ""
+    said = [line for line in error.splitlines() if line.strip() and "cell/s" not in line]
+    assert said == ["stopped; finished runs are kept"]
+    assert not any(kernel.is_running() for kernel in kernels)
+    assert begun.exists() == (moment == "a cell is executed")
 
 
 def test_a_cell_that_hangs_is_named(tmp_path, monkeypatch):
