@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 LARGEST_JSON = 128 * 2**20  # bytes; parsing takes a multiple of it
 ASKED_SECONDS = 0.5  # how often whoever waits for a lock is asked whether to go on
+_MARK = "sha256:"  # begins the metadata of files that have a digest, and no JSON
 TRIES = 10  # of a folder that other processes make and remove at the same time
 
 
@@ -235,7 +236,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any = None
 
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     text = json.dumps(metadata, allow_nan=False)
-    header = {"helpers": text, "digest": _digest(plain, text)}
+    # in one entry: safetensors writes several in any order, and equal files shall be equal
+    header = {"helpers": f"{_MARK}{_digest(plain, text)} {text}"}
     return write_atomically(path, write)
 
 
@@ -288,8 +290,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         text = header.get("helpers", "null")
-        if header.get("digest", found := _digest(tensors, text)) != found:
-            raise ValueError("it does not hold what was written")
+        if text.startswith(_MARK):
+            stated, _, text = text.removeprefix(_MARK).partition(" ")
+            if stated != _digest(tensors, text):
+                raise ValueError("it does not hold what was written")
         return tensors, json.loads(text)
     except FileNotFoundError as error:  # so safetensors calls a file that may not be read, too
         there = path.exists()

@@ -103,6 +103,10 @@ def test_a_changed_byte_is_found(tmp_path):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(FileProblem, match=r"t\.safetensors: .*not hold what was written"):
             files.load_tensors(path)
+    again = files.save_tensors(tmp_path / "again", {"x": torch.arange(9.0)}, {"steps": 8})
+    assert again.read_bytes() == whole, "the same bytes each time"
+    save_file({"x": torch.ones(2)}, path, {"helpers": "[1]"})  # as it was written before
+    assert files.load_tensors(path)[1] == [1]
     save_file({"x": torch.ones(2)}, path)  # of somebody else
     assert files.load_tensors(path)[0]["x"].tolist() == [1, 1]
 

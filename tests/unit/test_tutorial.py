@@ -86,7 +86,14 @@ def test_ctrl_c_is_one_line_and_leaves_no_kernel(tmp_path, moment):
     command = [sys.executable, "-m", "helpers", "tutorial", "--preset", "smoke",
                "--home", str(tmp_path), "--notebooks", str(tmp_path),
                "--html", str(tmp_path / "html")]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # tests that run in the background ignore Ctrl-C, and what they start would, too
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     end = time.monotonic() + 60
     while not (kernels := psutil.Process(process.pid).children()) or (
         moment == "a cell is executed" and not begun.exists()
