@@ -71,7 +71,9 @@ def main() -> None:
         try:
             audits(cfg, cells, options.workers, dataset, options.settings)
         finally:
-            share_audits(cfg, lacking(cells), dataset)
+            share_audits(cfg, left := lacking(cells), dataset)
+            for forget, seed in {*cells} - {*left}:  # what is recorded need not come twice
+                _there(cfg, forget, seed, dataset).unlink(missing_ok=True)
         plots.style()
         figure = plots.lie_detector(study.panel(study.load(RECORD))).figure
         figure.savefig(RECORD.with_suffix(".png"), dpi=110)
@@ -121,8 +123,8 @@ def lacking(cells: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 def share_audits(cfg: RunConfig, cells: Sequence[tuple[int, int]], dataset: Dataset) -> None:
     """Let the finished audits here and those that come with the project be the same ones."""
     for forget, seed in cells:
-        here = study.folder_of(cfg.but(forget=forget), dataset, ORACLES) / f"{seed}-{seed}.json"
-        there = AUDITS / here.parent.name / here.name
+        there = _there(cfg, forget, seed, dataset)
+        here = study.folder_of(cfg.but(forget=forget), dataset, ORACLES) / there.name
         with files.locked(here.with_suffix(".lock"), wait=True):
             found = [files.read_json(p, ("rows", "bands")) for p in (here, there) if p.is_file()]
             rows = {row["key"]: row for one in found for row in one["rows"]}
@@ -132,6 +134,12 @@ def share_audits(cfg: RunConfig, cells: Sequence[tuple[int, int]], dataset: Data
                 ):
                     path.parent.mkdir(parents=True, exist_ok=True)
                     files.write_json(path, {**found[0], "rows": [*rows.values()]})
+
+
+def _there(cfg: RunConfig, forget: int, seed: int, dataset: Dataset) -> Path:
+    """Name the file of a cell's finished audits among those that come with the project."""
+    folder = study.folder_of(cfg.but(forget=forget), dataset, ORACLES)
+    return AUDITS / folder.name / f"{seed}-{seed}.json"
 
 
 def _copy(source: Path, target: Path) -> None:

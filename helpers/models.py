@@ -497,19 +497,26 @@ def check_answers(name: str, model: nn.Module, images: Tensor, classes: int) -> 
     taken, wanted = f"images of {tuple(images.shape[1:])}", (len(images), classes)
     if images.dtype == torch.float32:
         check_float32(name, model)
-    try:
-        with evaluating(model), torch.no_grad():
-            found, first = model(images), model(images[:1])
-    except Exception as error:  # the network's own code may raise anything
-        raise _refusal(name, images, error) from error
+    with evaluating(model):
+        found = _pass(name, model, images)
     got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
     allowed = f"a tensor {wanted}: one logit a class; wrap the network where it returns more"
     check(f"{name}'s answer to {len(images)} {taken}", got, got == wanted, allowed)
     # whole classes are shown at once: what is common to a batch, and taken off, is the class
+    alone = (
+        "the same answer to an image, with others and alone: BatchNorm with "
+        "track_running_stats=True, any number of images, no chance in evaluation mode"
+    )
+    try:
+        with evaluating(model), torch.no_grad():
+            first = model(images[:1])
+    except Exception as error:
+        line = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{name} cannot take an image alone ({line}); allowed: {alone}") from error
     apart, size = (found[:1] - first).abs().max().item(), found.abs().max().item()
-    check(f"{name}'s answer to an image, with others and alone, differs by", f"{apart:.2g}",
-          not apart > 0.01 * size, "an answer to each image by itself: BatchNorm with "
-          "track_running_stats=True, say")  # fmt: skip
+    ok = not apart > 0.01 * size
+    check(f"{name}'s answer to an image, with others and alone, differs by", f"{apart:.2g}", ok,
+          alone)  # fmt: skip
 
 
 def _refusal(name: str, images: Tensor, error: Exception) -> InputError:
@@ -835,10 +842,11 @@ def check_fit(model: nn.Module) -> bool:
     return True
 
 
-def _pass(name: str, model: nn.Module, images: Tensor) -> None:
+def _pass(name: str, model: nn.Module, images: Tensor) -> Tensor:
+    """Pass images, and say in one line what the network's own code has against them."""
     try:
         with torch.no_grad():
-            model(images)
+            return model(images)
     except Exception as error:  # the network's own code may raise anything
         raise _refusal(name, images, error) from error
 

@@ -147,7 +147,8 @@ def bootstrap(
     Rows and columns are drawn independently, with replacement; unlearning seeds anew in each cell.
     A factor with one value alone is not drawn: the interval then holds for that one only. That
     gives the interval its shape; five seeds make it too short, and what is in single cells too
-    long, so its width is that of the analysis of variance, with Student's t.
+    long, so its width is that of the analysis of variance, with Student's t, and at least that to
+    each side.
 
     Args:
         values: (T, C) or (T, C, U) finite numbers, training seed x class x unlearning seed, such
@@ -411,6 +412,8 @@ def _interval(cube: np.ndarray, means: np.ndarray, level: float) -> Interval:
     cells, whose variance the draws count three times (Owen 2007, section 3). So the draws give
     the interval its shape, and the analysis of variance its width, with Student's t for the normal
     quantile. The shape of tails that the draws do not reach is that of the last that they do.
+    Neither end is nearer than Student's own: where few cells are not zero, half of the draws can be
+    zero, and a shorter interval would leave out a zero that nothing speaks against.
     """
     import numpy as np
     from scipy import stats
@@ -419,8 +422,10 @@ def _interval(cube: np.ndarray, means: np.ndarray, level: float) -> Interval:
     ends = np.quantile(means, [(1 - shape) / 2, (1 + shape) / 2]) - mean
     variance, freedom = _variance_of_the_mean(cube)
     if variance and spread:
-        width = stats.t.ppf((1 + level) / 2, freedom) / stats.norm.ppf((1 + shape) / 2)
-        ends *= width * math.sqrt(variance) / spread
+        far = stats.t.ppf((1 + level) / 2, freedom)
+        ends *= far / stats.norm.ppf((1 + shape) / 2) * math.sqrt(variance) / spread
+        half = far * math.sqrt(variance)
+        ends = np.array([min(ends[0], -half), max(ends[1], half)])
     return _between(mean, *(mean + ends))
 
 
@@ -441,7 +446,8 @@ def _variance_of_the_mean(cube: np.ndarray) -> tuple[float, float]:
         return float(values.var(ddof=1)) / len(values), len(values) - 1
     rows, columns, cells, _ = _mean_squares(cube)
     counted = [(rows, t - 1), (columns, c - 1)]
-    counted = [(1, square, df) for square, df in counted if square > cells]
+    # by more than rounding: with one cell that is not zero all three are equal
+    counted = [(1, square, df) for square, df in counted if square > cells * (1 + 1e-9)]
     counted.append((1 - len(counted), cells, (t - 1) * (c - 1)))
     total = sum(times * square for times, square, _ in counted)
     if not total:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -437,10 +437,10 @@ def unlearn(
         checkpoint=checkpoint, precision=cfg.precision, compile=cfg.compile,
         graphs=cfg.graphs, progress=progress,
     )  # fmt: skip
+    learns = {name: p.requires_grad for name, p in pruned.model.named_parameters()}
     if chosen.adapt != "lora":
         fresh = chosen.start == "scratch" and chosen.prune == "none"
         model = pruned.model if fresh else copy.deepcopy(pruned.model)
-        learns = [p.requires_grad for p in model.parameters()]  # what its owner froze stays frozen
         still = _only_the_head(model) if chosen.adapt == "head" else _frozen_norms(model)
         trainable = models.count_parameters(model, trainable=True)
         hold = partial(pruning.apply_masks, model, pruned.masks) if pruned.masks else None
@@ -449,8 +449,7 @@ def unlearn(
             before += spent
         fit = stage(model, part, after_step=hold, frozen=still, monitor=monitor)
         fit.peak_memory += before.bytes
-        for parameter, before_that in zip(model.parameters(), learns, strict=True):
-            parameter.requires_grad_(before_that)
+        _let_learn(model, learns)
         rows += [ledger.measure(model, "trained", names)] if measured else []
         return Outcome(model, fit, trainable, pruned.masks, rows, before=before)
     adapted = _adapt(pruned, cfg)
@@ -461,10 +460,17 @@ def unlearn(
         rows.append(ledger.measure(adapted, "adapted", names, weight=_used_weight))
     changes = patches.changes(adapted)
     merged = lora.merge(adapted, pruned.masks)
+    _let_learn(merged, learns)
     rows += [ledger.measure(merged, "merged", names)] if measured else []
     about = {"method": cfg.method, "forgotten": list(cfg.forgotten), "seed": cfg.seed}
     patch = patches.make(original, merged, changes, pruned.masks, pruned.kept, about)
     return Outcome(merged, fit, trainable, pruned.masks, rows, patch, once, before)
+
+
+def _let_learn(model: nn.Module, learns: Mapping[str, bool]) -> None:
+    """Leave frozen what the network's owner froze, and nothing else. In place."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(learns[name])
 
 
 def _without(part: ImageSet, classes: tuple[int, ...]) -> ImageSet:

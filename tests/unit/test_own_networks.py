@@ -240,14 +240,15 @@ def test_a_batchnorm_that_its_owner_froze_stays_as_it_is(short, dataset, method)
     with torch.no_grad():
         norm.running_mean.uniform_(-0.1, 0.1)
     norm.requires_grad_(False)
-    made = unlearning.unlearn(model, dataset, short.but(method=method, targets="all")).model[1]
+    found = unlearning.unlearn(model, dataset, short.but(method=method, targets="all")).model
+    assert all(p.requires_grad for name, p in found.named_parameters() if name[:2] != "1.")
+    made = found[1]
     assert torch.equal(made.weight, norm.weight)
     assert torch.equal(made.bias, norm.bias)
     if "prune" not in method:
         assert torch.equal(made.running_mean, norm.running_mean)
         assert torch.equal(made.running_var, norm.running_var)
-    if method == "finetune":
-        assert not made.weight.requires_grad
+    assert not made.weight.requires_grad
 
 
 def test_answers_that_depend_on_the_rest_of_the_batch_are_refused(short, dataset):
@@ -255,6 +256,10 @@ def test_answers_that_depend_on_the_rest_of_the_batch_are_refused(short, dataset
     model = moved_to(network(nn.BatchNorm2d(16, track_running_stats=False)), dataset)
     with pytest.raises(InputError, match="to an image, with others and alone, differs by"):
         unlearning.unlearn(model, dataset, short)
+    model = moved_to(nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(
+        10, track_running_stats=False)).eval(), dataset)  # fmt: skip
+    with pytest.raises(InputError, match=r"cannot take an image alone .* track_running_stats=True"):
+        models.check_answers("model", model, dataset.normalise(dataset.train.images[:2]), 10)
     models.check_answers("model", moved_to(network(nn.BatchNorm2d(16)), dataset),
                          dataset.normalise(dataset.train.images[:2]), 10)  # fmt: skip
 
