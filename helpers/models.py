@@ -511,19 +511,23 @@ def check_answers(name: str, model: nn.Module, images: Tensor, classes: int) -> 
         with evaluating(model), torch.no_grad():
             first = model(images[:1])
     except Exception as error:
-        line = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"{name} cannot take an image alone ({line}); allowed: {alone}") from error
+        raise InputError(
+            f"{name} cannot take an image alone ({_line(error)}); allowed: {alone}"
+        ) from error
     apart, size = (found[:1] - first).abs().max().item(), found.abs().max().item()
     ok = not apart > 0.01 * size
     check(f"{name}'s answer to an image, with others and alone, differs by", f"{apart:.2g}", ok,
           alone)  # fmt: skip
 
 
+def _line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def _refusal(name: str, images: Tensor, error: Exception) -> InputError:
-    line = (str(error) or type(error).__name__).splitlines()[0]
     return InputError(
-        f"{name} cannot take images of {tuple(images.shape[1:])}: {line}; give it the images that "
-        "it was trained for"
+        f"{name} cannot take images of {tuple(images.shape[1:])}: {_line(error)}; give it the "
+        "images that it was trained for"
     )
 
 
@@ -550,8 +554,7 @@ def check_training(name: str, model: nn.Module, images: Tensor, classes: int) ->
         with torch.no_grad(), torch.random.fork_rng(cards):  # of its dropout
             found = trial(images)
     except Exception as error:  # the network's own code may raise anything
-        line = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"{name} cannot train: {line}") from error
+        raise InputError(f"{name} cannot train: {_line(error)}") from error
     got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
     allowed = f"a tensor {(len(images), classes)}, as in evaluation; switch further heads off"
     check(f"{name}'s answer while it trains", got, got == (len(images), classes), allowed)
