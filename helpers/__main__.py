@@ -243,8 +243,12 @@ def _run(options: argparse.Namespace) -> int:
 
     unlearning.method(cfg.method)
     dataset = data.load_dataset(cfg, progress=not options.quiet)
-    methods = dict.fromkeys(["original", "retrain", cfg.method])
-    done = runs.run_all(cfg, methods, [cfg.seed], dataset, not options.quiet, measured=None)
+    start = cfg.seed if cfg.method == "original" else cfg.start_seed
+    first = cfg.but(seed=start, original_seed=None)  # what the method starts from
+    others = dict.fromkeys(m for m in ("retrain", cfg.method) if m != "original")
+    how = {"dataset": dataset, "progress": not options.quiet, "measured": None}
+    done = [run for one, methods in ((first, ["original"]), (cfg, others))
+            for run in runs.run_all(one, methods, [one.seed], **how)]  # fmt: skip
     if parallel.rank() > 0:
         return 0
     table = audit.compare(run.row for run in done)

@@ -400,26 +400,6 @@ def worst_case_epsilon(model_scores: Tensor, oracle_scores: Tensor, delta: float
     return max(0.0, float(torch.minimum(first, second).max()))
 
 
-def epsilon_quality(epsilon: float) -> float:
-    """Return the forgetting quality that belongs to an epsilon.
-
-    Args:
-        epsilon: At least 0, from :func:`worst_case_epsilon`.
-
-    Returns:
-        2 to the power of -epsilon, in (0, 1]; 1 where nothing can be told.
-
-    Raises:
-        InputError: If epsilon is negative or not finite.
-
-    Source: NeurIPS 2023 challenge (arXiv 2406.09073), without its binning of epsilon; Unlearning
-        Comparator.
-    Lesson: 05_evaluation, "The oracle band".
-    """
-    check("epsilon", epsilon, math.isfinite(epsilon) and epsilon >= 0, "a number of at least 0")
-    return 2.0**-epsilon
-
-
 # ------------------------------------------------------------------------------------------------
 # example by example
 

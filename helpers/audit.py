@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +31,7 @@ LEAST_ORACLES = 3
 ENOUGH = f"at least {LEAST_ORACLES} retrained networks, better five; train more seeds"
 PARTS = ("forget", "retain", "test_forget", "test_retain")
 # Layers take much more room than images: of larger data a sample has to do, the same for everyone.
-LAYER_PIXELS, LAYER_IMAGES = 2**18, 200  # in each part, at most so many, at least so many
+LAYER_PIXELS, LAYER_IMAGES = 2**15, 200  # in each part, at most so many, at least so many
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,13 @@ class Look:
     first: int = 0
     information: dict[str, list[float]] = field(default_factory=dict)
     curves: list[relearning.Curve] = field(default_factory=list)
+
+    @cached_property
+    def grams(self) -> dict[str, list[Tensor]]:
+        """``forget`` and ``retain`` -> a layer's (N, N) likeness of those test images, by point."""
+        parts = {"forget": slice(self.first), "retain": slice(self.first, None)}
+        return {part: [features.gram(layer[images]) for layer in self.layers.values()]
+                for part, images in parts.items()}  # fmt: skip
 
 
 def look(model: nn.Module, split: ClassSplit, seed: int = 0, draws: int = 1) -> Look:
@@ -399,15 +407,11 @@ def similarity(found: Look, oracles: Sequence[Look]) -> dict[str, list[float]]:
     """
     return {
         part: [
-            _average(features.cka(layer[images], o.layers[point][images]) for o in oracles)
-            for point, layer in found.layers.items()
+            _average(features.alignment(layer, o.grams[part][i]) for o in oracles)
+            for i, layer in enumerate(layers)
         ]
-        for part, images in _test_images(found).items()
+        for part, layers in found.grams.items()
     }
-
-
-def _test_images(found: Look) -> dict[str, slice]:
-    return {"forget": slice(found.first), "retain": slice(found.first, None)}
 
 
 def _steps(curve: relearning.Curve, original: Look) -> int:
@@ -717,14 +721,12 @@ def _over_images(
         mine, *others = (_resampled(look, one) for look in (found, *oracles))
         rows.append(_answers(mine, others) | {"ZRF": mine.own["ZRF"]})
     values = {name: [row[name] for row in rows] for name in rows[0]}
-    for part, images in _test_images(found).items():
-        grams = [[features.gram(layer[images]) for layer in look.layers.values()]
-                 for look in (found, *oracles)]  # fmt: skip
-        n = len(grams[0][0])
+    for part, layers in found.grams.items():
+        n = len(layers[0])
         values[f"CKA_{part}"] = [
             _average(
                 features.alignment(mine, theirs, chosen)
-                for other in grams[1:] for mine, theirs in zip(grams[0], other, strict=True)
+                for o in oracles for mine, theirs in zip(layers, o.grams[part], strict=True)
             )
             for chosen in (torch.randint(n, (n,), generator=draw) for _ in range(repeats))
         ]  # fmt: skip
@@ -781,16 +783,17 @@ def check_networks(
         split: The images.
 
     Raises:
-        InputError: If there are too few oracles or two are the same, an oracle recognises the
-            forgotten class or knows nothing of another, the original does not know the class,
-            one is of another architecture, the outputs are in another order than the labels or do
-            not come from the last linear layer, or a network is on another device or of another
-            type than float32.
+        InputError: If there are too few oracles or images, two oracles are the same, one recognises
+            the forgotten class or knows nothing of another, the original does not know the class,
+            a network is of another architecture, the outputs are in another order than the labels
+            or do not come from the last linear layer, or a network is on another device or of
+            another type than float32.
 
     Source: this project.
     Lesson: 05_evaluation, "Audit your own model".
     """
     check("oracles", len(oracles), len(oracles) >= LEAST_ORACLES, ENOUGH)
+    check_images(split.dataset)
     named = {"model": model, "original": original}
     named |= {f"oracle {i}": o for i, o in enumerate(oracles, 1)}
     hashes: dict[str, str] = {}
@@ -891,7 +894,7 @@ def shown(name: str, value: float) -> str:
         value: The number.
 
     Returns:
-        Shares in per cent, everything else with two decimals or more.
+        Shares in per cent, steps with one decimal, everything else with two or more.
 
     Source: this project.
     Lesson: 05_evaluation, "The lie detector".

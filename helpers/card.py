@@ -307,8 +307,8 @@ def _blind(metric: Mapping[str, Any]) -> bool:
     return metric["original_inside"] and metric["name"] not in UTILITY
 
 
-def _joined(parts: Sequence[str], word: str = "and") -> str:
-    return f" {word} ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+def _joined(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
 
 
 # ------------------------------------------------------------------------------------------ claims

@@ -197,10 +197,13 @@ class Panel:
         for control in self.inputs.values():
             control.observe(self._update, names="value")
 
+    def _values(self) -> Sequence[str]:
+        return self._draw(**{name: control.value for name, control in self.inputs.items()})
+
     def _drawn(self) -> Sequence[str]:
         before = set(plt.get_fignums())
         try:
-            return self._draw(**{name: control.value for name, control in self.inputs.items()})
+            return self._values()
         finally:
             for number in set(plt.get_fignums()) - before:
                 plt.close(number)

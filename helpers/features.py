@@ -554,13 +554,13 @@ def gram(rows: Tensor) -> Tensor:
     return x @ x.T
 
 
-def alignment(one: Tensor, other: Tensor, picks: Tensor) -> float:
-    """Compute :func:`cka` of some images from their grams, which is quick for many choices of them.
+def alignment(one: Tensor, other: Tensor, picks: Tensor | None = None) -> float:
+    """Compute :func:`cka` from the images' grams, which is quick for many networks or choices.
 
     Args:
         one: (N, N) float64, from :func:`gram`.
         other: (N, N) float64, of the same images.
-        picks: (M,) int64 indices of images, which may repeat.
+        picks: (M,) int64 indices of images, which may repeat; None takes all, each once.
 
     Returns:
         A number in [0, 1]; 0 where a set is constant.
@@ -568,9 +568,10 @@ def alignment(one: Tensor, other: Tensor, picks: Tensor) -> float:
     Source: Kornblith et al. 2019 (arXiv 1905.00414), equations 1 and 3.
     Lesson: 05_evaluation, "What the features still know".
     """
-    first, second = (_doubly_centred(g[picks][:, picks]) for g in (one, other))
-    sizes = first.norm() * second.norm()
-    return min(1.0, ((first * second).sum() / sizes).item()) if sizes > 0 else 0.0
+    if picks is not None:  # all of them are centred already
+        one, other = (_doubly_centred(g[picks][:, picks]) for g in (one, other))
+    sizes = one.norm() * other.norm()
+    return min(1.0, ((one * other).sum() / sizes).item()) if sizes > 0 else 0.0
 
 
 def _doubly_centred(g: Tensor) -> Tensor:

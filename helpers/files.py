@@ -77,8 +77,8 @@ def try_folder(path: Path) -> None:
     Lesson: 00_start_here, "The same from a shell".
     """
     for left in reversed(range(TRIES)):
-        made = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
+            made = [folder for folder in (path, *path.parents) if not folder.exists()]
             path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):
                 pass
@@ -164,7 +164,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> Path:
 
     Raises:
         FileProblem: If it cannot be written, or is larger than what :func:`read_json` reads.
-        ValueError: If a number is not finite or a value is not plain data.
+        ValueError: If a number is not finite.
+        TypeError: If a value is not plain data.
 
     Source: RFC 8259.
     Lesson: 00_start_here, "Where results are kept".

@@ -192,15 +192,13 @@ class Grid:
         Source: this project.
         Lesson: 06_explorer, "The stored grid".
         """
-        for name, value, known in (
-            ("method", method, self.methods), ("forget", forget, self.classes),
-            ("rank", rank, [None, *self.values("rank")]),
-            ("sparsity", sparsity, [None, *self.values("sparsity")]),
-        ):  # fmt: skip
-            offered = ", ".join(str(v) for v in known if v is not None)
-            check(name, value, value in known, f"offered are {offered}")
-        has_rank, has_sparsity = (bool(self.values(axis, method)) for axis in AXES)
-        return Point(method, forget, rank if has_rank else None, sparsity if has_sparsity else None)
+        offered = {"method": (method, self.methods), "forget": (forget, self.classes)}
+        axes = {"rank": rank, "sparsity": sparsity}
+        axes = {axis: value for axis, value in axes.items() if self.values(axis, method)}
+        offered |= {axis: (value, self.values(axis)) for axis, value in axes.items()}
+        for name, (value, known) in offered.items():
+            check(name, value, value in known, f"offered are {', '.join(map(str, known))}")
+        return Point(method, forget, **axes)
 
     def rows(self, point: Point) -> pd.DataFrame:
         """Return the audits of a point, one row a seed.
@@ -582,7 +580,8 @@ def train(
     """Train a point now and measure what can be measured on it alone.
 
     The network before is read from disk, or trained if it is not there. The metrics that compare
-    with every oracle's answers would take the oracles too, and are left out.
+    with every oracle's answers would take the oracles too, and are left out. Trained and judged as
+    :func:`helpers.runs.run` does: in paper mode with the published normalisation.
 
     Args:
         grid: Gives the oracles' means and the seed of the network before.
@@ -605,14 +604,15 @@ def train(
     Lesson: 06_explorer, "Run it live".
     """
     check("seed", seed, seed in grid.seeds, f"offered are {', '.join(map(str, grid.seeds))}")
+    check("earlier", cfg.earlier, not cfg.earlier, "(): a point forgets one class alone")
     started, own = time.perf_counter(), point.of(cfg, seed, grid.seeds[seed])
     unlearning.set_threads(own)
     unlearning.validate(own, dataset)
     before = _reference(own, "original", own.start_seed, dataset, stop, say)
     with training.watched(stop, lambda done, total: say("training", done, total)):
-        outcome = unlearning.unlearn(before, dataset, own)
+        outcome = unlearning.unlearn(before, runs.as_trained(dataset, own), own)
     say("measuring", 0, 1)
-    split = dataset.split(point.forget)
+    split = runs.as_evaluated(dataset, own).split(point.forget)
     seen, model = audit.look(outcome.model, split), outcome.model
     _leave_if(stop)
     metrics = dict(seen.own)

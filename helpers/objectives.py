@@ -266,7 +266,8 @@ def saliency(
         forget: Images of the forgotten classes.
         dataset: Gives the normalisation.
         share: Of the trainable parameters, masked weights left out, that may move; in (0, 1]. For
-            SalUn it is the recipe's ``strength``, 0.5 unless given.
+            SalUn it is the recipe's ``strength``, 0.5 unless given. Below 1, those that the loss
+            does not depend on at all, such as weights behind a dead filter, never move.
         masks: Name of layer -> (shape of weight) bool, True where kept; what is masked is ranked
             last, however steep the loss is there.
 
@@ -291,6 +292,8 @@ def saliency(
     every = torch.cat([slope.flatten() for slope in slopes])
     count = max(1, round(share * int((every >= 0).sum())))
     threshold = every.kthvalue(len(every) - count + 1).values
+    if share < 1:  # a threshold of zero would let all of these move, however many
+        threshold = threshold.clamp(min=torch.finfo(threshold.dtype).tiny)
     held = [(p, slope < threshold, p.detach().clone())
             for p, slope in zip(trained, slopes, strict=True)]  # fmt: skip
 

@@ -225,19 +225,18 @@ def ledger(rows: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
 
 def curves(
     table: pd.DataFrame, x: str, y: str, hue: str, *, labels: tuple[str, str],
-    chance: float | None = None, log2: bool = False, percent: bool = True, ax: Axes | None = None,
+    chance: float | None = None, log2: bool = False, ax: Axes | None = None,
 ) -> Axes:  # fmt: skip
-    """Draw one quantity against another, a line for each group, a band of ± one sd over repeats.
+    """Draw one share against another, a line for each group, a band of ± one sd over repeats.
 
     Args:
         table: Tidy data with the columns x, y and hue.
         x: Column of the horizontal axis.
-        y: Column of the vertical axis.
+        y: Column of the vertical axis, a share in [0, 1]; shown in per cent.
         hue: Column of the groups.
         labels: Names of the axes, with units.
         chance: Draws the level of guessing, if given.
         log2: Whether the horizontal axis counts doublings.
-        percent: Whether y is a share in [0, 1], shown in per cent.
         ax: Where to draw.
 
     Returns:
@@ -257,8 +256,7 @@ def curves(
     if log2:
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    if percent:
-        ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.set(xlabel=literal(labels[0]), ylabel=literal(labels[1]))
     ax.legend(title="")
     return ax
@@ -432,7 +430,7 @@ def comparison(
 
 def _panel(ax: Axes, values: Mapping[str, pd.Series], band: bool) -> None:
     means = pd.Series({name: seeds.mean() for name, seeds in values.items()})
-    low, high = _fences(means.drop("original", errors="ignore"))
+    low, high = _fences(means.drop("original", errors="ignore").dropna())
     drawn = []
     if band and len(values.get("retrain", ())):
         oracle = values["retrain"]
@@ -440,7 +438,7 @@ def _panel(ax: Axes, values: Mapping[str, pd.Series], band: bool) -> None:
         ax.axvspan(oracle.min(), oracle.max(), color=ORACLE, alpha=0.25, lw=2)  # a line if equal
     for place, (name, seeds) in enumerate(values.items()):
         mean = means[name]
-        if not low <= mean <= high:
+        if mean < low or mean > high:
             text = f"◂ {100 * mean:.1f}" if mean < low else f"{100 * mean:.1f} ▸"
             edge, side = (0.02, "left") if mean < low else (0.98, "right")
             ax.text(edge, place, text, transform=ax.get_yaxis_transform(), ha=side, va="center")
@@ -455,6 +453,8 @@ def _panel(ax: Axes, values: Mapping[str, pd.Series], band: bool) -> None:
 
 def _fences(means: pd.Series) -> tuple[float, float]:
     """Return the limits beyond which a mean is far from most (Tukey's outer fences)."""
+    if means.empty:
+        return -np.inf, np.inf
     low, high = means.quantile([0.25, 0.75])
     reach = 3 * max(high - low, 0.005)
     return low - reach, high + reach
@@ -771,8 +771,9 @@ def tradeoff(
     ax.plot(front["cost"], _at_edge(front["away"]), "s-", color=CHANCE, lw=1.5, mfc="none", ms=11,
             label="Pareto front", zorder=1)  # fmt: skip
     for method, part in table.groupby("method", sort=False):
-        edge = {"mec": "white", "mew": 0.5} if MarkerStyle(MARKERS[method]).is_filled() else {}
-        ax.plot(part["cost"], _at_edge(part["away"]), MARKERS[method], color=COLORS[method],
+        known = method.rpartition("+")[2]  # of a composition the last part
+        edge = {"mec": "white", "mew": 0.5} if MarkerStyle(MARKERS[known]).is_filled() else {}
+        ax.plot(part["cost"], _at_edge(part["away"]), MARKERS[known], color=COLORS[known],
                 label=method, ms=7, alpha=0.85, **edge)  # fmt: skip
     top = int(np.clip(np.ceil(table["away"].max() if len(table) else 2), 2, EDGE))
     ax.set(xlabel=literal(cost), ylabel="distance to the oracles (half-widths)",

@@ -85,8 +85,8 @@ def prune(
             unlearning those to retain, because a mask chosen with the forget set leaks it. None
             leaves BatchNorm as it was.
         dataset: Gives the normalisation of ``part``.
-        names: The layers; None takes the prunable ones. Not for ``channels``, where what is coupled
-            goes together.
+        names: The layers, each with a weight of two dimensions or more; None takes the prunable
+            ones. Not for ``channels``, where what is coupled goes together.
         seed: Of ``random`` and of the choice of images.
         measured: Whether to fill the ledger.
 
@@ -94,7 +94,7 @@ def prune(
         The pruned copy with its masks or kept indices and its ledger.
 
     Raises:
-        InputError: If a name is unknown, the sparsity is not one that the kind allows, or
+        InputError: If a name is no such layer, the sparsity is not one that the kind allows, or
             ``taylor`` has no images.
 
     Source: arXiv 2411.11907, section 3; Torch-Pruning (arXiv 2301.12900) for the removal.
@@ -107,9 +107,11 @@ def prune(
         "names", names, names is None or kind != "channels", "None: what is coupled goes together"
     )
     models.check_float32("model", model)
-    known, names = dict(model.named_modules()), None if names is None else list(names)
+    names = None if names is None else list(dict.fromkeys(names))
+    known = {name: module for name, module in model.named_modules()
+             if getattr(getattr(module, "weight", None), "ndim", 0) > 1}  # fmt: skip
     unknown = [name for name in names or () if name not in known]
-    check("names", unknown, not unknown, f"layers of {type(model).__name__}")
+    check("names", unknown, not unknown, f"layers of {type(model).__name__} with a weight matrix")
     models.check_weights(model, models.layers(model).prunable if names is None else names)
     if names is None:
         names = list(models.layers(model).prunable)

@@ -174,7 +174,9 @@ def _view(cfg: RunConfig) -> str:
 
 
 def identity(cfg: RunConfig, fingerprint: str) -> dict[str, Any]:
-    """Collect everything that determines the network of a run, and nothing else.
+    """Collect what determines the network of a run, and of a recipe the whole.
+
+    Other settings that a method does not use are left out.
 
     Args:
         cfg: The configuration.

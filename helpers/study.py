@@ -187,6 +187,7 @@ def run(
 
     _check_oracles(oracles)
     check("workers", workers, workers >= 1, "at least one")
+    check("earlier", cfg.earlier, not cfg.earlier, "(): each class is forgotten alone")
     asked = {"methods": methods, "classes": classes, "original_seeds": original_seeds}
     for field, values in asked.items():
         ok = 0 < len(values) == len(set(values))

@@ -192,7 +192,8 @@ def plan(grid: Mapping[str, Sequence[Any]], preset: str | None = None, sweep: st
         sweep: Names the sweep, so that images that were loaded for another are not taken.
 
     Returns:
-        The plan. Settings that a method does not use make no points of their own.
+        The plan. Settings that a method does not use make no points of their own; those of a recipe
+        (rate, epochs and the like) do, for each method that is unlearned.
 
     Raises:
         InputError: If a field is unknown, has no value, or there are too many points.

@@ -149,6 +149,10 @@ class _Panel(controls.Panel):
 
     refresh = _update
 
+    def _drawn(self) -> Sequence[str]:
+        # a thread draws, and none of it in pyplot: the figures open there are somebody else's
+        return self._values()
+
 
 class Explorer:
     """The explorer; :func:`explorer` makes it.
@@ -168,9 +172,10 @@ class Explorer:
 
     def __init__(self, stored: grid.Grid, cfg: RunConfig, dataset: data.Dataset) -> None:
         """Build the controls and draw the first point."""
-        most = max(stored.classes)
-        check("record", f"class {most}", most < len(dataset.classes),
-              f"a grid of the same data, with {len(dataset.classes)} classes")  # fmt: skip
+        about, here = stored.study.about, {"data": dataset.name, "classes": [*dataset.classes]}
+        for field, mine in here.items():
+            check(f"{field} of the record", about.get(field), about.get(field) == mine,
+                  f"{mine}, which the live networks are trained on")  # fmt: skip
         self.grid, self.cfg, self.dataset = stored, cfg, dataset
         self.lives: dict[tuple[grid.Point, int], grid.Live] = {}
         self.pins: dict[str, tuple[grid.Point, int]] = {}

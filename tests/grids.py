@@ -10,6 +10,7 @@ from helpers import study
 
 NAN = math.nan
 RANKS, SPARSITIES, CLASSES, SEEDS = (1, 8), (0.0, 0.5), (3, 8), (0, 1)
+ABOUT = {"data": "digits", "classes": [str(c) for c in range(10)]}
 # low, high, centre
 BAND = {
     "UA": (0.9, 1.0, 0.95), "RA": (0.9, 1.0, 0.95), "TA": (0.9, 1.0, 0.95),
@@ -50,4 +51,4 @@ def made(preset="smoke"):
                 one[name] = None
             one["problem"] = "rank = 8 is not allowed: from 1 to 6"
     bands = {c: {seed: dict(BAND) for seed in SEEDS} for c in CLASSES}
-    return study.Study(pd.DataFrame(rows), bands, 5, {"preset": preset})
+    return study.Study(pd.DataFrame(rows), bands, 5, ABOUT | {"preset": preset})

@@ -550,6 +550,15 @@ def test_too_few_images_are_refused(judge, split, part, left, message):
         judge(parts=dataclasses.replace(split, **{part: few}))
 
 
+def test_a_class_with_one_test_image_is_refused_before_the_first_look(judge, split, monkeypatch):
+    monkeypatch.setattr(audit, "look", lambda *_: pytest.fail("looked"))
+    test = split.dataset.test
+    keep = test.labels != 4
+    keep[(~keep).nonzero()[0]] = True
+    with refused("test images of class '4' = 1 is not allowed: at least 2"):
+        judge(parts=dataclasses.replace(split.dataset, test=test.where(keep)).split(3))
+
+
 # ------------------------------------------------------------------------------------------------
 # one network against others, worked out by hand
 

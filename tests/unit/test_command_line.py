@@ -31,6 +31,17 @@ def test_a_run_prints_its_row_and_then_the_same_again(home, capsys):
     assert again[-1] == first[-1].replace("kept in", "read back from")
 
 
+def test_the_original_in_the_table_is_what_the_method_started_from(home, capsys):
+    assert main([*RUN, "--method", "logit_mask", "--original-seed", "1"]) == 0
+    row = capsys.readouterr().out.splitlines()[2].split()
+    kept = [json.loads(p.read_text()) for p in home.rglob("run.json")]
+    (original,) = (one for one in kept if one["config"]["method"] == "original")
+    assert original["config"]["seed"] == 1, "no other was trained"
+    accuracy = original["metrics"]["3, default"]["RA"]
+    assert row[0] == "original"
+    assert f"{100 * accuracy:.1f}" in row
+
+
 def test_a_folder_of_images_runs_end_to_end(home, tmp_path, capsys):
     folder(tmp_path / "shop", {"a": 20, "b": 20, "ca": 20})
     options = ("--data", f"folder:{tmp_path / 'shop'}", "--image-size", "8", "--forget", "1")

@@ -438,6 +438,7 @@ def test_alignment_is_cka_of_the_images_picked(n, width, other, seed):
     picks = torch.randint(n, (n,), generator=draw(seed))
     wanted = features.cka(x[picks], y[picks])
     grams = features.gram(x), features.gram(y)
+    assert features.alignment(*grams) == pytest.approx(features.cka(x, y), abs=1e-9)
     assert features.alignment(*grams, picks) == pytest.approx(wanted, abs=1e-9)
     assert features.alignment(*grams, torch.zeros(n, dtype=torch.long)) == 0, "one image n times"
     with pytest.raises(InputError, match="rows = 'nan or inf'"):

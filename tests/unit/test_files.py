@@ -185,7 +185,8 @@ def test_a_folder_is_tried_before_the_work(tmp_path):
     for good in (tmp_path / "a" / "b", tmp_path):
         files.try_folder(good)
         assert [p.name for p in tmp_path.iterdir()] == ["file"], "nothing is left behind"
-    for bad in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/none")):
+    for bad in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/none"),
+                tmp_path / ("long" * 100)):  # fmt: skip
         with pytest.raises(FileProblem, match="cannot write"):
             files.try_folder(bad)
 

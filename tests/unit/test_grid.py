@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from helpers import audit, data, grid, statistics, study, training, unlearning
+from helpers import audit, data, grid, models, runs, statistics, study, training, unlearning
 from helpers.config import InputError
 from helpers.grid import Point
 from tests import grids
@@ -272,7 +272,17 @@ def test_a_live_run_can_be_stopped_while_it_measures(stored, cfg, dataset, origi
         grid.train(stored, POINT, 0, cfg, dataset, stop, say)
 
 
+def test_a_live_point_in_paper_mode_is_what_a_run_makes(stored, cfg, dataset, original_run):
+    paper = cfg.but(mode="paper")
+    live = grid.train(stored, POINT, 0, paper, dataset, threading.Event())
+    run = runs.run(POINT.of(paper, 0, 0), dataset, progress=False)
+    assert models.fingerprint(live.networks["after"]) == models.fingerprint(run.model(dataset))
+    assert {m: live.metrics[m] for m in audit.CLASSIC} == {m: run.metrics[m] for m in audit.CLASSIC}
+
+
 def test_what_cannot_be_trained_is_refused_at_once(stored, cfg, dataset, original_run):
+    with pytest.raises(InputError, match=r"earlier = \(8,\) is not allowed: \(\): a point"):
+        grid.train(stored, POINT, 0, cfg.but(earlier=(8,)), dataset, threading.Event())
     with pytest.raises(InputError, match="rank = 999"):
         grid.train(stored, Point("lora", 3, 999), 0, cfg, dataset, threading.Event())
     with pytest.raises(InputError, match="seed = 5 is not allowed: offered are 0, 1"):

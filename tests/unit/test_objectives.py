@@ -153,6 +153,25 @@ def test_only_the_most_important_weights_move(share, cfg, dataset, split, origin
     assert slopes[moved].min() >= slopes[~moved].max() * 0.99
 
 
+@pytest.mark.parametrize("share", [0.9, 0.99])
+def test_weights_that_the_loss_does_not_depend_on_never_move(share, dataset, split, original):
+    with torch.no_grad():  # half of the filters are dead
+        original.conv1.weight[:] = -original.conv1.weight.abs()
+        original.layer1[0].conv1.weight[::2] = 0
+        original.layer1[0].bn1.weight[::2] = original.layer1[0].bn1.bias[::2] = 0
+    before = [p.detach().clone() for p in original.parameters()]
+    slopes = objectives._gradients(original, [*original.parameters()], split.forget, dataset)
+    hold, _ = objectives.saliency(original, split.forget, dataset, share)
+    with torch.no_grad():
+        for parameter in original.parameters():
+            parameter.add_(1)
+    hold()
+    moved = [new != old for new, old in zip(original.parameters(), before, strict=True)]
+    flat = [torch.cat([t.flatten() for t in group]) for group in (moved, slopes)]
+    assert (flat[1] == 0).double().mean() > 1 - share, "or nothing is tried here"
+    assert torch.equal(flat[0], flat[1] != 0)
+
+
 def test_salun_composes_with_masks_and_not_with_adapters(cfg, dataset, original):
     names = models.layers(original).prunable
     recipe = Recipe(epochs=2, lr=0.01, strength=0.3)

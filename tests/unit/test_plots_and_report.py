@@ -83,6 +83,14 @@ def test_a_method_far_from_most_does_not_hide_their_differences(table):
     assert labels == ["a seed", "mean of the seeds", "mean far from most", "range of the retrained"]
 
 
+def test_two_methods_of_one_seed_can_be_compared(table):
+    """The only mean that could say what is far away is missing."""
+    few = table[table["method"].isin(["original", "retrain"]) & (table["seed"] == 0)]
+    axes = plots.comparison(few.assign(**{"Avg Gap": [0.5, float("nan")]}))
+    assert [t.get_text() for t in axes[-1].texts] == []
+    assert axes[-1].get_lines()[0].get_xdata().tolist() == [0.5]
+
+
 def test_an_original_far_away_is_written_at_the_edge(table):
     far = table.copy()
     far.loc[far.method != "original", "TA"] = 0.98 + 0.01 * far["seed"]

@@ -261,6 +261,15 @@ def test_unknown_names_list_the_known_ones(wrong, original):
         pruning.prune(original, 0.5, **wrong)
 
 
+@pytest.mark.parametrize("kind", ["mask_structured", "mask_unstructured", "mask_nm"])
+def test_names_of_layers_without_a_weight_matrix_are_refused(kind, original):
+    for wrong in ("layer1", "bn1", "nowhere"):
+        with pytest.raises(InputError, match=rf"names = \['{wrong}'\] is not allowed: layers of"):
+            pruning.prune(original, 0.5, kind, names=["fc", wrong])
+    once, twice = (pruning.prune(original, 0.5, kind, names=n) for n in (["fc"], ["fc", "fc"]))
+    assert torch.equal(once.masks["fc"], twice.masks["fc"])
+
+
 def test_depthwise_networks_lose_channels_and_come_back(tmp_path):
     import torchvision
 

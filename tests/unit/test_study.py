@@ -374,6 +374,12 @@ def test_what_cannot_be_run_is_refused_before_training(tiny, home, arguments, op
     assert not list(home.rglob("run.json"))
 
 
+def test_earlier_requests_are_refused(tiny, home):
+    with pytest.raises(InputError, match=r"earlier = \(8,\) is not allowed: \(\): each class is"):
+        study.run(tiny.but(earlier=(8,)), METHODS, [3], [0], oracles=3, progress=False)
+    assert not list(home.rglob("run.json"))
+
+
 def test_damaged_audits_are_a_file_problem(whole, tiny, trained):
     shutil.copytree(whole[1] / "artifacts" / "audits", trained / "artifacts" / "audits")
     path = next((trained / "artifacts" / "audits").rglob("*.json"))

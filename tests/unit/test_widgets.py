@@ -8,6 +8,7 @@ import logging
 import re
 import time
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from PIL import Image
@@ -113,12 +114,45 @@ def test_what_goes_wrong_while_drawing_is_shown_and_raised(panel, monkeypatch, c
     assert "alert" not in panel.panel.says.value
 
 
+def test_drawing_leaves_figures_alone_that_a_cell_makes_meanwhile(panel, monkeypatch):
+    drawn, made = panel.panel._draw, []
+
+    def slowly(**values):
+        made.append(plt.figure())  # of the reader, while a thread draws
+        return drawn(**values)
+
+    monkeypatch.setattr(panel.panel, "_draw", slowly)
+    panel.panel.refresh()
+    assert [figure.number for figure in made] == plt.get_fignums()
+    plt.close("all")
+
+
+def test_a_grid_without_an_axis_can_be_shown(cfg, dataset, original_run):
+    found = grids.made()
+    for alone, off in (("prune_finetune", "rank"), ("lora", "sparsity"), ("finetune", "rank")):
+        table = found.table[found.table["method"] == alone].reset_index(drop=True)
+        shown = widgets.explorer(cfg, study.Study(table, found.bands, 5, found.about))
+        assert says(shown).startswith(f"{alone}, class 3")
+        assert shown.inputs[off].disabled
+
+
+def test_a_composition_has_the_colour_of_its_last_part(cfg, dataset, original_run):
+    found = grids.made()
+    table = found.table.replace({"method": {"prune_finetune": "prune_finetune+scrub"}})
+    panel = widgets.explorer(cfg, study.Study(table, found.bands, 5, found.about))
+    move(panel, method="prune_finetune+scrub")
+    assert says(panel).startswith("prune_finetune+scrub")
+
+
 def test_records_that_do_not_fit_are_refused(cfg, tmp_path):
     found = grids.made()
-    bands = {**found.bands, 11: found.bands[3]}
-    wrong = found.table.assign(forget=11)
-    with pytest.raises(InputError, match=r"class 11.*a grid of the same data, with 10 classes"):
-        widgets.explorer(cfg, study.Study(wrong, bands, 5, {}))
+    photographs = {"data": "CIFAR-10", "classes": ["airplane", "automobile"]}
+    for field, theirs in photographs.items():
+        lacking = {k: v for k, v in found.about.items() if k != field}
+        for about in (found.about | {field: theirs}, lacking):
+            other = study.Study(found.table, found.bands, 5, about)
+            with pytest.raises(InputError, match=f"{field} of the record = .*live networks"):
+                widgets.explorer(cfg, other)
     with pytest.raises(FileProblem, match="does not exist"):
         widgets.explorer(cfg, tmp_path / "nothing.json")
     study.save(found, tmp_path / "grid.json")
