@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from helpers.data import Dataset
 
+log = logging.getLogger("helpers")
 LONGEST = 40  # rows of a printed summary
 INTERRUPTED = 130  # what a shell returns for a command stopped by Ctrl-C
 
@@ -242,10 +243,13 @@ def _run(options: argparse.Namespace) -> int:
     from helpers import audit, data, parallel, report, runs, statistics, unlearning
 
     unlearning.method(cfg.method)
+    _say_unused(cfg, options)
     dataset = data.load_dataset(cfg, progress=not options.quiet)
     start = cfg.seed if cfg.method == "original" else cfg.start_seed
     first = cfg.but(seed=start, original_seed=None)  # what the method starts from
     others = dict.fromkeys(m for m in ("retrain", cfg.method) if m != "original")
+    for method in others:  # before the original is trained
+        unlearning.validate(cfg.but(method=method), dataset)
     how = {"dataset": dataset, "progress": not options.quiet, "measured": None}
     done = [run for one, methods in ((first, ["original"]), (cfg, others))
             for run in runs.run_all(one, methods, [one.seed], **how)]  # fmt: skip
@@ -253,9 +257,20 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     table = audit.compare(run.row for run in done)
     print(report.text_table(report.cells(statistics.summary(table))))
+    names = ", ".join(f"{c} {dataset.classes[c]!r}" for c in cfg.forgotten)
+    print(f"class {names} of {len(dataset.classes)}")
     asked = next(run for run in done if run.config.method == cfg.method)
     print(f"{'read back from' if asked.from_disk else 'kept in'} {asked.folder}")
     return 0
+
+
+def _say_unused(cfg: RunConfig, options: argparse.Namespace) -> None:
+    """Say which of the options that were given the method does not use."""
+    from helpers import runs
+
+    given = [name for name, value in vars(options).items() if value is not None]
+    if words := [f"--{name.replace('_', '-')}" for name in runs.unused(cfg, given)]:
+        log.warning("%s does not use %s", cfg.method, ", ".join(words))
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
@@ -317,17 +332,28 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     cfg = _config(options)
-    from helpers import card, data, files, report, study
+    from helpers import data, files, study
 
     out = _folder("out", options.out)
     files.try_folder(out)
+    _say_unused(cfg, options)
     dataset = data.load_dataset(cfg, progress=not options.quiet)
     record = study.audit_run(cfg, options.oracles, dataset, not options.quiet)
-    paths = card.write(record, out)  # first: what is printed may not arrive
-    print(report.text_table(report.audit_cells(record)))
+    _write_card(record, out)
+    return 0
+
+
+def _write_card(record: dict[str, Any], out: Path | None) -> None:
+    """Write the card and print the table, each of which may fail without the other."""
+    from helpers import card, report
+
+    paths = {}
+    try:
+        paths = {} if out is None else card.write(record, out)
+    finally:
+        print(report.text_table(report.audit_cells(record)))
     for path in paths.values():
         print(path)
-    return 0
 
 
 def _add_audit(parser: argparse.ArgumentParser) -> None:
@@ -350,13 +376,16 @@ def _add_audit(parser: argparse.ArgumentParser) -> None:
 
 def _audit(options: argparse.Namespace) -> int:
     cfg = _config(options)
-    from helpers import audit, card, data, files, report, runs
+    from helpers import audit, data, files, runs
 
     out = None if options.out is None else _folder("out", options.out)
     if out is not None:
         files.try_folder(out)
     dataset = data.load_dataset(cfg, progress=not options.quiet)
     dataset = _normalised(dataset, options.mean, options.std)
+    if "test" in dataset.taken:
+        log.warning("%s has no test images of its own: some were taken from the training images, "
+                    "which the networks may have been trained on", dataset.name)  # fmt: skip
     networks = [
         _network(Path(path), options.built, dataset, cfg.seed).to(cfg.device)
         for path in (options.judged, options.original, *options.oracles)
@@ -364,10 +393,7 @@ def _audit(options: argparse.Namespace) -> int:
     split = dataset.split(cfg.forgotten)
     record = audit.audit(networks[0], networks[1], networks[2:], split, seed=cfg.seed)
     record |= {"how": None, "costs": None, **runs.environment(cfg.device)}
-    paths = {} if out is None else card.write(record, out)
-    print(report.text_table(report.audit_cells(record)))
-    for path in paths.values():
-        print(path)
+    _write_card(record, out)
     return 0
 
 
@@ -435,7 +461,8 @@ def _normalised(dataset: Dataset, mean: str | None, std: str | None) -> Dataset:
             values = []
         ok = len(values) == len(own) and all(math.isfinite(v) for v in values)
         ok = ok and (name == "mean" or min(values) > 0)
-        check(name, text, ok, f"{len(own)} number(s), one a channel, separated by commas")
+        above = ", each above 0" if name == "std" else ""
+        check(name, text, ok, f"{len(own)} number(s){above}, one a channel, separated by commas")
         dataset = dataclasses.replace(dataset, **{name: torch.tensor(values).to(own)})
     return dataset
 
@@ -443,7 +470,8 @@ def _normalised(dataset: Dataset, mean: str | None, std: str | None) -> Dataset:
 def _classes(field: str, text: str) -> tuple[int, ...]:
     parts = text.split(",")
     ok = all(part.strip().isdecimal() and len(part) < 20 for part in parts)
-    check(field, text, ok, "class numbers, separated by commas: 3, or 3,5")
+    check(field, text, ok, "class numbers, separated by commas: 3, or 3,5; they count from 0, in "
+          "the order of the classes' names")  # fmt: skip
     return tuple(int(part) for part in parts)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helpers import attacks, features, models, outputs, pruning, relearning, statistics
+from helpers import attacks, features, models, outputs, pruning, relearning, shut, statistics
 from helpers.config import InputError, check
 from helpers.data import ClassSplit, Dataset, ImageSet
 from helpers.training import predict
@@ -28,6 +28,7 @@ GAP_METRICS = ("UA", "RA", "TA", "MIA")  # what Avg Gap averages over
 CLASSIC = ("UA", "UA_test", "RA", "TA", "MIA")
 VERSION = 3  # of what the metrics measure: numbers of another one are not comparable
 LEAST_ORACLES = 3
+ATTACKS = 5  # draws of the images that membership attacks learn from, for an interval
 ENOUGH = f"at least {LEAST_ORACLES} retrained networks, better five; train more seeds"
 PARTS = ("forget", "retain", "test_forget", "test_retain")
 # Layers take much more room than images: of larger data a sample has to do, the same for everyone.
@@ -168,6 +169,8 @@ class Look:
         first: How many of these are of the class.
         information: Point -> what it tells about the class, in nats, one number a draw.
         curves: One relearning curve a draw.
+        shut: How many channels were opened (:mod:`helpers.shut`); where there are any, features,
+            information and relearning are measured on both, and the worse counts.
 
     Source: this project.
     Lesson: 05_evaluation, "The oracle band".
@@ -182,6 +185,7 @@ class Look:
     first: int = 0
     information: dict[str, list[float]] = field(default_factory=dict)
     curves: list[relearning.Curve] = field(default_factory=list)
+    shut: int = 0
 
     @cached_property
     def grams(self) -> dict[str, list[Tensor]]:
@@ -212,23 +216,33 @@ def look(model: nn.Module, split: ClassSplit, seed: int = 0, draws: int = 1) -> 
     Lesson: 05_evaluation, "The oracle band".
     """
     found, inputs = _predictions(model, split, inside=True)
-    own = _classic(found, seed)
-    members, strangers, forget = ((found.logits[n], found.labels[n])
-                                  for n in ("retain", "test_retain", "forget"))  # fmt: skip
-    for kind in attacks.SCORES:
-        if f"MIA_{kind}" in METRICS:
-            own[f"MIA_{kind}"] = attacks.membership(members, strangers, forget, kind, seed=seed)
-    _probe(model, split, found, own, inputs, range(seed, seed + draws))
-    train = split.forget.with_all(split.retain)
-    found.curves = [
-        relearning.relearn(
-            model, train, split.test_forget, split.dataset, split.forgotten, seed=seed + draw
-        )
-        for draw in range(draws)
-    ]
-    own["relearn_area"] = _average(relearning.area(curve) for curve in found.curves)
-    found.own = own
+    found.own = _classic(found, seed) | _attacked(found, seed)
+    found.stranger = predict(models.fresh(model, seed), split.forget, split.dataset)
+    found.own["ZRF"] = outputs.zrf(found.logits["forget"], found.stranger)
+    seeds = range(seed, seed + draws)
+    _probe(model, split, found, inputs, seeds)
+    _relearn(model, split, found, seeds)
+    gates = shut.find(model, split.forget.with_all(split.retain), split.dataset)
+    found.shut = len(gates)
+    if gates:
+        with shut.opened(model, gates):
+            again, inputs = _predictions(model, split, inside=True)
+            _probe(model, split, again, inputs, seeds)
+            _relearn(model, split, again, seeds)
+        _take_worse(found, again)
     return found
+
+
+def _take_worse(found: Look, again: Look) -> None:
+    """Let what opened channels tell count where it is more."""
+    for name, value in again.own.items():
+        found.own[name] = max(found.own[name], value)
+    for point, told in again.information.items():
+        found.information[point] = [*map(max, found.information[point], told)]
+    found.curves = [
+        relearning.Curve(tuple(map(max, one.accuracies, other.accuracies)))
+        for one, other in zip(found.curves, again.curves, strict=True)
+    ]
 
 
 def _sampled(part: ImageSet) -> ImageSet:
@@ -239,11 +253,10 @@ def _sampled(part: ImageSet) -> ImageSet:
 
 @torch.no_grad()
 def _probe(
-    model: nn.Module, split: ClassSplit, found: Look, own: dict[str, float],
-    inputs: dict[str, Tensor], seeds: range,
-) -> None:  # fmt: skip
+    model: nn.Module, split: ClassSplit, found: Look, inputs: dict[str, Tensor], seeds: range
+) -> None:
     """Measure what the layers and the classifier's input hold. Fills the look and its metrics."""
-    dataset, seed = split.dataset, seeds[0]
+    dataset, seed, own = split.dataset, seeds[0], found.own
     few = dataset.normalise(split.forget.images[:2])
     names = *features.points(model, few), features.HEAD_INPUT
     gone, parts = torch.tensor(split.forgotten), [getattr(split, name) for name in PARTS]
@@ -267,8 +280,18 @@ def _probe(
     own["prototype_attack"] = features.prototype_attack(
         *train, head.weight, head.bias, *known[2:], split.forgotten, seed=seed
     )
-    found.stranger = predict(models.fresh(model, seed), split.forget, dataset)
-    own["ZRF"] = outputs.zrf(found.logits["forget"], found.stranger)
+
+
+def _relearn(model: nn.Module, split: ClassSplit, found: Look, seeds: range) -> None:
+    """Measure how soon the class comes back. Fills in the curves."""
+    train = split.forget.with_all(split.retain)
+    found.curves = [
+        relearning.relearn(
+            model, train, split.test_forget, split.dataset, split.forgotten, seed=one
+        )
+        for one in seeds
+    ]
+    found.own["relearn_area"] = _average(relearning.area(curve) for curve in found.curves)
 
 
 def _predictions(
@@ -298,6 +321,16 @@ def _classic(found: Look, seed: int) -> dict[str, float]:
             for n in ("retain", "test_retain", "forget")]  # fmt: skip
     found.unseen = attacks.called_unseen(*sure, seed)
     return _shares(found)
+
+
+def _attacked(found: Look, seed: int) -> dict[str, float]:
+    """Attack the answers by every other score."""
+    members, strangers, forget = ((found.logits[n], found.labels[n])
+                                  for n in ("retain", "test_retain", "forget"))  # fmt: skip
+    return {
+        f"MIA_{kind}": attacks.membership(members, strangers, forget, kind, seed=seed)
+        for kind in attacks.SCORES if f"MIA_{kind}" in METRICS
+    }  # fmt: skip
 
 
 def _shares(found: Look) -> dict[str, float]:
@@ -640,12 +673,17 @@ def audit(
     about = {
         "forgotten": list(split.forgotten), "classes": list(dataset.classes),
         "data": dataset.name, "data_sha256": dataset.fingerprint,
-        "images": {name: len(getattr(split, name)) for name in PARTS}, "seed": seed, "level": 0.95,
+        "images": {name: len(getattr(split, name)) for name in (*PARTS, "validation_forget")},
+        "taken": list(dataset.taken), "seed": seed, "level": 0.95,
     }  # fmt: skip
     networks = {
-        "model": _describe(model), "original": _describe(original),
-        "oracles": [_describe(one) | {"missed": missed}
-                    for one, missed in zip(oracles, _missed(others, before, split), strict=True)],
+        "model": _describe(model, judged), "original": _describe(original, before),
+        "oracles": [
+            _describe(one, seen) | {"missed": missed}
+            for one, seen, missed in zip(
+                oracles, others, _missed(others, before, split), strict=True
+            )
+        ],
     }  # fmt: skip
     return {"about": about, "networks": networks, "metrics": rows}
 
@@ -666,11 +704,12 @@ def _finite(value: float) -> float | None:
     return value if abs(value) != float("inf") else None
 
 
-def _describe(model: nn.Module) -> dict[str, Any]:
+def _describe(model: nn.Module, seen: Look) -> dict[str, Any]:
     names = models.layers(model).prunable
     return {
         "sha256": models.fingerprint(model), "architecture": type(model).__name__,
         "parameters": models.count_parameters(model), "zeros": pruning.sparsity(model, names),
+        "shut": seen.shut,
     }  # fmt: skip
 
 
@@ -681,16 +720,25 @@ def _intervals(
 
     Shares of images have Wilson's interval; distances are computed again on images drawn with
     replacement, the same for the network and the oracles; what a draw of a few images decides
-    (relearning, information) spans what the draws gave.
+    (relearning, information) spans what the draws gave. So do the membership attacks, and what they
+    enter into: where a score tells members from others hardly at all, the images that an attack
+    learned from decide what it calls the rest, often all of them alike.
     """
     value = against(found, oracles, original)
-    ends = {}
+    ends, gaps = {}, []
     for name, metric in METRICS.items():
         if metric.part and name in value:
             n = len(getattr(split, metric.part))
             hits = round(value[name] * n)
             interval = statistics.image_interval([1.0] * hits + [0.0] * (n - hits))
             ends[name] = [interval.low, interval.high]
+    for one in range(seed + 1, seed + ATTACKS):
+        again = replace(found)
+        own = found.own | _classic(again, one) | _attacked(again, one)
+        own["Avg Gap"] = _answers(replace(again, own=own), oracles)["Avg Gap"]
+        for name in (n for n in value if n.startswith("MIA")):
+            ends[name] = [min(ends[name][0], own[name]), max(ends[name][1], own[name])]
+        gaps.append(own["Avg Gap"])
     for name, values in _over_images(found, oracles, seed).items():
         # images that repeat shift these numbers; how far they scatter is what is asked for
         off = np.quantile(values, [0.025, 0.975]) - np.mean(values)
@@ -702,6 +750,7 @@ def _intervals(
         for curve, *told in zip(found.curves, *found.information.values(), strict=True)
     ]  # fmt: skip
     ends["relearn_area"] = [relearning.area(curve) for curve in found.curves]
+    ends["Avg Gap"] = [*ends["Avg Gap"], *gaps]
     for name in ("relearn_steps", "IDI"):
         ends[name] = [row[name] for row in draws if name in row]
     return {
@@ -810,10 +859,25 @@ def check_networks(
         twin = hashes.setdefault(models.fingerprint(network), name)
         check(name, f"the same weights as {twin}", twin == name or name == "original",
               "networks of their own; another seed gives another oracle")  # fmt: skip
-        _check_one(name, network, split)
+        check_one(name, network, split)
 
 
-def _check_one(name: str, network: nn.Module, split: ClassSplit) -> None:
+def check_one(name: str, network: nn.Module, split: ClassSplit) -> None:
+    """Refuse a network that is not what it is called.
+
+    Args:
+        name: ``model``, ``original``, or ``oracle`` and its number.
+        network: The network.
+        split: The images.
+
+    Raises:
+        InputError: If an oracle recognises the forgotten class or knows nothing of another, the
+            original does not know the class, or the outputs are in another order than the labels or
+            do not come from the last linear layer.
+
+    Source: this project.
+    Lesson: 05_evaluation, "Audit your own model".
+    """
     try:
         found, _ = _predictions(network, split)
     except InputError as error:  # of which network?
@@ -827,7 +891,8 @@ def _check_one(name: str, network: nn.Module, split: ClassSplit) -> None:
     if name == "original":
         least = min(2 / len(classes), (1 + 1 / len(classes)) / 2)  # well above guessing
         check(name, f"{share:.0%} of {forgotten} recognised", share > least,
-              "a network that knows the class: else there is nothing to forget")  # fmt: skip
+              f"more than {least:.0%}, or there is nothing to forget: train it for longer, or on "
+              "more images")  # fmt: skip
     if name.startswith("oracle"):
         check(name, f"{share:.0%} of {forgotten} recognised", share < 0.5,
               "a network that was trained without the class")  # fmt: skip

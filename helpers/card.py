@@ -53,6 +53,8 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 
+ALWAYS_RIGHT = [*CLAIMS.values()][1:3]  # what a constant answer passes where one class is kept
+
 # metrics that are no shares -> decimals
 DECIMALS = {"TV": 3, "JS": 3, "activation": 3, "ZRF": 3, "CKA_*": 3, "IDI": 3, "ToW": 3,
             "relearn_steps": 2, "epsilon": 2}  # fmt: skip
@@ -187,6 +189,9 @@ def _checked(record: Mapping[str, Any]) -> Mapping[str, Any]:
         missed = network.get("missed")
         ok = missed is None or (isinstance(missed, int) and missed >= 0)
         check(f"{name}.missed", missed, ok, "a number of bands, or None")
+        closed = network.get("shut", 0)
+        ok = isinstance(closed, int) and closed >= 0
+        check(f"{name}.shut", closed, ok, "a number of channels")
     _check_about(about)
     if record["how"] is not None:
         _need("how", record["how"], "how")
@@ -270,8 +275,9 @@ def _beyond(metric: Mapping[str, Any], value: float) -> float:
 
 def _band(metric: Mapping[str, Any]) -> str:
     ends = _bounds(metric)
-    if _decimals(metric["name"]) is None:  # a prediction may reach beyond what a share can be
-        ends = tuple(end if end is None else min(max(end, 0.0), 1.0) for end in ends)
+    # a prediction may reach below zero, which nothing here is, and beyond what a share can be
+    most = 1.0 if _decimals(metric["name"]) is None else math.inf
+    ends = tuple(end if end is None else min(max(end, 0.0), most) for end in ends)
     low, high = (number(metric["name"], end) for end in ends)
     if ends[0] == ends[1]:
         return "no bound" if ends[0] is None else f"exactly {low}"
@@ -343,12 +349,24 @@ def _claim(record: Mapping[str, Any], text: str, names: Sequence[str]) -> dict[s
     used = [m for m in record["metrics"] if any(fnmatchcase(m["name"], n) for n in names)]
     absent = [n for n in names if not any(fnmatchcase(m["name"], n) for m in used)]
     status, because = _judged(used) if used else (UNTESTED, "")
+    if status == SUPPORTED and names in ALWAYS_RIGHT and _retained(record) == 1:
+        status, because = (
+            UNTESTED,
+            (
+                "Only one class is kept, and a network that always answers it passes here, "
+                f"whatever it holds. {because}"
+            ),
+        )
     if not used:
         because = f"None of its metrics was measured: {', '.join(absent)}"
     elif absent:
         because += f"; not measured: {', '.join(absent)}"
     return {"claim": text, "status": status, "because": f"{because}.",
             "metrics": [m["name"] for m in used]}  # fmt: skip
+
+
+def _retained(record: Mapping[str, Any]) -> int:
+    return len(record["about"]["classes"]) - len(record["about"]["forgotten"])
 
 
 def _judged(used: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
@@ -454,15 +472,26 @@ def _verdict(record: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> s
 def _what_and_how(record: Mapping[str, Any]) -> Section:
     about, how = record["about"], record["how"]
     n = about["images"]
+    apart = n.get("validation_forget", 0)
+    apart = f" (beside {apart:,} held out for validation, at which nothing here looks)" * (
+        apart > 0
+    )
     what = (
         f"To be forgotten: {_forgotten(record)}, of the {len(about['classes'])} classes in "
-        f"“{about['data']}”. That is {n['forget']:,} training images; {n['test_forget']:,} test "
-        f"images show the result. To be kept: {n['retain']:,} training images and "
+        f"“{about['data']}”. That is {n['forget']:,} training images{apart}; {n['test_forget']:,} "
+        f"test images show the result. To be kept: {n['retain']:,} training images and "
         f"{n['test_retain']:,} test images of the other classes. Seed {about['seed']}."
     )
     if how is None:
         made = "The network was made elsewhere: how it was made to forget is not known here, and "
-        return Section("What was forgotten, and how", [what, f"{made}its costs were not measured."])
+        made += "its costs were not measured."
+        if "test" in about.get("taken", ()):
+            made += (
+                " These data have no test images of their own: they were taken from the training "
+                "images. If the networks were trained on them all the same, every number of test "
+                "images is too good, and those of membership attacks mean nothing."
+            )
+        return Section("What was forgotten, and how", [what, made])
     made = f"Method: {how['method']}, {how['summary']}."
     settings = [["setting", "value"], *([str(k), _value(v)] for k, v in how["config"].items())]
     table = Table("Settings of the method", settings, "codes")
@@ -517,6 +546,14 @@ def _metrics_section(record: Mapping[str, Any]) -> Section:
 
 def _cautions(record: Mapping[str, Any]) -> list[str]:
     texts = []
+    for name, network in _networks(record):
+        if shut := network.get("shut"):
+            texts.append(
+                f"{_count(shut, 'channel')} of the {name} let nothing through for any image looked "
+                "at, though what would pass is still computed: one number a channel opens them. "
+                "They were opened, and of what the features hold and of how soon the class comes "
+                "back the worse of both results counts."
+            )
     blind = [m["title"] for m in record["metrics"] if _blind(m)]
     if blind:
         texts.append(
@@ -576,8 +613,12 @@ def _hashes_section(record: Mapping[str, Any]) -> Section:
     networks = [["network", "architecture", "parameters", "zeros"]]
     networks += [[name, str(n["architecture"]), f"{n['parameters']:,}", f"{n['zeros']:.1%}"]
                  for name, n in _networks(record)]  # fmt: skip
-    text = "Whoever has the same files can check that this page speaks of them. The settings are "
-    return Section("Which files", [f"{text}hashed as JSON with sorted keys."], [
+    text = (
+        "Whoever has the same files can check that this page speaks of them. The settings are "
+        "hashed as JSON with sorted keys; of a network it is the weights, in whatever file: "
+        "helpers.models.fingerprint of the loaded network."
+    )
+    return Section("Which files", [text], [
         Table("Hashes of data, settings and networks", rows, "codes"),
         Table("The networks", networks, "numbers"),
     ])  # fmt: skip
@@ -598,7 +639,8 @@ def _guide(record: Mapping[str, Any]) -> Section:
         "far they differ by themselves. The original was trained on everything.",
         "Inside the band is good, and better than inside does not exist: beyond the band on the "
         "side that looks better is outside, too, unless the metric counts one side alone.",
-        "The interval says how far a value could move with other images of the same kind. A metric "
+        "The interval says how far a value could move with other images of the same kind, and a "
+        "membership attack with other images to learn from. A metric "
         "whose band holds the original as well cannot tell forgetting from not forgetting. "
         "Accuracy on the other classes is the exception: there the original belongs inside.",
         "One metric outside its band is enough to leave a claim without support, and of so many "

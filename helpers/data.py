@@ -119,6 +119,7 @@ class Dataset:
         std: (C,) float32, likewise.
         fingerprint: SHA-256 over all pixels and labels, part of the identity of a run.
         skipped: Files that could not be read and were left out.
+        taken: Parts that the source lacks, taken from its training images.
 
     Source: this project.
     Lesson: 01_baseline_training, "Images as one tensor".
@@ -133,6 +134,7 @@ class Dataset:
     std: Tensor
     fingerprint: str
     skipped: tuple[str, ...] = ()
+    taken: tuple[str, ...] = ()
 
     def normalise(self, images: Tensor) -> Tensor:
         """Scale pixels to [0, 1], subtract the mean, divide by the standard deviation.
@@ -345,6 +347,7 @@ def load_dataset(cfg: RunConfig, progress: bool = True) -> Dataset:
         std=std.to(cfg.device),
         fingerprint=_fingerprint(parts),
         skipped=source.skipped,
+        taken=tuple(name for name in SHARES if name not in source.parts),
     )
 
 

@@ -390,9 +390,11 @@ def cannot_read(path: Path, reason: object) -> str:
     Source: this project.
     Lesson: 00_start_here, "Where results are kept".
     """
-    return (
+    text = (
         f"cannot read {path}: {reason}. If this package wrote it, it is damaged or of another run: "
         "delete it (for a run, its whole folder) and run the same command again. If it is yours, "
-        "keep it, and see what the reason asks for; networks must be safetensors, not pickles "
-        "(safetensors.torch.save_file)"
+        "keep it, and see what the reason asks for"
     )
+    if path.suffix in (".json", ".npy"):
+        return text
+    return f"{text}; networks must be safetensors, not pickles (safetensors.torch.save_file)"

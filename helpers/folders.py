@@ -18,6 +18,7 @@ import os
 import tarfile
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from stat import S_ISREG
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (
-    ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+    ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff",
+    ".webp",
 )  # the formats that Pillow reads everywhere  # fmt: skip
 # what such files may hold, in Pillow's words; it goes by the content, and other formats that it
 # knows start programs (EPS: Ghostscript)
@@ -124,32 +126,40 @@ def _list_folder(root: Path) -> tuple[Listing, dict[str, str]]:
     """List the images of a folder, and what tells whether one of them changed."""
     parts = [part for part in ("train", "test") if (root / part).is_dir()]
     parts = parts if "train" in parts else [""]
-    folders, stamps = set(parts), {}
+    folders, stamps, others = set(parts), {}, Counter()
     try:
         for part in parts:
             with os.scandir(root / part) as entries:
                 found = sorted(f"{part}/{e.name}".lstrip("/") for e in entries if e.is_dir())
             folders |= set(found)
             for below in filter(_visible, found):
-                stamps |= _walk(root, below)
+                stamps |= _walk(root, below, others)
     except OSError as error:
         where = _short(str(error.filename or root))
         raise InputError(
             f"{root}: {where} cannot be listed: {error.strerror}; repair or remove it, or give "
             "yourself the right to read it"
         ) from error
-    return _arrange(stamps, folders, root), stamps
+    listing = _arrange(stamps, folders, root)
+    _say_left_out(others, root)
+    return listing, stamps
 
 
-def _walk(root: Path, below: str) -> Iterator[tuple[str, str]]:
-    """List the images below a folder; links to files count, links to folders do not."""
+def _walk(root: Path, below: str, others: Counter[str]) -> Iterator[tuple[str, str]]:
+    """List the images below a folder, and count the others by the endings of their names.
+
+    Links to files are listed, links to folders are not.
+    """
     left = _entries(root, below)  # a stack: folders may lie deeper in each other than calls may
     while left:
         name, entry = left.pop()
         if entry.is_dir(follow_symlinks=False):
             left += _entries(root, name)
-        elif _is_image(name) and (stamp := _stamp_of_file(entry)):
-            yield name, stamp
+        elif _visible(name) and (stamp := _stamp_of_file(entry)):
+            if _is_image(name):
+                yield name, stamp
+            else:
+                others[_ending(name)] += 1
 
 
 def _entries(root: Path, below: str) -> list[tuple[str, os.DirEntry[str]]]:
@@ -173,7 +183,8 @@ def _stamp_of_file(entry: os.DirEntry[str]) -> str | None:
 
 def _list_archive(path: Path, progress: bool) -> tuple[Listing, str]:
     """List what an archive holds, and the folder in it that holds everything, if there is one."""
-    folders, images = set(), {}  # a dict, because an archive may hold a file twice
+    folders, others = set(), Counter()
+    images = {}  # a dict, because an archive may hold a file twice
     for count, (name, member, _) in enumerate(_members(path, (), f"listing {path.name}", progress)):
         if count == MOST_MEMBERS:
             raise InputError(f"{path} has more than {MOST_MEMBERS:,} files; use a folder")
@@ -183,6 +194,8 @@ def _list_archive(path: Path, progress: bool) -> tuple[Listing, str]:
             if not member.isreg():
                 raise InputError(f"{path}: {name} is a link or a device; allowed are plain files")
             images[name] = None
+        elif member.isreg() and _visible(name) and "/" in name:
+            others[_ending(name)] += 1
     for name in images:
         above = name.split("/")[:-1]
         # three at most: the folder that holds everything, the part, the class
@@ -191,7 +204,22 @@ def _list_archive(path: Path, progress: bool) -> tuple[Listing, str]:
     inside = f"{tops.pop()}/" if len(tops) == 1 and tops != {"train"} else ""
     below = [[n.removeprefix(inside) for n in names if n.startswith(inside)]
              for names in (images, folders)]  # fmt: skip
-    return _arrange(*below, path), inside
+    listing = _arrange(*below, path)
+    _say_left_out(others, path)
+    return listing, inside
+
+
+def _ending(name: str) -> str:
+    return _short(os.path.splitext(name)[1].lower() or "no ending")
+
+
+def _say_left_out(others: Counter[str], root: Path) -> None:
+    """Say which files were taken for no images: a format that is not read may be among them."""
+    if others:
+        shown = ", ".join(f"{ending} ({n:,})" for ending, n in others.most_common(5))
+        shown += ", ..." if len(others) > 5 else ""
+        log.warning("%s: %s files are not read: %s; read are %s", root, f"{others.total():,}",
+                    shown, _suffixes())  # fmt: skip
 
 
 def _arrange(images: Iterable[str], folders: Collection[str], root: Path) -> Listing:
@@ -343,8 +371,8 @@ def _members(
         IndexError, RecursionError, ValueError,
     ) as error:  # fmt: skip
         raise InputError(
-            f"{path} cannot be read as a tar archive: {error}. Fetch or pack it again, or use a "
-            "folder of images"
+            f"{path} cannot be read as a tar archive: {error}. Fetch or pack it again, or give a "
+            "folder of images or another tar archive of one"
         ) from error
 
 
@@ -408,7 +436,9 @@ def _decode(
 
 def _unreadable(bad: Sequence[str], listed: int, root: Path, stop: bool = True) -> str:
     shown = "; ".join(bad[:5]) + ("; ..." if len(bad) > 5 else "")
-    advice = "Repair or remove them, or use on_corrupt='skip'" if stop else "They were left out."
+    advice = "They were left out."
+    if stop:
+        advice = "Repair or remove them, or use on_corrupt='skip' (--on-corrupt skip)"
     return f"{len(bad)} of {listed} images in {root} cannot be read: {shown}. {advice}"
 
 

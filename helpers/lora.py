@@ -89,7 +89,9 @@ def refuse_unsupported(model: nn.Module, targets: Iterable[str]) -> None:
         elif not isinstance(layer, nn.Conv2d | nn.Linear):
             reason = f"{type(layer).__name__} is neither Conv2d nor Linear"
         elif every.count(id(layer)) > 1 or tied.count(id(layer.weight)) > 1:
-            reason = "it is used in several places, and only one of them would be adapted"
+            reason = (
+                "it is used in several places, and only one of them would be adapted: leave it out"
+            )
         elif isinstance(layer, nn.Conv2d) and layer.groups > 1:
             reason = f"groups = {layer.groups}: peft cannot merge grouped convolutions"
         elif isinstance(layer, nn.Conv2d) and set(layer.dilation) != {1}:

@@ -479,6 +479,26 @@ def check_weights(model: nn.Module, names: Iterable[str]) -> None:
               "make it one")  # fmt: skip
 
 
+def check_head(model: nn.Module, classes: int) -> None:
+    """Refuse a network whose classifier is another layer than the one that is taken for it.
+
+    Args:
+        model: The network.
+        classes: Number of classes.
+
+    Raises:
+        InputError: If the linear layer that is registered last has other outputs than classes.
+
+    Source: this project.
+    Lesson: 02_pruning, "How much can go".
+    """
+    head = layers(model).head
+    found = model.get_submodule(head).out_features
+    check(f"outputs of {head}", found, found == classes,
+          f"{classes}, one a class: the linear layer that is registered last is taken for the "
+          "classifier")  # fmt: skip
+
+
 def check_answers(name: str, model: nn.Module, images: Tensor, classes: int) -> None:
     """Refuse a network that does not turn images into one logit a class.
 

@@ -326,12 +326,12 @@ def size(patch: Patch) -> int:
         return sum(part.stat().st_size for part in save_patch(patch, Path(folder)).iterdir())
 
 
-def save_patch(patch: Patch, folder: Path) -> Path:
+def save_patch(patch: Patch, folder: Path | str) -> Path:
     """Write a patch as ``patch.safetensors`` and ``patch.json``.
 
     Args:
         patch: The patch.
-        folder: Where to; created if needed.
+        folder: Where to, as a path or its text; created if needed.
 
     Returns:
         The folder.
@@ -342,6 +342,7 @@ def save_patch(patch: Patch, folder: Path) -> Path:
     Source: https://huggingface.co/docs/safetensors; masks take one bit a weight, or one a filter.
     Lesson: 03_lora_adaptation, "Patches".
     """
+    folder = Path(folder)
     tensors: dict[str, Tensor] = {f"tensor/{n}": t for n, t in patch.tensors.items()}
     shapes, scales = {}, {}
     for name, change in patch.low_rank.items():

@@ -113,6 +113,10 @@ def prune(
     unknown = [name for name in names or () if name not in known]
     check("names", unknown, not unknown, f"layers of {type(model).__name__} with a weight matrix")
     models.check_weights(model, models.layers(model).prunable if names is None else names)
+    if part is not None and dataset is not None:
+        models.check_head(model, len(dataset.classes))
+        few = dataset.normalise(part.images[:2])
+        models.check_answers("model", model, few, len(dataset.classes))
     if names is None:
         names = list(models.layers(model).prunable)
         share = sum(known[n].weight.numel() for n in names) / models.count_parameters(model)

@@ -61,6 +61,7 @@ _NUMBERS = (
 )  # fmt: skip
 _REQUIRED = ("identity", "config", "metrics", "history", "ledger", "weights_sha256", "date",
              "versions", "hardware", *_NUMBERS)  # fmt: skip
+_KEPT = ("run.json", "model.safetensors", "architecture.json")
 _LARGEST = 1e300  # of a number in a record
 
 
@@ -138,12 +139,7 @@ class Run:
         Source: this project.
         Lesson: 00_start_here, "Where results are kept".
         """
-        path = self.folder / "model.safetensors"
-        if path.is_file() and files.sha256(path) != self.record["weights_sha256"]:
-            raise files.FileProblem(
-                f"{path} is not the file that this run wrote (its SHA-256 differs from the one in "
-                f"run.json): delete the folder {self.folder} and run the same command again"
-            )
+        _check_weights(self.folder, self.record)
         return models.load(self.folder, unlearning.new_model(self.config, dataset))
 
     def patch(self, base: nn.Module) -> patches.Patch:
@@ -216,6 +212,38 @@ def identity(cfg: RunConfig, fingerprint: str) -> dict[str, Any]:
         fields += ["rank", "lora_alpha", "lora_dropout", "adapter", "targets", "norms"]
     chosen = {name: getattr(cfg, name) for name in fields}
     return {"version": helpers.__version__, "data": fingerprint, **chosen, **recipes}
+
+
+def unused(cfg: RunConfig, fields: Iterable[str]) -> list[str]:
+    """Name those of some settings that a method does not use.
+
+    Args:
+        cfg: The configuration.
+        fields: Names of settings; those that have nothing to do with the method are never named.
+
+    Returns:
+        The names of what the network does not depend on.
+
+    Source: this project.
+    Lesson: 00_start_here, "One configuration".
+    """
+    used = {*identity(cfg, "")}
+    method = unlearning.method(cfg.method)
+    trained = method.start == "original" and method.objective != "none"
+    return [
+        f for f in fields
+        if f in _OF_A_METHOD
+        and (not trained if f in ("epochs", "lr") else _OF_A_METHOD[f] not in used)
+    ]  # fmt: skip
+
+
+# setting of a method -> its name in an identity
+_OF_A_METHOD = {
+    "original_seed": "start_seed", "sparsity": "sparsity",
+    "pruning": "pruning", "criterion": "criterion", "scope": "scope", "mask_data": "mask_data",
+    "rank": "rank", "adapter": "adapter", "targets": "targets", "norms": "norms",
+    "alpha": "lora_alpha", "dropout": "lora_dropout", "epochs": "unlearn", "lr": "unlearn",
+}  # fmt: skip
 
 
 def folder_of(cfg: RunConfig, dataset: data.Dataset) -> Path:
@@ -353,12 +381,12 @@ def is_kept(folder: Path) -> bool:
         folder: From :func:`folder_of`.
 
     Returns:
-        Whether its record, which is written last, and its network are there.
+        Whether its record, which is written last, and both files of its network are there.
 
     Source: this project.
     Lesson: 00_start_here, "Where results are kept".
     """
-    return (folder / "run.json").exists() and (folder / "model.safetensors").exists()
+    return all((folder / name).exists() for name in _KEPT)
 
 
 def before(cfg: RunConfig) -> RunConfig | None:
@@ -473,6 +501,7 @@ def _read(
             f"{path} holds values that no run has: delete the folder {folder} and run the same "
             "command again"
         )
+    _check_weights(folder, record)
     if _view(cfg) not in record["metrics"]:  # another class or mode of an original network
         if not claimed:
             with _claim(folder, wait):  # the record must not lose what another process adds
@@ -482,6 +511,15 @@ def _read(
         record["metrics"][_view(cfg)] = metrics
         files.write_json(path, record)
     return found
+
+
+def _check_weights(folder: Path, record: dict[str, Any]) -> None:
+    path = folder / "model.safetensors"
+    if path.is_file() and files.sha256(path) != record["weights_sha256"]:
+        raise files.FileProblem(
+            f"{path} is not the file that this run wrote (its SHA-256 differs from the one in "
+            f"run.json): delete the folder {folder} and run the same command again"
+        )
 
 
 def _sound(record: dict[str, Any]) -> bool:

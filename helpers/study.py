@@ -264,9 +264,14 @@ def audit_run(
                 forget=cfg.forgotten)
         for i in range(oracles)
     ]  # fmt: skip
-    done = [runs.run(one, dataset, progress, measured=None) for one in wanted]
-    networks = [one.model(dataset) for one in done]
     split = runs.as_evaluated(dataset, cfg).split(cfg.forgotten)
+    done, networks = [], []
+    for one in wanted:
+        done.append(runs.run(one, dataset, progress, measured=None))
+        networks.append(done[-1].model(dataset))
+        if len(done) == 2:  # before hours of oracles
+            for name, network in zip(("model", "original"), networks, strict=True):
+                audit.check_one(name, network, split)
     record = audit.audit(networks[0], networks[1], networks[2:], split, seed=cfg.seed)
     kept = done[0].record
     method = unlearning.method(cfg.method)
@@ -280,8 +285,10 @@ def audit_run(
 def _settings(cfg: RunConfig) -> dict[str, Any]:
     """List what was really set: defaults resolved, recipes spelled out, nothing that is unset."""
     plain = {k: v for k, v in dataclasses.asdict(cfg).items() if not isinstance(v, dict)}
-    plain |= {"original_seed": cfg.start_seed, "alpha": cfg.lora_alpha,
-              "dropout": cfg.lora_dropout, "pruning": unlearning.pruning_of(cfg)}  # fmt: skip
+    plain = {k: v for k, v in plain.items() if k not in runs.unused(cfg, plain)}
+    resolved = {"original_seed": cfg.start_seed, "alpha": cfg.lora_alpha,
+                "dropout": cfg.lora_dropout, "pruning": unlearning.pruning_of(cfg)}  # fmt: skip
+    plain |= {k: v for k, v in resolved.items() if k in plain}
     for stage, recipe in (("training", cfg.train), ("unlearning", cfg.unlearn)):
         plain |= {f"{stage}: {k}": v for k, v in dataclasses.asdict(recipe).items()}
     # the first two are part of the recipe; what is as published is told by the mode

@@ -295,11 +295,7 @@ def validate(cfg: RunConfig, dataset: Dataset) -> None:
 
 def _check_start(original: nn.Module, split: ClassSplit, dataset: Dataset) -> None:
     """Refuse a network whose classifier is another layer, and a class that has no images."""
-    head = models.layers(original).head
-    found = original.get_submodule(head).out_features
-    check(f"outputs of {head}", found, found == len(dataset.classes),
-          f"{len(dataset.classes)}, one a class: the linear layer that is registered last is taken "
-          "for the classifier")  # fmt: skip
+    models.check_head(original, len(dataset.classes))
     models.check_weights(original, models.layers(original).prunable)
     images = dataset.normalise(dataset.train.images[:2])
     models.check_answers("original", original, images, len(dataset.classes))

@@ -28,9 +28,10 @@ PAGES = ["README.md", "CONTRIBUTING.md", "helpers/README.md", "benchmarks/README
          "benchmarks/gpu/README.md", "data/README.md"]  # fmt: skip
 ROOMS = ["files", "config", "parallel", "store", "download", "folders", "data", "models", "ledger",
          "recording", "training", "frozen", "pruning", "lora", "patches", "objectives", "edits",
-         "unlearning", "outputs", "attacks", "features", "relearning", "statistics", "audit",
-         "runs", "study", "sweep", "grid", "shadows", "defects", "report", "plots", "controls",
-         "sliders", "card", "widgets", "exercises", "tutorial", "stamp", "__main__"]  # fmt: skip
+         "unlearning", "outputs", "attacks", "shut", "features", "relearning", "statistics",
+         "audit", "runs", "study", "sweep", "grid", "shadows", "defects", "report", "plots",
+         "controls", "sliders", "card", "widgets", "exercises", "tutorial", "stamp",
+         "__main__"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)

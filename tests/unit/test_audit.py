@@ -18,14 +18,17 @@ from torch import nn
 from helpers import (
     audit,
     card,
+    features,
     models,
     pruning,
     relearning,
     report,
     runs,
+    shut,
     statistics,
     study,
     training,
+    unlearning,
 )
 from helpers.config import InputError, Recipe
 
@@ -201,6 +204,51 @@ def by_name(record):
     return {row["name"]: row for row in record["metrics"]}
 
 
+@pytest.fixture(scope="module")
+def hidden(networks, cfg, dataset, split):
+    """A cheat made to fool the probes: channels shut one by one until none tells of the class."""
+    network, part = copy.deepcopy(networks["original"]), split.forget.with_all(split.retain)
+    seen, unseen = (features.penultimate(network, p, dataset).double()
+                    for p in (part, split.validation_forget))  # fmt: skip
+    mine, truth = (part.labels == 3).double(), split.validation_forget.labels
+    left = torch.ones(seen.shape[1], dtype=torch.bool)
+    while features.linear_probe(seen * left, part.labels, unseen * left, truth, 3) > 0.2:
+        z = (seen - seen.mean(0)) * features.scale(seen) * left
+        square = z.T @ z + len(z) * torch.eye(len(left), dtype=z.dtype)
+        told = torch.linalg.solve(square, z.T @ (mine - mine.mean())).abs()
+        left[told.where(left, told.new_tensor(-1)).argmax()] = False
+    with torch.no_grad():
+        network.layer3[-1].bn2.bias[~left] = -1e3
+    one = cfg.but(method="head_only")
+    return unlearning.unlearn(network, dataset, one).model, int((~left).sum())
+
+
+def test_channels_that_are_shut_hide_nothing(hidden, looks, limits, split, monkeypatch):
+    network, count = hidden
+    told = ("linear_probe", "head_refit", "knn_probe", "prototype_attack", "relearn_area")
+    found, before = audit.look(network, split), looks["original"]
+    assert found.shut == count > 0
+    assert all(found.own[name] > before.own[name] - 0.15 for name in told)
+    assert not any(limits[name].holds(found.own[name]) for name in told)
+    with monkeypatch.context() as patch:
+        patch.setattr(shut, "find", lambda *_: shut.Gates())
+        fooled = audit.look(network, split)
+    assert fooled.shut == 0
+    inside = [name for name in told if limits[name].holds(fooled.own[name])]
+    assert len(inside) > 2, "or there is nothing to open here"
+    for name in (*audit.CLASSIC, "ZRF"):
+        assert found.own[name] == fooled.own[name], "answers are those of the network as it is"
+
+
+def test_the_card_says_that_channels_were_shut(hidden, networks, split):
+    used = [networks[name] for name in ("original", *ORACLES[:3])]
+    found = audit.audit(hidden[0], used[0], used[1:], split)
+    assert found["networks"]["model"]["shut"] == hidden[1]
+    assert found["networks"]["original"]["shut"] == 0
+    page = card.markdown(dict.fromkeys(("how", "costs")) | runs.environment() | found)
+    assert f"{hidden[1]} channels of the audited network let nothing through" in page
+
+
 @pytest.fixture(scope="session")
 def audited(networks, split):
     """A cheat, audited twice, with what was left of the networks and the random numbers."""
@@ -228,7 +276,7 @@ def test_the_record_is_what_the_report_card_needs(audited, dataset, split, netwo
     text = json.dumps(record, allow_nan=False)
     assert json.loads(text) == record, "plain data: no tuples, tensors, NaN"
     assert record.keys() == {"about", "networks", "metrics"}
-    assert record["about"].keys() == {*card.KEYS["about"]}
+    assert record["about"].keys() == {*card.KEYS["about"], "taken"}
     assert record["about"]["images"].keys() == {*card.KEYS["images"]}
     assert record["about"]["images"]["test_forget"] == len(split.test_forget)
     assert record["about"]["data_sha256"] == dataset.fingerprint
@@ -530,10 +578,10 @@ def test_of_two_classes_three_quarters_must_be_known(monkeypatch, right, fine):
     monkeypatch.setattr(audit, "_check_head", lambda *_: None)
     split = SimpleNamespace(dataset=SimpleNamespace(classes=("cat", "dog")), forgotten=(0,))
     if fine:
-        audit._check_one("original", nn.Identity(), split)
+        audit.check_one("original", nn.Identity(), split)
     else:
         with refused(r"original = \"70% of \['cat'\] recognised\" is not allowed"):
-            audit._check_one("original", nn.Identity(), split)
+            audit.check_one("original", nn.Identity(), split)
 
 
 @pytest.mark.parametrize(

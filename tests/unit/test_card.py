@@ -102,6 +102,23 @@ def change(rec, name, **changes):
 # ------------------------------------------------------------------------------------------ claims
 
 
+def test_where_one_class_is_kept_a_constant_answer_supports_nothing():
+    one = record("oracle", classes=["a", "b"], forgotten=[1])
+    found = card.claims(one)
+    assert status_of(found)[:4] == ["supported", "not tested", "not tested", "supported"]
+    assert found[1]["because"].startswith("Only one class is kept, and a network that always")
+    change(one, "TA", value=0.1)
+    assert status_of(card.claims(one))[1] == "not supported"
+
+
+def test_images_that_were_taken_from_the_training_images_are_said():
+    elsewhere = record(taken=["validation", "test"]) | {"how": None}
+    assert "These data have no test images of their own" in card.markdown(elsewhere)
+    assert "no test images of their own" not in card.markdown(record(taken=["validation"]))
+    images = record()["about"]["images"] | {"validation_forget": 19}
+    assert "107 training images (beside 19 held out" in card.markdown(record(images=images))
+
+
 def test_a_network_like_an_oracle_has_every_claim_that_can_be_tested_and_no_other():
     found = card.claims(record("oracle"))
     assert status_of(found) == ["supported"] * 7 + ["not supported"] * 3

@@ -37,9 +37,30 @@ def test_the_original_in_the_table_is_what_the_method_started_from(home, capsys)
     kept = [json.loads(p.read_text()) for p in home.rglob("run.json")]
     (original,) = (one for one in kept if one["config"]["method"] == "original")
     assert original["config"]["seed"] == 1, "no other was trained"
-    accuracy = original["metrics"]["3, default"]["RA"]
+    (metrics,) = original["metrics"].values()
     assert row[0] == "original"
-    assert f"{100 * accuracy:.1f}" in row
+    assert f"{100 * metrics['RA']:.1f}" in row
+
+
+def test_a_run_names_its_class_and_the_options_that_its_method_does_not_use(home, capfd):
+    assert (
+        main([*RUN, "--method", "logit_mask", "--rank", "2", "--forget", "5", "--seed", "0"]) == 0
+    )
+    said = capfd.readouterr()
+    assert "class 5 '5' of 10\n" in said.out
+    assert said.err == "logit_mask does not use --epochs, --rank\n"
+
+
+def test_a_damaged_network_is_not_read_back(home, capfd):
+    assert main([*RUN, "--method", "logit_mask"]) == 0
+    kept = {path.parent for path in home.rglob("run.json")}
+    for folder_ in kept:
+        (folder_ / "model.safetensors").write_bytes(b"something else")
+    assert main([*RUN, "--method", "logit_mask"]) == 2
+    assert "is not the file that this run wrote" in capfd.readouterr().err
+    for folder_ in kept:
+        (folder_ / "architecture.json").unlink()
+    assert main([*RUN, "--method", "logit_mask"]) == 0, "lost files are made again"
 
 
 def test_a_folder_of_images_runs_end_to_end(home, tmp_path, capsys):
@@ -453,7 +474,7 @@ def test_networks_that_cannot_be_compared_are_one_line(weights, capfd):
     for paths, message in (
         (weights[:4], "oracles = 2 is not allowed: at least 3"),
         ([*weights[:2], weights[2], weights[2], weights[3]], "the same weights as oracle 1"),
-        ([weights[0], weights[4], *weights[2:]], "else there is nothing to forget"),
+        ([weights[0], weights[4], *weights[2:]], "more than 20%, or there is nothing to forget"),
         ([*weights[:4], weights[0]], "the same weights as model"),
     ):
         assert main(asked(paths, *RESNET)) == 2

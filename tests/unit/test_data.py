@@ -374,12 +374,26 @@ def test_a_file_that_a_link_led_to_when_listed_is_not_skipped_when_it_is_gone(
         load(root, on_corrupt="skip")
 
 
+def test_files_that_are_not_read_are_counted_by_their_endings(tmp_path, home, caplog):
+    root = folder(tmp_path / "set", {"a": 5, "b": 5})
+    for name in ("a/1.heic", "a/2.HEIC", "b/list.txt", "b/plain", "b/.hidden"):
+        (root / name).write_bytes(b"x")
+    (root / "notes.txt").write_text("beside the classes")
+    (root / "a" / "0.png").rename(root / "a" / "0.jfif")
+    for place in (root, pack(root, tmp_path / "set.tar")):
+        caplog.clear()
+        with caplog.at_level("WARNING"):
+            assert load(place).classes == ("a", "b")
+        (line,) = (r.getMessage() for r in caplog.records if "not read" in r.getMessage())
+        assert "4 files are not read: .heic (2), .txt (1), no ending (1); read are .bmp" in line
+
+
 def test_files_are_listed_folder_by_folder_where_their_names_stand(tmp_path):
     """The order is part of what names the cache."""
     order = ["a/B.png", "a/b/1.png", "a/b/c/2.png", "a/b/d.png", "a/b-.png", "a/b.png", "a/c.png"]
     for name in reversed(order):
         paint(tmp_path / name)
-    assert [name for name, _ in folders._walk(tmp_path, "a")] == order
+    assert [name for name, _ in folders._walk(tmp_path, "a", collections.Counter())] == order
 
 
 def test_folders_may_lie_deeper_in_each_other_than_functions_may_call_each_other(tmp_path, home):
@@ -841,7 +855,7 @@ def test_a_python_that_parses_headers_in_yet_another_way_refuses_what_it_cannot_
     whole = path.read_bytes()
     for content in (whole, whole[: headers(whole)[4]]):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r"cut off, or this version of Python.*use a folder"):
+        with pytest.raises(InputError, match=r"cut off, or this version of Python.*give a folder"):
             load(path)
 
 

@@ -226,7 +226,7 @@ def test_a_run_without_a_ledger_is_read_back_or_done_again_as_asked(quick, datas
 
 def test_the_lock_of_a_kept_run_has_never_two_holders(tmp_path, monkeypatch):
     """A is slow at removing the file, B waits for the lock meanwhile, C comes when A has left."""
-    for name in ("run.json", "model.safetensors"):
+    for name in ("run.json", "model.safetensors", "architecture.json"):
         files.write_json(tmp_path / name, {"views": []})
     inside, most = set(), []
     there = {name: threading.Event() for name in "ABC"}

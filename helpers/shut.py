@@ -1,0 +1,175 @@
+"""Channels that let nothing through, though what they would let through is still computed.
+
+A number a channel is enough to hide a feature: a bias of -1000 before a ReLU, a BatchNorm that
+multiplies by zero. Nothing is unlearned then, and neither a probe of what comes out nor a gradient
+that would have to pass sees anything. Here such channels are found, whatever shut them, and opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from helpers import models
+from helpers.data import Dataset, ImageSet, at_most
+
+IMAGES = 256  # looked at, at most; of large ones fewer
+# of a layer's channels that vary; single ones die by themselves in nearly every network
+MANY = 0.25
+LEAST = 1e-3  # a channel that varies less than this share of what is usual in its layer is shut
+ACTIVATIONS = {
+    torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu, F.relu6, F.hardtanh, F.elu, F.selu,
+    F.gelu, F.silu, F.mish, F.hardswish, F.hardsigmoid, torch.sigmoid, torch.tanh,
+}  # fmt: skip
+
+
+@dataclass
+class Gates:
+    """What opens the shut channels of a network, call by call.
+
+    Attributes:
+        opens: Place of the call in a pass -> (shut channels (C,) bool, their means, what they are
+            multiplied by), each of the latter two (C,) float32.
+
+    Source: this project.
+    Lesson: 05_evaluation, "Limits and pitfalls".
+    """
+
+    opens: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Return the number of shut channels."""
+        return sum(int(shut.sum()) for shut, *_ in self.opens.values())
+
+
+def find(model: nn.Module, part: ImageSet, dataset: Dataset) -> Gates:
+    """Look for channels that vary with the image before a layer and not behind it.
+
+    The layers are BatchNorm and the activations. A filter that was pruned varies nowhere, so it is
+    not shut. What lies behind an opened channel is looked at with that channel open. Layers with
+    few shut channels (:data:`MANY`) are left as they are.
+
+    Args:
+        model: The network, in evaluation mode; stays as it is.
+        part: Images; of many a sample is looked at.
+        dataset: Gives the normalisation.
+
+    Returns:
+        What opens them; of length 0 if there are none.
+
+    Source: this project.
+    Lesson: 05_evaluation, "Limits and pitfalls".
+    """
+    gates = Gates()
+    few = part.sample(at_most(part.images, IMAGES))
+    with models.evaluating(model), torch.no_grad(), _passing(model, _Finding(gates)):
+        model(dataset.normalise(few.images[:]))
+    return gates
+
+
+@contextlib.contextmanager
+def opened(model: nn.Module, gates: Gates) -> Iterator[None]:
+    """Open the shut channels of a network, and of copies made meanwhile, as long as this lasts.
+
+    Args:
+        model: The network that was looked at.
+        gates: From :func:`find`.
+
+    Source: this project.
+    Lesson: 05_evaluation, "Limits and pitfalls".
+    """
+    with _passing(model, _Opening(gates)):
+        yield
+
+
+@contextlib.contextmanager
+def _passing(model: nn.Module, mode: _Passes) -> Iterator[None]:
+    """Let a mode see the calls of a network's passes; a copy takes these hooks along."""
+    hooks = [
+        model.register_forward_pre_hook(lambda *_: mode.begin()),
+        model.register_forward_hook(lambda *_: mode.end(), always_call=True),
+    ]
+    try:
+        with mode:
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _Passes(TorchFunctionMode):
+    """Counts the calls of BatchNorm and activations within a pass, and nothing outside of one."""
+
+    def __init__(self, gates: Gates) -> None:
+        super().__init__()
+        self.gates, self.place = gates, None
+
+    def begin(self) -> None:
+        self.place = 0
+
+    def end(self) -> None:
+        self.place = None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # fmt: skip
+        kwargs = dict(kwargs or {})
+        norm = func is F.batch_norm
+        if self.place is None or not (norm or func in ACTIVATIONS) or args[0].ndim not in (2, 4):
+            return func(*args, **kwargs)
+        place, self.place = self.place, self.place + 1
+        return self.call(place, norm, func, args, kwargs)
+
+    def call(
+        self, place: int, norm: bool, func: Callable[..., Any], args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Tensor:  # fmt: skip
+        raise NotImplementedError
+
+
+class _Opening(_Passes):
+    def call(
+        self, place: int, norm: bool, func: Callable[..., Any], args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Tensor:  # fmt: skip
+        images, *rest = args
+        if place not in self.gates.opens:
+            return func(images, *rest, **kwargs)
+        shape = (1, -1, *[1] * (images.ndim - 2))
+        shut, mean, factor = (t.view(shape) for t in self.gates.opens[place])
+        open_ = (images - mean) * factor
+        if norm:
+            return torch.where(shut, open_, func(images, *rest, **kwargs))
+        return func(torch.where(shut, open_, images), *rest, **kwargs)
+
+
+class _Finding(_Opening):
+    def call(
+        self, place: int, norm: bool, func: Callable[..., Any], args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Tensor:  # fmt: skip
+        images, *rest = args
+        before = images.detach().clone()  # some activations write into it
+        over = [d for d in range(before.ndim) if d != 1]
+        given = func(images, *rest, **kwargs)
+        varies, seen = before.double().std(over), given.double().std(over)
+        sizes = before.double().abs().amax(over)
+        alive = varies > 1e-6 * sizes
+        usual = seen[alive & (seen > 0)].median() if bool((alive & (seen > 0)).any()) else None
+        if usual is None:
+            return given
+        shut = alive & (seen < LEAST * usual)
+        if shut.sum() <= MANY * alive.sum():
+            return given
+        like = usual if norm else varies[alive & ~shut].median()
+        factor = torch.where(shut, like / varies.clamp_min(1e-300), 1.0)
+        self.gates.opens[place] = shut, before.double().mean(over).float(), factor.float()
+        return super().call(place, norm, func, (before, *rest), kwargs)

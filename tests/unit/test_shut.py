@@ -1,0 +1,158 @@
+"""Channels that let nothing through: found, whatever shut them, and opened."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from helpers import features, models, outputs, pruning, shut, training
+from helpers.unlearning import unlearn
+
+HALF = slice(0, 40)  # of the 64 channels of the last stage
+
+
+def by_bias(network):
+    network.layer3[-1].bn2.bias[HALF] = -1e3
+
+
+def by_factor(network):
+    network.layer3[-1].bn2.weight[HALF] = 0
+    network.layer3[-1].bn2.bias[HALF] = -1e3
+
+
+def by_statistics(network):
+    network.layer3[-1].bn2.running_var[HALF] = 1e30
+    network.layer3[-1].bn2.running_mean[HALF] = 1e18
+
+
+def scaled_down(network):
+    network.layer3[-1].bn2.weight[HALF] *= 1e-12
+    network.layer3[-1].bn2.bias[HALF] = -1e3
+
+
+WAYS = [by_bias, by_factor, by_statistics, scaled_down]
+
+
+def changed(network, how):
+    found = copy.deepcopy(network)
+    with torch.no_grad():
+        how(found)
+    return found
+
+
+def recognised(network, dataset, split):
+    """What a linear classifier on frozen features recognises of the class."""
+    train = split.forget.with_all(split.retain)
+    seen, unseen = (features.penultimate(network, p, dataset) for p in (train, split.test_forget))
+    return features.linear_probe(seen, train.labels, unseen, split.test_forget.labels, 3)
+
+
+def test_honest_networks_have_none(cfg, dataset, split, original):
+    for method in ("retrain", "finetune", "lora", "prunelora", "prunelora_channels", "logit_mask"):
+        network = unlearn(original, dataset, cfg.but(method=method)).model
+        assert len(shut.find(network, dataset.train, dataset)) == 0, method
+    assert len(shut.find(original, dataset.train, dataset)) == 0
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_a_pruned_filter_is_not_shut(dataset, original, share):
+    for kind in ("mask_structured", "channels"):
+        network = pruning.prune(original, share, kind, part=dataset.train, dataset=dataset).model
+        assert len(shut.find(network, dataset.train, dataset)) == 0
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_what_is_shut_is_found_and_speaks_again_once_opened(how, dataset, split, original):
+    network = changed(original, how)
+    gates = shut.find(network, dataset.train, dataset)
+    names = [n for n, m in original.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    assert "layer3.0.bn2" in names
+    found = torch.zeros(64, dtype=torch.bool)
+    for channels, *_ in gates.opens.values():
+        assert len(channels) == 64, "another layer"
+        found |= channels
+    assert found[HALF].all()
+    assert not found[40:].any()
+    closed, known = (recognised(n, dataset, split) for n in (network, original))
+    with shut.opened(network, gates):
+        opened = recognised(network, dataset, split)
+    assert opened > known - 0.1
+    assert closed < opened
+    assert recognised(network, dataset, split) == closed, "shut again afterwards"
+
+
+def test_a_network_is_left_as_it_was(dataset, original):
+    network = changed(original, by_bias).train()
+    before = training.predict(network.eval(), dataset.test, dataset)
+    hash_ = models.fingerprint(network)
+    gates = shut.find(network, dataset.train, dataset)
+    with shut.opened(network, gates):
+        assert not torch.equal(training.predict(network, dataset.test, dataset), before)
+    with pytest.raises(RuntimeError, match="shape"), shut.opened(network, gates):
+        network(torch.zeros(1, 7, 8, 8))
+    assert torch.equal(training.predict(network, dataset.test, dataset), before)
+    assert models.fingerprint(network) == hash_
+    assert not network._forward_hooks
+    assert not network._forward_pre_hooks
+
+
+def test_a_copy_made_meanwhile_is_open_and_trains_through_the_opened_channels(dataset, original):
+    network = changed(original, by_bias)
+    gates = shut.find(network, dataset.train, dataset)
+    images = dataset.normalise(dataset.train.images[:8])
+    for opened in (False, True):
+        with shut.opened(network, gates if opened else shut.Gates()):
+            twin = copy.deepcopy(network)
+            twin(images).square().sum().backward()
+        slopes = twin.layer3[-1].conv2.weight.grad[HALF]
+        assert bool((slopes != 0).any()) == opened
+
+
+def test_single_dead_channels_are_left_alone(dataset, original):
+    def few(network):
+        network.layer3[-1].bn2.bias[:16] = -1e3  # of 64, a quarter
+
+    def more(network):
+        network.layer3[-1].bn2.bias[:17] = -1e3
+
+    found = [len(shut.find(changed(original, how), dataset.train, dataset)) for how in (few, more)]
+    assert found == [0, 17]
+
+
+def test_other_calls_of_activations_are_no_part_of_the_network(dataset, original):
+    network = changed(original, by_bias)
+    gates = shut.find(network, dataset.train, dataset)
+    values = torch.randn(5, 64)
+    with shut.opened(network, gates):
+        assert torch.equal(torch.relu(values), values.clamp(min=0))
+        first = network(dataset.normalise(dataset.test.images[:4]))
+        torch.relu(values)
+        assert torch.equal(network(dataset.normalise(dataset.test.images[:4])), first)
+
+
+def test_worked_out_by_hand(dataset):
+    """Two of four channels are shut by a bias: they are centred and get the others' spread."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 10)).eval()
+    with torch.no_grad():
+        network[1].bias[2:] = -1e4
+        images = dataset.normalise(dataset.train.where(torch.arange(50)).images)
+        seen = network[1](network[0](images)).double()
+    gates = shut.find(network, dataset.train.where(torch.arange(50)), dataset)
+    ((channels, mean, factor),) = gates.opens.values()
+    assert channels.tolist() == [False, False, True, True]
+    assert len(gates) == 2
+    spread = seen.std(0)
+    assert mean[2:].tolist() == pytest.approx(seen.mean(0)[2:].tolist(), rel=1e-5)
+    wanted = spread[:2].median() / spread[2:]
+    assert factor.tolist() == pytest.approx([1, 1, *wanted.tolist()], rel=1e-3)
+    caught = []
+    hook = network[3].register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+    with torch.no_grad(), shut.opened(network, gates):
+        answers = network(images)
+    hook.remove()
+    expected = ((seen - seen.mean(0)) * factor)[:, 2:].clamp(min=0)
+    assert torch.allclose(caught[0][:, 2:].double(), expected, atol=0.01)
+    assert outputs.label_histogram(answers).sum() == pytest.approx(1)
