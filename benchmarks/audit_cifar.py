@@ -13,7 +13,7 @@ settings at a time. ``--settings`` takes those that are named alone: after a sto
 enters at once. The figure beside it and the tables of the README are made from it. One whose
 metrics were measured in another way (``helpers.audit.VERSION``) is begun anew: the unlearned
 networks are kept, too, so that it takes no training. What is audited already, of cells that are
-not finished, comes with the project in ``benchmarks/audits/``.
+not finished, is kept in ``benchmarks/audits/``, to come with the project.
 """
 
 from __future__ import annotations

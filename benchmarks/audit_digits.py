@@ -8,7 +8,8 @@ What is finished is kept in ``artifacts/``; run again to go on. The records are
 ``core_seconds`` what all audits took together, the oracles' training left out.
 
 Equal epochs are not equal cost: fine-tuning and retraining are audited a second time with as many
-epochs as PruneLoRA's multiply-accumulates pay for, and with recipes tuned for that many.
+epochs as PruneLoRA's multiply-accumulates pay for, and with recipes tuned for that many. And
+PruneLoRA is audited a second time with adapters in every block, as published, by the same recipe.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ SETTINGS = {name: {"method": name} for name in METHODS} | {
     "finetune@3": {"method": "finetune", "epochs": 3},
     "finetune_sgd@3": {"method": "finetune_sgd", "epochs": 3},
     "retrain@3": {"method": "retrain", "train": TUNED["digits"]["retrain@3"]},
+    "prunelora, all blocks": {"method": "prunelora", "targets": "blocks"},
 }
 SHORT = (
     "UA", "TA", "MIA", "Avg Gap", "TV", "linear_probe", "head_refit", "CKA_forget", "IDI",

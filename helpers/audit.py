@@ -32,7 +32,8 @@ ATTACKS = 5  # draws of the images that membership attacks learn from, for an in
 ENOUGH = f"at least {LEAST_ORACLES} retrained networks, better five; train more seeds"
 PARTS = ("forget", "retain", "test_forget", "test_retain")
 # Layers take much more room than images: of larger data a sample has to do, the same for everyone.
-LAYER_PIXELS, LAYER_IMAGES = 2**15, 200  # in each part, at most so many, at least so many
+LAYER_PIXELS, LAYER_IMAGES = 2**18, 200  # in each part, at most so many, at least so many
+LARGEST_GRAM = 512  # images whose likeness to each other is kept, for every layer
 
 
 @dataclass(frozen=True)
@@ -189,8 +190,13 @@ class Look:
 
     @cached_property
     def grams(self) -> dict[str, list[Tensor]]:
-        """``forget`` and ``retain`` -> a layer's (N, N) likeness of those test images, by point."""
-        parts = {"forget": slice(self.first), "retain": slice(self.first, None)}
+        """``forget`` and ``retain`` -> a layer's (N, N) likeness of those test images, by point.
+
+        Of more than ``LARGEST_GRAM`` the first ones.
+        """
+        most = LARGEST_GRAM
+        parts = {"forget": slice(min(self.first, most)),
+                 "retain": slice(self.first, self.first + most)}  # fmt: skip
         return {part: [features.gram(layer[images]) for layer in self.layers.values()]
                 for part, images in parts.items()}  # fmt: skip
 

@@ -216,7 +216,8 @@ def _ending(name: str) -> str:
 def _say_left_out(others: Counter[str], root: Path) -> None:
     """Say which files were taken for no images: a format that is not read may be among them."""
     if others:
-        shown = ", ".join(f"{ending} ({n:,})" for ending, n in others.most_common(5))
+        most = sorted(others.items(), key=lambda pair: (-pair[1], pair[0]))[:5]
+        shown = ", ".join(f"{ending} ({n:,})" for ending, n in most)
         shown += ", ..." if len(others) > 5 else ""
         log.warning("%s: %s files are not read: %s; read are %s", root, f"{others.total():,}",
                     shown, _suffixes())  # fmt: skip

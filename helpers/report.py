@@ -37,8 +37,8 @@ COLUMNS: dict[str, tuple[str, Format]] = {
 OPPONENTS = ("finetune@3", "finetune_sgd@3", "retrain@3", "finetune", "finetune_sgd", "retrain")
 # the small table: which methods, by which metrics
 JUDGED = (
-    "original", "retrain", "finetune@3", "lora", "prunelora", "prunelora_channels", "logit_mask",
-    "head_only", "prototype",
+    "original", "retrain", "finetune@3", "lora", "prunelora", "prunelora, all blocks",
+    "prunelora_channels", "logit_mask", "head_only", "prototype",
 )  # fmt: skip
 VERDICT = ("UA", "TA", "MIA", "linear_probe", "head_refit", "prototype_attack")
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}

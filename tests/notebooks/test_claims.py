@@ -201,25 +201,62 @@ def test_training_seed_and_class_share_what_prunelora_scatters(digits):
         assert share[metric]["class"] + share[metric]["training x class"] > 0.85
 
 
-@pytest.fixture(params=[0, 1, 2], ids="training seed {}".format)
-def mine(photos, request):
-    """Every method's network from one original, class cat."""
+def test_the_price_in_accuracy_is_that_of_adapters_in_the_last_stage_alone(digits):
+    every = "prunelora, all blocks"
+    assert more(digits, every, "prunelora", "TA")
+    for rival in ("lora", "finetune@3", "finetune", "retrain"):
+        assert not unlike(digits, every, rival, "TA")
+    spent = digits.table.groupby("method")["gmacs"].mean()
+    assert 2.9 < spent[every] / spent["prunelora"] < 3.1
+    for rival in ("finetune", "retrain"):
+        assert more(digits, every, rival, "prototype_attack")
+
+
+CELLS = [(3, 0), (3, 1), (3, 2), (9, 0), (8, 0)]  # class, training seed of the original
+CAT, OTHERS = CELLS[:3], CELLS[3:]
+
+
+def of(photos, cell):
+    """Every method's network of one class from one original."""
     table = photos.table
-    return table[(table["forget"] == 3) & (table["original_seed"] == request.param)].set_index(
-        "method"
-    )
+    mine = (table["forget"] == cell[0]) & (table["original_seed"] == cell[1])
+    return table[mine].set_index("method")
 
 
-def test_on_photographs_lora_has_the_best_avg_gap_and_keeps_half_of_the_class(mine):
+@pytest.fixture(params=CELLS, ids="class {0[0]}, training seed {0[1]}".format)
+def mine(photos, request):
+    return of(photos, request.param)
+
+
+def test_on_photographs_three_classes_and_five_cells_were_audited(photos):
+    assert [photos.about["classes"][c] for c in (3, 9, 8)] == ["cat", "truck", "ship"]
+    assert len(photos.table) == 16 * len(CELLS)
+
+
+def test_on_photographs_lora_has_the_best_accuracy_and_keeps_most_of_the_class(mine):
     four = mine.loc[PAPER]
-    assert four["Avg Gap"].idxmin() == four["TA"].idxmax() == four["head_refit"].idxmax() == "lora"
+    assert four["TA"].idxmax() == four["head_refit"].idxmax() == "lora"
     assert mine["head_refit"]["lora"] > 0.49
+
+
+@pytest.mark.parametrize("cell", CAT)
+def test_on_photographs_of_cats_lora_has_the_best_avg_gap(photos, cell):
+    assert of(photos, cell).loc[PAPER, "Avg Gap"].idxmin() == "lora"
+    assert of(photos, cell)["head_refit"]["lora"] < 0.6
+
+
+@pytest.mark.parametrize("cell", OTHERS)
+def test_on_other_photographs_lora_still_names_some_and_is_behind_by_avg_gap(photos, cell):
+    mine = of(photos, cell)
+    assert 0.03 < 1 - mine["UA"]["lora"] < 0.07
+    assert mine["head_refit"]["lora"] > 0.9 * mine["head_refit"]["original"]
+    assert mine["Avg Gap"]["lora"] > mine.loc[["finetune", "prune_finetune"], "Avg Gap"].max()
 
 
 def test_on_photographs_prunelora_keeps_less_than_lora_and_loses_accuracy(mine):
     refit, accuracy = mine["head_refit"], mine["TA"]
     assert accuracy[PAPER].idxmin() == "prunelora"
-    assert refit["lora"] > 2.5 * refit["prunelora"] > 2.5 * refit["finetune"]
+    assert refit["lora"] > 1.7 * refit["prunelora"] > 1.7 * refit["finetune"]
     assert 2 * refit["prunelora_channels"] < refit["prunelora"]
     assert accuracy["prunelora_channels"] < accuracy["prunelora"]
 
@@ -227,23 +264,37 @@ def test_on_photographs_prunelora_keeps_less_than_lora_and_loses_accuracy(mine):
 def test_on_photographs_prunelora_as_published_keeps_more_and_loses_less(mine):
     refit, accuracy, spent = mine["head_refit"], mine["TA"], mine["gmacs"]
     published = "prunelora, as published"
-    assert refit["prunelora"] < refit[published] / 1.5
+    assert refit["prunelora"] < refit[published] / (4 / 3)
+    assert refit["finetune"] < refit[published] < refit["lora, as published"]
     assert accuracy["prunelora"] < accuracy[published] < accuracy["finetune"]
-    assert 0 < refit["lora, as published"] - refit[published] < 0.06
     assert 2.5 < spent[published] / spent["prunelora"] < spent["finetune"] / spent["lora"] < 3
+    assert mine["zeros"][published] < 0.6 * mine["zeros"]["prunelora"], "pruned filters grow back"
 
 
-def test_on_photographs_salun_and_neggrad_plus_tell_the_class_better_than_the_original(mine):
+def test_on_photographs_salun_tells_the_class_better_than_the_original(mine):
     refit = mine["head_refit"]
-    assert refit["logit_mask"] == refit["original"] < min(refit["salun"], refit["neggrad_plus"])
+    assert mine["UA"]["salun"] == mine["UA"]["neggrad_plus"] == 1
+    assert refit["logit_mask"] == refit["original"] < refit["salun"]
+
+
+def test_on_photographs_neggrad_plus_does_so_for_cats_alone(photos):
+    for cell in CELLS:
+        refit = of(photos, cell)["head_refit"]
+        assert (refit["neggrad_plus"] > refit["original"]) == (cell in CAT)
 
 
 def test_on_photographs_what_is_inside_the_bands(photos):
-    inside = photos.inside()[photos.table["forget"] == 3].astype(float)
-    share = inside.groupby(photos.table["method"]).mean()
-    kept = share["head_refit"][["finetune", "prunelora_channels", "prunelora"]]
-    assert kept.tolist() == [1, 1, 0]
+    table, inside = photos.table, photos.inside().astype(float)
+    share = inside.groupby(table["method"]).mean()
     assert (share.loc[PAPER, ["RA", "Avg Gap", "ToW"]] == 0).all(axis=None)
     assert share["TA"][PAPER].tolist() == [0, 0, 1, 0]
-    for metric in ("relearn_steps", "relearn_area"):
-        assert {*share.index[share[metric] < 1]} == {"salun"}
+    assert share["head_refit"]["prunelora_channels"] == 1
+    assert (share.loc[CHEATS, ["linear_probe", "knn_probe", "head_refit"]] == 0).all(axis=None)
+    cats = table["forget"] == 3
+    area = inside["relearn_area"]
+    of_cats, others = (area[w].groupby(table["method"][w]).mean() for w in (cats, ~cats))
+    assert {*of_cats.index[of_cats < 1]} == {"salun"}
+    assert {*others.index[others < 1]} == {
+        "salun", "original", "lora", "lora, as published", *CHEATS
+    }  # fmt: skip
+    assert (others[others < 1] == 0).all()

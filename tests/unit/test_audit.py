@@ -277,12 +277,12 @@ def test_the_record_is_what_the_report_card_needs(audited, dataset, split, netwo
     assert json.loads(text) == record, "plain data: no tuples, tensors, NaN"
     assert record.keys() == {"about", "networks", "metrics"}
     assert record["about"].keys() == {*card.KEYS["about"], "taken"}
-    assert record["about"]["images"].keys() == {*card.KEYS["images"]}
+    assert record["about"]["images"].keys() == {*card.KEYS["images"], "validation_forget"}
     assert record["about"]["images"]["test_forget"] == len(split.test_forget)
     assert record["about"]["data_sha256"] == dataset.fingerprint
     described = [record["networks"][name] for name in ("model", "original")]
     for network in (*described, *record["networks"]["oracles"]):
-        assert network.keys() - {"missed"} == {*card.KEYS["network"]}
+        assert network.keys() - {"missed"} == {*card.KEYS["network"], "shut"}
     assert described[0]["sha256"] == models.fingerprint(networks["head_only"])
     for row in record["metrics"]:
         assert row.keys() == {*card.KEYS["metric"]}
