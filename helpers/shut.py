@@ -24,9 +24,10 @@ IMAGES = 256  # looked at, at most; of large ones fewer
 # of a layer's channels that vary; single ones die by themselves in nearly every network
 MANY = 0.25
 LEAST = 1e-3  # a channel that varies less than this share of what is usual in its layer is shut
+# not what only weighs channels, such as a sigmoid: at its ends it lets all or nothing through
 ACTIVATIONS = {
     torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu, F.relu6, F.hardtanh, F.elu, F.selu,
-    F.gelu, F.silu, F.mish, F.hardswish, F.hardsigmoid, torch.sigmoid, torch.tanh,
+    F.gelu, F.silu, F.mish, F.hardswish,
 }  # fmt: skip
 
 
