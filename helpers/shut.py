@@ -133,7 +133,7 @@ class _Passes(TorchFunctionMode):
         self, place: int, norm: bool, func: Callable[..., Any], args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Tensor:  # fmt: skip
-        raise NotImplementedError
+        return func(*args, **kwargs)
 
 
 class _Opening(_Passes):
