@@ -56,8 +56,7 @@ def main() -> None:
         report.render(RESULTS.parent)
     if options.only != "audit":
         started = time.perf_counter()
-        methods = [m for m in unlearning.METHODS if m not in ("original", "retrain")]
-        record = shadows.run(CFG, ["original", "retrain", *methods], workers=options.workers)
+        record = shadows.run(CFG, SETTINGS, workers=options.workers)
         about = {"workers": options.workers, "wall_seconds": time.perf_counter() - started}
         files.write_json(RESULTS / "shadows-digits.json", record | about)
 

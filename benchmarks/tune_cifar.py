@@ -41,19 +41,21 @@ def adam(lrs: tuple[float, ...], strengths: tuple[float | None, ...] = (None,)) 
     ]
 
 
-FULL, SMALL = (3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2)  # learning rates: of all weights, of a few
+# learning rates: of all weights, of a few; of what has much to repair, three times as much
+FULL, SMALL = (3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2)
+PRUNED, PRUNED_SMALL = (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2)
 SPACES = {
     "finetune": adam(FULL),
-    "prune_finetune": adam(FULL),
+    "prune_finetune": adam(PRUNED),
     "lora": adam(SMALL),
-    "prunelora": adam(SMALL),
-    "prunelora_channels": adam(SMALL),
+    "prunelora": adam(PRUNED_SMALL),
+    "prunelora_channels": adam(PRUNED_SMALL),
     "finetune_sgd": [
         Recipe(epochs=EPOCHS, lr=lr, optimizer="sgd", weight_decay=5e-4, schedule=schedule,
                augment="crop+flip")
         for lr, schedule in itertools.product((0.01, 0.03, 0.1), ("cosine", "onecycle"))
     ],
-    "neggrad_plus": adam(FULL, (0.05, 0.2)),
+    "neggrad_plus": adam(FULL, (0.001, 0.01)),
     "salun": adam(FULL, (0.3, 0.5)),
     "head_only": adam(SMALL),
 }  # fmt: skip

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from helpers import attacks, data, files, frozen, runs, unlearning
+from helpers import attacks, data, files, frozen, runs, study, unlearning
 from helpers.config import RunConfig, check, home
-from helpers.study import ORACLE_SEED
 from helpers.training import predict
 
 POINTS = 60  # of a ROC curve that are kept
@@ -25,7 +24,7 @@ POINTS = 60  # of a ROC curve that are kept
 
 def run(
     cfg: RunConfig,
-    methods: Sequence[str],
+    methods: Sequence[str] | Mapping[str, Mapping[str, Any]],
     networks: int = 32,
     targets: int = 10,
     workers: int = 1,
@@ -35,7 +34,8 @@ def run(
 
     Args:
         cfg: Gives the class, the data, the network and the recipes.
-        methods: Names of methods that start from the original; ``retrain`` for the reference.
+        methods: Names of methods, ``retrain`` for the reference; or label -> changes to the
+            configuration, as :func:`helpers.study.settings` takes them.
         networks: Trained for each method, every one from an original of its own; and as many
             oracles.
         targets: Of these, the last ones are attacked; the others are the attacker's shadows.
@@ -65,45 +65,46 @@ def run(
     own = cfg.original_seed is None
     check("original_seed", cfg.original_seed, own, "none: each network has an original of its own")
     dataset = data.load_dataset(cfg, progress)
-    for name in methods:
-        unlearning.validate(cfg.but(method=name), dataset)
-    names = ["oracles", *methods]
-    seeds = range(networks)
-    jobs = [delayed(_margin)(cfg, name, s, str(home())) for s in seeds for name in names]
-    pool = Parallel(n_jobs=workers, return_as="generator", batch_size=len(names))
-    bar = tqdm(pool(jobs), total=len(jobs), desc="networks", disable=not progress)
-    every = list(bar)
-    margins = {name: torch.stack(every[i :: len(names)]) for i, name in enumerate(names)}
-    oracles = margins.pop("oracles")
-    found = {name: judge(margins[name], oracles, targets) for name in methods}
+    points = study.settings(cfg, methods)
+    for point in points.values():
+        unlearning.validate(point, dataset)
+    # "retrain" among the methods is another set of networks that never saw the class
+    wanted = [
+        one for s in range(networks)
+        for one in (cfg.but(method="retrain", seed=study.ORACLE_SEED + s),
+                    *(point.but(seed=s) for point in points.values()))
+    ]  # fmt: skip
+    each = 1 + len(points)
+    jobs = [delayed(_margin)(one, str(home())) for one in wanted]
+    pool = Parallel(n_jobs=workers, return_as="generator", batch_size=each)
+    every = list(tqdm(pool(jobs), total=len(jobs), desc="networks", disable=not progress))
+    oracles, *margins = (torch.stack(every[i::each]) for i in range(each))
+    found = {name: judge(one, oracles, targets) for name, one in zip(points, margins, strict=True)}
     return {
         "forget": list(cfg.forgotten), "networks": networks, "targets": targets,
         "images": oracles.shape[1], "methods": found, **runs.environment(cfg.device),
     }  # fmt: skip
 
 
-def _margin(cfg: RunConfig, name: str, seed: int, place: str) -> Tensor:
+def _margin(cfg: RunConfig, place: str) -> Tensor:
     """Train one network, or read its margins back: (images of the forget set,) float64."""
     import os
 
     os.environ["HELPERS_HOME"] = place
     unlearning.set_threads(cfg)
     dataset = data.load_dataset(cfg, progress=False)
-    # "oracles" and "retrain" are two sets of networks that never saw the class
-    one = cfg.but(method="retrain", seed=ORACLE_SEED + seed) if name == "oracles" else cfg.but(
-        method=name, seed=seed)  # fmt: skip
-    path = _path(one, dataset)
+    path = _path(cfg, dataset)
     if path.is_file():
         kept = files.load_tensors(path)[0]
         if kept.keys() != {"margins"}:
             raise files.FileProblem(files.cannot_read(path, "it holds no margins"))
         return kept["margins"]
     original = None
-    if (first := runs.before(one)) is not None:
+    if (first := runs.before(cfg)) is not None:
         original = runs.run(first, dataset, progress=False).model(dataset)
     cache = frozen.Cache(cfg.cache_mb * 1_000_000)
-    model = unlearning.unlearn(original, runs.as_trained(dataset, one), one, cache=cache).model
-    dataset = runs.as_evaluated(dataset, one)
+    model = unlearning.unlearn(original, runs.as_trained(dataset, cfg), cfg, cache=cache).model
+    dataset = runs.as_evaluated(dataset, cfg)
     forget = dataset.split(cfg.forgotten).forget
     margins = attacks.scaled_logit(predict(model, forget, dataset), forget.labels)
     files.save_tensors(path, {"margins": margins})

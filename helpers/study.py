@@ -192,7 +192,7 @@ def run(
     for field, values in asked.items():
         ok = 0 < len(values) == len(set(values))
         check(field, list(values), ok, "at least one, and each once")
-    points = _points(cfg, methods)
+    points = settings(cfg, methods)
     times = _times(points, unlearning_seeds)
     dataset = data.load_dataset(cfg, progress)
     for point in points.values():
@@ -211,10 +211,25 @@ def run(
     return _collect(found, list(points), oracles, runs.environment(cfg.device), cfg)
 
 
-def _points(
+def settings(
     cfg: RunConfig, methods: Sequence[str] | Mapping[str, Mapping[str, Any]]
 ) -> dict[str, RunConfig]:
-    """Return label -> configuration."""
+    """Name the configurations that are compared.
+
+    Args:
+        cfg: Data, network, recipes, rank and sparsity that all of them share.
+        methods: Names of methods; or label -> changes to the configuration.
+
+    Returns:
+        Label -> configuration; classes and seeds are still those of ``cfg``.
+
+    Raises:
+        InputError: If a change is not allowed, or would make another comparison of it: the class,
+            the seeds, the network, the data.
+
+    Source: this project.
+    Lesson: 05_evaluation, "The comparison".
+    """
     if not isinstance(methods, Mapping):
         methods = {name: {"method": name} for name in methods}
     # the class and the seeds come later; images, network and what it starts from are everybody's

@@ -13,7 +13,7 @@ from helpers import audit, files, report, runs, study
 
 PROBES = ("linear_probe", "knn_probe", "head_refit")
 CHEATS = ["logit_mask", "head_only", "prototype"]
-ANSWER_OTHERWISE = ("neggrad_plus", "random_labels", "salun", "scrub", "bad_teacher")
+ANSWER_OTHERWISE = ("random_labels", "salun", "scrub", "bad_teacher")
 REBUILD = ("prune_finetune", "l1_sparse", "weight_negation")  # damage, then fine-tuning
 PAPER = ["finetune", "prune_finetune", "lora", "prunelora"]
 
@@ -79,8 +79,15 @@ def test_methods_that_train_on_both_sets_learn_to_answer_otherwise(digits, cell,
     assert cell.loc[method, "head_refit"] < 0.3
     assert all(abs(study.lead(digits, method, "original", m).mean) < 0.02 for m in PROBES)
     assert study.lead(digits, method, "retrain", "IDI").low > 0.3
-    beside = more if method in ("neggrad_plus", "scrub") else less
+    beside = more if method == "scrub" else less
     assert beside(digits, method, "original", "IDI")
+
+
+def test_neggrad_plus_tuned_is_nearly_fine_tuning(digits):
+    for metric in ("TA", "linear_probe", "head_refit", "IDI", "relearn_steps"):
+        assert not unlike(digits, "neggrad_plus", "finetune", metric), metric
+    assert more(digits, "neggrad_plus", "finetune", "prototype_attack")
+    assert less(digits, "neggrad_plus", "finetune", "epsilon")
 
 
 def test_methods_that_train_on_the_forget_set_alone_fail_the_classic_numbers(cell):

@@ -233,6 +233,42 @@ def test_the_recipes_for_photographs_are_those_of_their_search():
         assert cfg.but(mode="paper").unlearn.lr == config.PAPER_UNLEARN.lr
 
 
+def best_of(trials, record):
+    """The rule of ``benchmarks/tune_digits.py``, written again: sort by score, cut, sort by rate."""
+    useful = [t for t in trials if t.get("retain", 0) <= 0.05] or trials
+    by_score = sorted(useful, key=lambda t: t["score"])
+    slack = record["one_image"] / (2 if "retain" in by_score[0] else 1)
+    equal = [t for t in by_score if t["score"] - by_score[0]["score"] <= slack]
+    return sorted(equal, key=lambda t: t["recipe"]["lr"])[0]["recipe"]
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar"])
+def test_the_best_of_each_search_follows_from_its_trials(name):
+    record = json.loads((RESULTS / f"tuning-{name}.json").read_text())
+    for method, trials in record["trials"].items():
+        for trial in (t for t in trials if "forget" in t):
+            assert trial["score"] == pytest.approx((trial["forget"] + trial["retain"]) / 2)
+        assert record["best"][method] == best_of(trials, record), method
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("digits", {"salun", "random_labels", "scrub", "neggrad_plus", "l1_sparse",
+                    "boundary_shrink", "head_only"}),
+        ("cifar", {"lora", "neggrad_plus", "salun", "head_only"}),
+    ],
+)  # fmt: skip
+def test_recipes_at_an_edge_of_what_was_tried_are_those_that_the_texts_name(name, named):
+    record, found = json.loads((RESULTS / f"tuning-{name}.json").read_text()), set()
+    for method, trials in record["trials"].items():
+        for field in ("lr", "strength"):
+            tried = {t["recipe"][field] for t in trials}
+            if len(tried) > 1 and record["best"][method][field] in (min(tried), max(tried)):
+                found.add(method)
+    assert found == named
+
+
 def test_a_recipe_tuned_for_so_few_epochs_is_taken():
     cfg = get_config("cpu", method="finetune_sgd")
     assert cfg.but(epochs=3).unlearn == config.TUNED["digits"]["finetune_sgd@3"]

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from helpers import attacks, data, files, runs, shadows, training, unlearning
+from helpers import attacks, data, files, runs, shadows, study, training, unlearning
 from helpers.config import InputError
 from helpers.files import FileProblem
 
@@ -108,12 +108,12 @@ def test_a_margin_that_is_not_finite_is_refused():
 @pytest.fixture
 def made_up(monkeypatch):
     """Margins without training: each method has a mean of its own."""
-    asked, mean = [], {"oracles": 0.0, "retrain": 0.0, "original": 30.0}
+    asked, mean = [], {"retrain": 0.0, "original": 30.0, "lora": 0.0}
 
-    def margin(cfg, name, seed, place):
-        asked.append((name, seed))
-        draw = torch.Generator().manual_seed(100 * seed + len(name))
-        return torch.randn(30, generator=draw, dtype=torch.float64) + mean[name]
+    def margin(cfg, place):
+        asked.append((cfg.method, cfg.rank, cfg.seed))
+        draw = torch.Generator().manual_seed(100 * cfg.seed + len(cfg.method))
+        return torch.randn(30, generator=draw, dtype=torch.float64) + mean[cfg.method]
 
     monkeypatch.setattr(shadows, "_margin", margin)
     return asked
@@ -121,7 +121,8 @@ def made_up(monkeypatch):
 
 def test_every_method_gets_its_own_networks(cfg, made_up):
     record = shadows.run(cfg, ["original", "retrain"], 24, 10, progress=False)
-    wanted = {(name, seed) for name in ("oracles", "original", "retrain") for seed in range(24)}
+    wanted = {(name, cfg.rank, seed) for name in ("original", "retrain") for seed in range(24)}
+    wanted |= {("retrain", cfg.rank, study.ORACLE_SEED + seed) for seed in range(24)}
     assert sorted(made_up) == sorted(wanted)
     assert [*record["methods"]] == ["original", "retrain"]
     assert record["methods"]["original"]["auc"] == 1
@@ -130,6 +131,16 @@ def test_every_method_gets_its_own_networks(cfg, made_up):
     assert facts == {"forget": [3], "networks": 24, "targets": 10, "images": 30}
     assert record.keys() >= runs.environment().keys()
     json.dumps(record, allow_nan=False)
+
+
+def test_a_method_can_be_attacked_in_several_settings(cfg, made_up):
+    changes = {f"rank {r}": {"method": "lora", "rank": r} for r in (1, 2)}
+    record = shadows.run(cfg, changes, 20, 5, progress=False)
+    assert [*record["methods"]] == ["rank 1", "rank 2"]
+    asked = {one for one in made_up if one[0] == "lora"}
+    assert asked == {("lora", r, seed) for r in (1, 2) for seed in range(20)}
+    with pytest.raises(InputError, match="seed"):
+        shadows.run(cfg, {"one": {"method": "lora", "seed": 3}}, 20, 5, progress=False)
 
 
 def test_one_original_for_all_networks_is_refused(cfg, made_up):
@@ -162,30 +173,31 @@ def tiny(cfg):
 
 
 def test_margins_are_kept_and_read_back(tiny, home, monkeypatch):
-    names = ("oracles", "retrain", "original", "logit_mask")
-    found = {name: shadows._margin(tiny, name, 0, str(home)) for name in names}
+    asked = {name: tiny.but(method=name) for name in ("retrain", "original", "logit_mask")}
+    asked["oracles"] = asked["retrain"].but(seed=study.ORACLE_SEED)
+    found = {name: shadows._margin(one, str(home)) for name, one in asked.items()}
     assert all(values.shape == (30,) for values in found.values())
     assert not torch.equal(found["oracles"], found["retrain"]), "two sets of networks"
     assert found["original"].mean() > found["oracles"].mean(), "it was trained on them"
     assert found["logit_mask"].max() < -1000
     kept = sorted((home / "artifacts" / "shadows").iterdir())
-    assert len(kept) == len(names)
+    assert len(kept) == len(asked)
     monkeypatch.setattr(unlearning, "unlearn", lambda *_, **__: pytest.fail("trained again"))
-    for name in names:
-        assert torch.equal(shadows._margin(tiny, name, 0, str(home)), found[name])
+    for name, one in asked.items():
+        assert torch.equal(shadows._margin(one, str(home)), found[name])
     for path in kept:
         path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(FileProblem, match=r"\.safetensors"):
-        shadows._margin(tiny, "oracles", 0, str(home))
+        shadows._margin(asked["oracles"], str(home))
     for path in kept:
         files.save_tensors(path, {"weights": torch.zeros(2)})
     with pytest.raises(FileProblem, match="no margins"):
-        shadows._margin(tiny, "oracles", 0, str(home))
+        shadows._margin(asked["oracles"], str(home))
 
 
 def test_paper_mode_judges_with_the_published_normalisation(tiny, home):
     paper = tiny.but(mode="paper")
-    found = [shadows._margin(one, "retrain", 0, str(home)) for one in (tiny, paper)]
+    found = [shadows._margin(one.but(method="retrain"), str(home)) for one in (tiny, paper)]
     dataset = data.load_dataset(tiny)
     fed = runs.as_evaluated(dataset, paper)
     model = unlearning.unlearn(None, dataset, tiny.but(method="retrain")).model
@@ -202,9 +214,9 @@ def test_margins_are_those_of_the_network_that_the_configuration_starts_from(
     real, started = runs.run, []
     monkeypatch.setattr(runs, "run", lambda cfg, *rest, **how: started.append(cfg) or real(
         cfg, *rest, **how))  # fmt: skip
-    shadows._margin(tiny.but(original_seed=1), "logit_mask", 5, str(home))
+    shadows._margin(tiny.but(method="logit_mask", seed=5, original_seed=1), str(home))
     assert [(one.method, one.seed) for one in started] == [("original", 1)]
     started.clear()
-    again = tiny.but(forget=5, earlier=(8,), original_seed=1)
-    shadows._margin(again, "logit_mask", 5, str(home))
+    again = tiny.but(method="logit_mask", forget=5, seed=5, earlier=(8,), original_seed=1)
+    shadows._margin(again, str(home))
     assert (started[0].method, started[0].forget, started[0].earlier) == ("logit_mask", 8, ())
