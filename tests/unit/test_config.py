@@ -234,7 +234,7 @@ def test_the_recipes_for_photographs_are_those_of_their_search():
 
 
 def best_of(trials, record):
-    """The rule of ``benchmarks/tune_digits.py``, written again: sort by score, cut, sort by rate."""
+    """The rule of ``benchmarks/tune_digits.py``, written again: sort by score, cut, sort again."""
     useful = [t for t in trials if t.get("retain", 0) <= 0.05] or trials
     by_score = sorted(useful, key=lambda t: t["score"])
     slack = record["one_image"] / (2 if "retain" in by_score[0] else 1)
