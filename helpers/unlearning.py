@@ -210,15 +210,17 @@ def method(name: str) -> Method:
     Lesson: 04_class_unlearning, "A table of methods".
     """
     first, plus, second = name.partition("+")
-    for part in (first, second) if plus else (first,):
-        choose("method", part, METHODS)
     if not plus:
-        return METHODS[first]
-    frame, rest = METHODS[first], METHODS[second]
-    whole = frame.family == "paper" and rest.family in ("baseline", "cheat")
-    ok = whole and (rest.adapt == "full" or frame.adapt == "full")
+        choose("method", name, METHODS)
+        return METHODS[name]
     frames = ", ".join(n for n, m in METHODS.items() if m.family == "paper")
-    check("method", name, ok, f"FIRST+SECOND with FIRST of {frames} and SECOND a baseline")
+    rests = [n for n, m in METHODS.items() if m.family in ("baseline", "cheat")]
+    known = first in frames.split(", ") and second in rests
+    allowed = f"FIRST+SECOND with FIRST of {frames} and SECOND of {', '.join(rests)}"
+    check("method", name, known, allowed)
+    frame, rest = METHODS[first], METHODS[second]
+    ok = rest.adapt == "full" or frame.adapt == "full"
+    check("method", name, ok, f"{second} with a FIRST that has no adapters")
     # of an adapter B is zero at the start, and so are all slopes of A: nothing to rank them by
     ranked = not rest.salient or frame.adapt == "full"
     trains = ", ".join(n for n in frames.split(", ") if METHODS[n].adapt == "full")

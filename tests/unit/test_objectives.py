@@ -310,12 +310,12 @@ def test_every_baseline_composes(frame, name, cfg, dataset, original):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("prunelora+magic", "method = 'magic'"),
-        ("+scrub", "method = ''"),
-        ("scrub+prunelora", "FIRST.SECOND with FIRST of finetune"),
-        ("prunelora+retrain", "SECOND a baseline"),
-        ("prunelora+head_only", "SECOND a baseline"),
-        ("lora+scrub+ssd", r"method = 'scrub\+ssd'"),
+        ("prunelora+magic", r"method = 'prunelora\+magic' .* SECOND of finetune_sgd, "),
+        ("+scrub", r"method = '\+scrub' .* FIRST of finetune, "),
+        ("scrub+prunelora", "FIRST.SECOND with FIRST of finetune, .*lora, prunelora"),
+        ("prunelora+retrain", "SECOND of finetune_sgd, "),
+        ("prunelora+head_only", "head_only with a FIRST that has no adapters"),
+        ("lora+scrub+ssd", r"method = 'lora\+scrub\+ssd' .* SECOND of finetune_sgd, "),
     ],
 )
 def test_impossible_compositions_are_refused(name, message):
