@@ -398,7 +398,7 @@ def against(found: Look, oracles: Sequence[Look], original: Look) -> dict[str, f
     rows = found.own | _answers(found, oracles)
     alike = similarity(found, oracles)
     rows |= {f"CKA_{part}": _average(layers) for part, layers in alike.items()}
-    rows["relearn_steps"] = _average(_steps(curve, original) for curve in found.curves)
+    rows["relearn_steps"] = steps_back(found, 1 - original.own["UA_test"])
     told = [_told([found]), _told(oracles), _told([original])]
     excess = sum(max(0.0, most - least) for most, least in zip(told[2], told[1], strict=True))
     if excess >= features.LEAST_INFORMATION:
@@ -453,10 +453,20 @@ def similarity(found: Look, oracles: Sequence[Look]) -> dict[str, list[float]]:
     }
 
 
-def _steps(curve: relearning.Curve, original: Look) -> int:
-    """Count the steps to the level of the original's accuracy before unlearning."""
-    known = 1 - original.own["UA_test"]
-    return relearning.steps_to_regain(curve, known)
+def steps_back(found: Look, known: float) -> float:
+    """Count the steps of relearning to what the network before knew of the class.
+
+    Args:
+        found: What was seen of the network.
+        known: Accuracy of the network before on test images of the class.
+
+    Returns:
+        :func:`helpers.relearning.steps_to_regain`, averaged over the draws of images.
+
+    Source: the relearn time of Chundawat et al. 2022 (arXiv 2201.05629), anamnesis index.
+    Lesson: 05_evaluation, "How fast it comes back".
+    """
+    return _average(relearning.steps_to_regain(curve, known) for curve in found.curves)
 
 
 def _average(values: Iterable[float]) -> float:

@@ -279,9 +279,9 @@ def unbalanced_attack(cfg: RunConfig, dataset: Dataset) -> Defect:
         dataset: The data.
 
     Returns:
-        MIA-Efficacy of the original both ways (logistic regression on the loss, as published), the
-        share of the real non-members that each attack finds, and the share of the forgotten class
-        in what the code takes for its images.
+        The share of the forget set that the published attack (logistic regression on the loss)
+        calls unseen by the original, both ways; the share of the real non-members that each attack
+        finds, and the share of the forgotten class in what the code takes for its images.
 
     Source: ``LogisticRegression`` on 9,000 members and 5,000 non-members in the published code.
     Lesson: 05_evaluation, "The membership attack".
@@ -310,9 +310,9 @@ def unbalanced_attack(cfg: RunConfig, dataset: Dataset) -> Defect:
         "attacks with more members than non-members, on slices of a shuffled loader",
         values,
         f"finds {values['unbalanced out']:.0%} of the real non-members (with equal groups "
-        f"{values['balanced out']:.0%}); MIA-Efficacy of the original {values['unbalanced f']:.0%} "
-        f"({values['balanced f']:.0%}); of the images it takes for the forget set "
-        f"{values['share']:.0%} are of the class",
+        f"{values['balanced out']:.0%}); of the forget set it calls {values['unbalanced f']:.0%} "
+        f"unseen by the original ({values['balanced f']:.0%}); of the images it takes for the "
+        f"forget set {values['share']:.0%} are of the class",
         "05, The membership attack",
     )
 
@@ -364,7 +364,7 @@ def one_of_each(cfg: RunConfig, dataset: Dataset) -> Defect:
     return Defect(
         "one class, one seed, one rank, one sparsity",
         values,
-        f"class {cfg.forget} over {len(grid)} seeds, ranks and sparsities: UA "
+        f"class {cfg.forget}, {len(grid)} runs over {cfg.seeds} seeds, 3 ranks, 3 sparsities: UA "
         f"{values['lowest UA']:.1%} – {values['highest UA']:.1%}, TA {values['lowest TA']:.1%} – "
         f"{values['highest TA']:.1%}",
         "05, The comparison",

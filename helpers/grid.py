@@ -549,7 +549,7 @@ class Live:
     Attributes:
         point: The point.
         seed: Its seed.
-        metrics: Those that need no look at other networks, and Avg Gap and ToW.
+        metrics: Those that need no oracle's answers, and Avg Gap and ToW.
         costs: As :meth:`Grid.costs`.
         predicted: (C,) shares of labels given to the test images of the class.
         seconds: From the start to here, everything included.
@@ -577,7 +577,7 @@ def train(
     stop: threading.Event,
     say: Callable[[str, int, int], object] = lambda what, done, total: None,
 ) -> Live:
-    """Train a point now and measure what can be measured on it alone.
+    """Train a point now and measure what can be measured without oracles.
 
     The network before is read from disk, or trained if it is not there. The metrics that compare
     with every oracle's answers would take the oracles too, and are left out. Trained and judged as
@@ -615,7 +615,9 @@ def train(
     split = runs.as_evaluated(dataset, own).split(point.forget)
     seen, model = audit.look(outcome.model, split), outcome.model
     _leave_if(stop)
-    metrics = dict(seen.own)
+    part = split.test_forget
+    known = outputs.accuracy(training.predict(before, part, split.dataset), part.labels)
+    metrics = seen.own | {"relearn_steps": audit.steps_back(seen, known)}
     bands = {name: grid.study.band(point.forget, name) for name in audit.GAP_METRICS}
     if None not in bands.values():
         centers = {name: band[2] for name, band in bands.items()}

@@ -420,7 +420,7 @@ def comparison(
     grey = {"color": CHANCE, "ls": ""}
     keys = [Line2D([], [], marker=".", label="a seed", **grey),
             Line2D([], [], marker="D", label="mean of the seeds", **grey),
-            Line2D([], [], marker="$◂$", label="mean far from most", **grey),
+            Line2D([], [], marker=r"$\leftarrow$", label="mean far from most", **grey),
             Patch(color=ORACLE, alpha=0.25, label="range of the retrained")]  # fmt: skip
     grid[0, 0].figure.legend(handles=keys, loc="outside upper center", ncols=4, frameon=False)
     for ax in grid.flat[len(metrics) :]:
@@ -439,7 +439,7 @@ def _panel(ax: Axes, values: Mapping[str, pd.Series], band: bool) -> None:
     for place, (name, seeds) in enumerate(values.items()):
         mean = means[name]
         if mean < low or mean > high:
-            text = f"◂ {100 * mean:.1f}" if mean < low else f"{100 * mean:.1f} ▸"
+            text = f"← {100 * mean:.1f}" if mean < low else f"{100 * mean:.1f} →"
             edge, side = (0.02, "left") if mean < low else (0.98, "right")
             ax.text(edge, place, text, transform=ax.get_yaxis_transform(), ha=side, va="center")
         elif len(seeds):
@@ -551,7 +551,7 @@ def _mark(ax: Axes, x: float, y: float, marker: str, color: str, text: str) -> N
         return
     side = float(np.copysign(1, x))
     ax.plot(side * EDGE, y, marker, color=color, ms=6, markeredgecolor="white", markeredgewidth=0.7)
-    ax.text(side * (EDGE + 0.25), y, f"{text} ▸" if side > 0 else f"◂ {text}", color=color,
+    ax.text(side * (EDGE + 0.25), y, f"{text} →" if side > 0 else f"← {text}", color=color,
             ha="left" if side > 0 else "right", va="center", size=7.5)  # fmt: skip
 
 

@@ -240,6 +240,23 @@ def test_a_live_point_is_what_the_method_makes(live, cfg, dataset, original_run)
     assert found.metrics["UA"] == audit.evaluate(known.model, dataset, 3)["UA"]
     means = {name: grids.BAND[name][2] for name in audit.GAP_METRICS}
     assert found.metrics["Avg Gap"] == audit.average_gap(found.metrics, means)
+    seen = [audit.look(network, dataset.split(3)) for network in
+            (known.model, original_run.model(dataset))]  # fmt: skip
+    judged = audit.against(seen[0], seen[:1], seen[1])
+    alone = {
+        "Avg Gap",
+        "ToW",
+        "TV",
+        "JS",
+        "activation",
+        "CKA_forget",
+        "CKA_retain",
+        "IDI",
+        "epsilon",
+    }
+    assert found.metrics.keys() == {*audit.METRICS} - alone | {"Avg Gap", "ToW"}
+    for name in {*audit.METRICS} - alone:
+        assert found.metrics[name] == pytest.approx(judged[name]), name
     assert found.costs["zeros"] == pytest.approx(0.5, abs=0.02)
     assert found.costs["trainable"] == known.trainable
     assert found.costs["patch_bytes"] > 0

@@ -77,7 +77,7 @@ def test_a_method_far_from_most_does_not_hide_their_differences(table):
         far.loc[far.method == name, "TA"] = 0.98 + 0.001 * i + 0.001 * far["seed"]
     far.loc[far.method == methods[-1], "TA"] = 0.6 + 0.1 * far["seed"]
     (ax,) = plots.comparison(far, ["TA"])
-    assert [t.get_text() for t in ax.texts] == ["◂ 70.0"]
+    assert [t.get_text() for t in ax.texts] == ["← 70.0"]
     assert ax.get_xlim()[0] > 0.97
     labels = [t.get_text() for t in ax.figure.legends[0].get_texts()]
     assert labels == ["a seed", "mean of the seeds", "mean far from most", "range of the retrained"]
@@ -96,7 +96,7 @@ def test_an_original_far_away_is_written_at_the_edge(table):
     far.loc[far.method != "original", "TA"] = 0.98 + 0.01 * far["seed"]
     far.loc[far.method == "original", "TA"] = 0.1
     (ax,) = plots.comparison(far, ["TA"])
-    assert [t.get_text() for t in ax.texts] == ["◂ 10.0"]
+    assert [t.get_text() for t in ax.texts] == ["← 10.0"]
     low, high = ax.get_xlim()
     assert 0.97 < low < 0.98 < 1.0 < high < 1.01
 

@@ -55,7 +55,7 @@ def test_every_band_has_the_same_width_and_values_lie_where_they_lie_in_it():
 def test_what_lies_far_away_is_written_at_the_edge():
     rows = [metric(0.0, original=1.2), metric(0.5, original=-5.0)]
     ax = plots.oracle_bands(rows, write=lambda name, value: f"{value:+.2f}")
-    assert [t.get_text() for t in ax.texts] == ["+1.20 ▸", "◂ -5.00"]
+    assert [t.get_text() for t in ax.texts] == ["+1.20 →", "← -5.00"]
     assert [x for x, _, _ in drawn(ax, "X")] == [6, -6]
     assert [round(x, 9) for x, _, _ in drawn(ax, "D")] == [-5, 0]
     assert [t.get_color() for t in ax.texts] == [BLACK, BLACK]
@@ -65,7 +65,7 @@ def test_what_lies_far_away_is_written_at_the_edge():
 
 def test_the_mark_at_six_half_widths_is_still_in_its_place():
     ax = plots.oracle_bands([metric(8.0, (-1.0, 1.0), original=8.25, oracles=())])
-    assert [t.get_text() for t in ax.texts] == ["8.25 ▸", "8 ▸"]
+    assert [t.get_text() for t in ax.texts] == ["8.25 →", "8 →"]
     ax = plots.oracle_bands([metric(6.0, (-1.0, 1.0), original=-6.0, oracles=())])
     assert not ax.texts
 
@@ -75,7 +75,7 @@ def test_two_values_in_one_place_do_not_hide_each_other():
     heights = [abs(d[1] - x[1]) for d, x in zip(drawn(ax, "D"), drawn(ax, "X"), strict=True)]
     assert heights == [pytest.approx(0.4), pytest.approx(0.4), 0]
     texts = {t.get_text(): t.get_position()[1] for t in ax.texts}
-    assert abs(texts["9 ▸"] - texts["8 ▸"]) == pytest.approx(0.4)
+    assert abs(texts["9 →"] - texts["8 →"]) == pytest.approx(0.4)
 
 
 def test_a_band_without_width_is_a_line_and_every_other_value_is_outside_of_it():
@@ -84,7 +84,7 @@ def test_a_band_without_width_is_a_line_and_every_other_value_is_outside_of_it()
     assert ax.patches[0].get_linewidth() > 0, "it can be seen"
     assert drawn(ax, "D")[0][0] == 0
     assert drawn(ax, "X")[0][0] == -6
-    assert [t.get_text() for t in ax.texts] == ["◂ 0.98"]
+    assert [t.get_text() for t in ax.texts] == ["← 0.98"]
 
 
 def test_a_band_with_one_end_runs_to_the_edge_on_the_other_side():
