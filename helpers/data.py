@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import logging
 import math
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -174,7 +175,10 @@ class Dataset:
         Lesson: 04_class_unlearning, "Forget set and retain set".
         """
         names = ", ".join(f"{i} {n}" for i, n in enumerate(self.classes))
-        chosen = (forgotten,) if isinstance(forgotten, int) else tuple(sorted(set(forgotten)))
+        try:
+            chosen = (operator.index(forgotten),)  # of numpy or torch, too
+        except TypeError:
+            chosen = tuple(sorted({operator.index(c) for c in forgotten}))
         check("classes", names, len(self.classes) > 1, "at least two; nothing would be retained")
         ok = bool(chosen) and all(0 <= c < len(self.classes) for c in chosen)
         shown = chosen[0] if len(chosen) == 1 else chosen

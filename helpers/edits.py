@@ -106,6 +106,7 @@ def negate(
     order = models.call_order(model)
     named = dict(model.named_modules())
     first = next(n for n in order if isinstance(named[n], nn.Conv2d | nn.Linear))
+    models.check_weights(model, [first])
     named[first].weight.neg_()
     return 0
 
@@ -146,6 +147,7 @@ def dampen(
 def _head(model: nn.Module) -> nn.Linear:
     head = model.get_submodule(models.layers(model).head)
     check("classifier", "no bias", head.bias is not None, "a linear layer with a bias")
+    models.check_weights(model, [models.layers(model).head])
     return head
 
 

@@ -493,7 +493,10 @@ def to_rgb(image: Image, size: int) -> Image:
         values = np.asarray(image, dtype=np.float64)
         if not np.isfinite(values).all():  # one of them would make all pixels black
             raise ValueError("it holds nan or inf")
-        top = 65535 if values.max() > 255 else 1 if image.mode == "F" and values.max() <= 1 else 255
+        small = (
+            255 if image.mode != "F" or values.max() > 1 else 1
+        )  # what the numbers are is a guess
+        top = 65535 if image.mode.startswith("I;16") or values.max() > 255 else small
         image = Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")

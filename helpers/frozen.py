@@ -149,7 +149,8 @@ def _trains_alike(
     with models.evaluating(adapted), torch.random.fork_rng(cards):
         for module in adapted.modules():
             module.training = not isinstance(module, nn.modules.batchnorm._BatchNorm)
-        for network in (adapted, lambda x: tail(*front(x))):
+        # the front as its features are made: what it draws or normalises in training is missed
+        for network in (adapted, lambda x: tail(*front.eval()(x))):
             torch.default_generator.manual_seed(0)
             for card in cards:  # dropout of the adapters draws there
                 with torch.cuda.device(card):

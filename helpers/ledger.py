@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from helpers import models
+from helpers.config import check
 
 Row = dict[str, Any]
 BATCH = 32  # images of the timed batch
@@ -146,6 +147,9 @@ def saved_bytes(model: nn.Module, images: Tensor) -> int:
     Returns:
         Bytes, each storage once, parameters left out.
 
+    Raises:
+        InputError: If the network answers with more than one tensor while it trains.
+
     Source: ``torch.autograd.graph.saved_tensors_hooks``.
     Lesson: 02_pruning, "The ledger".
     """
@@ -156,7 +160,10 @@ def saved_bytes(model: nn.Module, images: Tensor) -> int:
         model.train()
         try:
             with torch.random.fork_rng(cuda), count_saved(model) as total, torch.enable_grad():
-                F.cross_entropy(model(images), labels)
+                found = model(images)
+                check("answer while training", type(found).__name__, isinstance(found, Tensor),
+                      "a tensor, as in evaluation; switch further heads off")  # fmt: skip
+                F.cross_entropy(found, labels)
         finally:
             for name, buffer in model.named_buffers():
                 buffer.copy_(before[name])

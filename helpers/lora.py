@@ -67,8 +67,8 @@ def refuse_unsupported(model: nn.Module, targets: Iterable[str]) -> None:
 
     Raises:
         InputError: If a name is unknown, or a layer is neither Conv2d nor Linear, is grouped,
-            dilated or padded by anything but zeros, is shared, or belongs to
-            ``nn.MultiheadAttention``.
+            dilated or padded by anything but zeros, is shared, has a weight computed from others,
+            or belongs to ``nn.MultiheadAttention``.
 
     Source: measured: dilated layers crash, reflected padding differs by 5.8 after merging, grouped
         layers cannot be merged, and ``nn.MultiheadAttention`` never calls its output layer.
@@ -77,6 +77,7 @@ def refuse_unsupported(model: nn.Module, targets: Iterable[str]) -> None:
     known = dict(model.named_modules())
     every = [id(m) for _, m in model.named_modules(remove_duplicate=False)]
     tied = [id(p) for _, p in model.named_parameters(remove_duplicate=False)]
+    targets = list(targets)
     for name in targets:
         layer = known.get(name)
         parent = known.get(name.rpartition(".")[0])
@@ -100,6 +101,7 @@ def refuse_unsupported(model: nn.Module, targets: Iterable[str]) -> None:
             reason = f"padding_mode = {layer.padding_mode!r}: peft's adapter pads with zeros"
         if reason:
             raise InputError(f"target {name!r} is not allowed: {reason}")
+    models.check_weights(model, targets)
 
 
 def attach(
@@ -162,8 +164,12 @@ def attach(
     check("targets", targets, bool(targets), f"at least one layer of {type(model).__name__}")
     refuse_unsupported(model, targets)
     known = dict(model.named_modules())
+    every = [id(m) for _, m in model.named_modules(remove_duplicate=False)]
     for name in train_in_full:
         check("train_in_full", name, name in known, f"no layer of {type(model).__name__}")
+        once = every.count(id(known[name])) == 1
+        check("train_in_full", f"{name}, used in several places", once,
+              "layers used once: only one of them would be the trained copy")  # fmt: skip
     ranks, alphas = dict(ranks or {}), dict(alphas or {})
     for field, given in (("ranks", ranks), ("alphas", alphas)):
         check(field, sorted(given), given.keys() <= set(targets), "names of target layers")

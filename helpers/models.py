@@ -499,6 +499,35 @@ def check_head(model: nn.Module, classes: int) -> None:
           "classifier")  # fmt: skip
 
 
+@torch.no_grad()
+def check_head_is_last(model: nn.Module, images: Tensor) -> None:
+    """Refuse a network whose answer is not made by the layer that is taken for its classifier.
+
+    Args:
+        model: The network; stays as it is.
+        images: (N, C, H, W) float, normalised: a few that it must take.
+
+    Raises:
+        InputError: If a forward pass does not call the layer, or orders the classes otherwise.
+
+    Source: this project.
+    Lesson: 02_pruning, "How much can go".
+    """
+    name, made = layers(model).head, []
+    hook = model.get_submodule(name).register_forward_hook(lambda *_: made.append(_[2]))
+    try:
+        with evaluating(model):
+            answers = model(images)
+    finally:
+        hook.remove()
+    # what follows it may scale or normalise, which leaves the order of the classes
+    same = bool(made) and (
+        made[-1].shape != answers.shape or torch.equal(made[-1].argsort(1), answers.argsort(1))
+    )
+    check("classifier", name, same, "the layer that makes the answer: the linear layer that is "
+          "registered last is taken for it")  # fmt: skip
+
+
 def check_answers(name: str, model: nn.Module, images: Tensor, classes: int) -> None:
     """Refuse a network that does not turn images into one logit a class.
 
@@ -758,7 +787,7 @@ def _set_sizes(module: nn.Module) -> None:
         module.normalized_shape = tuple(weight.shape)
 
 
-def save(model: nn.Module, folder: Path) -> Path:
+def save(model: nn.Module, folder: Path | str) -> Path:
     """Write a network as ``model.safetensors`` and its architecture as ``architecture.json``.
 
     Args:
@@ -781,12 +810,13 @@ def save(model: nn.Module, folder: Path) -> Path:
         "blueprint": dataclasses.asdict(blueprint) if blueprint else None,
         "shapes": {name: list(tensor.shape) for name, tensor in state.items()},
     }
+    folder = Path(folder)
     path = files.save_tensors(folder / "model.safetensors", state)
     files.write_json(folder / "architecture.json", plain)
     return path
 
 
-def load(folder: Path, base: nn.Module | None = None) -> nn.Module:
+def load(folder: Path | str, base: nn.Module | None = None) -> nn.Module:
     """Read what :func:`save` wrote.
 
     The files are not trusted: every shape is compared with the architecture of the original size
@@ -808,6 +838,7 @@ def load(folder: Path, base: nn.Module | None = None) -> nn.Module:
     Source: https://huggingface.co/docs/safetensors; nothing is unpickled.
     Lesson: 02_pruning, "Channels that are gone".
     """
+    folder = Path(folder)
     if folder.is_dir():
         path = folder / "model.safetensors"
         plain = files.read_json(folder / "architecture.json", ("blueprint", "shapes"))

@@ -18,6 +18,8 @@ from helpers.config import InputError, check
 from helpers.data import Dataset, ImageSet, at_most, batches
 from helpers.training import Objective, cross_entropy
 
+_SLOPES = 256_000_000  # bytes of gradients, one for each image of a batch
+
 
 @dataclass(frozen=True)
 class Task:
@@ -349,8 +351,12 @@ def fisher(model: nn.Module, part: ImageSet, dataset: Dataset) -> dict[str, Tens
 
     slopes = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
     total = {n: torch.zeros_like(p) for n, p in weights.items()}
+    # a module of two names keeps what functional_call lent it: torch puts back the first alone
+    held = [(m, n, p) for m in model.modules() for n, p in m._parameters.items()]
+    one = sum(p.nbytes for p in weights.values())  # each image has a gradient of its own
+    size = max(1, min(64, at_most(part.images, 64), _SLOPES // max(one, 1)))
     with models.evaluating(model):
-        for images, labels in batches(part, 64):
+        for images, labels in batches(part, size):
             try:
                 found = slopes(weights, dataset.normalise(images), labels)
             except RuntimeError as error:
@@ -358,6 +364,9 @@ def fisher(model: nn.Module, part: ImageSet, dataset: Dataset) -> dict[str, Tens
                     f"model = {type(model).__name__!r} is not allowed: the gradient of each image "
                     f"cannot be had ({error}); use another method than ssd"
                 ) from error
+            finally:
+                for module, name, parameter in held:
+                    module._parameters[name] = parameter
             for name, slope in found.items():
                 total[name] += slope.square().sum(0) / len(part)
     return total

@@ -371,7 +371,7 @@ def save_patch(patch: Patch, folder: Path | str) -> Path:
     return folder
 
 
-def load_patch(folder: Path, base: nn.Module) -> Patch:
+def load_patch(folder: Path | str, base: nn.Module) -> Patch:
     """Read a patch and check that it fits its base.
 
     The files are not trusted: nothing is unpickled, names are looked up in the base and never used
@@ -391,7 +391,7 @@ def load_patch(folder: Path, base: nn.Module) -> Patch:
     Source: this project.
     Lesson: 03_lora_adaptation, "Patches".
     """
-    path, data = folder / "patch.json", folder / "patch.safetensors"
+    path, data = Path(folder) / "patch.json", Path(folder) / "patch.safetensors"
     plain = files.read_json(path, tuple(_FIELDS))
     try:
         ok = plain["format"] == FORMAT and all(isinstance(plain[k], t) for k, t in _FIELDS.items())

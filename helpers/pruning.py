@@ -84,7 +84,7 @@ def prune(
         part: The images that may choose what is pruned and on which BatchNorm is measured anew: for
             unlearning those to retain, because a mask chosen with the forget set leaks it. None
             leaves BatchNorm as it was.
-        dataset: Gives the normalisation of ``part``.
+        dataset: Gives the normalisation of ``part``; needed with it.
         names: The layers, each with a weight of two dimensions or more; None takes the prunable
             ones. Not for ``channels``, where what is coupled goes together.
         seed: Of ``random`` and of the choice of images.
@@ -112,8 +112,13 @@ def prune(
              if getattr(getattr(module, "weight", None), "ndim", 0) > 1}  # fmt: skip
     unknown = [name for name in names or () if name not in known]
     check("names", unknown, not unknown, f"layers of {type(model).__name__} with a weight matrix")
+    turned = [name for name in names or () if kind in ("mask_structured", "mask_nm")
+              and isinstance(known[name], nn.modules.conv._ConvTransposeNd)]  # fmt: skip
+    check("names", turned, not turned, f"no transposed convolution for {kind}: the rows of its "
+          "weight are inputs")  # fmt: skip
+    check("dataset", None, part is None or dataset is not None, "the one that part is of")
     models.check_weights(model, models.layers(model).prunable if names is None else names)
-    if part is not None and dataset is not None:
+    if part is not None:
         models.check_head(model, len(dataset.classes))
         few = dataset.normalise(part.images[:2])
         models.check_answers("model", model, few, len(dataset.classes))
@@ -126,7 +131,7 @@ def prune(
     started, made = time.perf_counter(), Pruned(copy.deepcopy(model).eval())
     looked: dict[nn.Module, int] = {}  # images passed forward, a backward pass counted as two
     if criterion == "taylor":
-        check("criterion", criterion, part is not None and dataset is not None, "needs images")
+        check("criterion", criterion, part is not None, "needs images")
         frozen = [p for p in made.model.parameters() if not p.requires_grad]
         looked[model] = 3 * _gradients(made.model, part, dataset, seed)
         for parameter in frozen:
@@ -141,7 +146,7 @@ def prune(
     else:
         made.kept = remove_channels(made.model, sparsity, **shared)
     made.model.zero_grad(set_to_none=True)
-    if part is not None and dataset is not None:
+    if part is not None:
         looked[made.model] = recalibrate_batchnorm(made.model, part, dataset, seed=seed)
     next(made.model.parameters())[:1].cpu()  # waits for the GPU
     made.seconds = time.perf_counter() - started
@@ -377,8 +382,9 @@ def remove_channels(
             groups = list(pruner.step(interactive=True))
         model.zero_grad(set_to_none=True)  # "taylor" has been read
         _number(model)  # each entry is replaced by its own place, to see later which are left
-        for group in groups:
-            group.prune()
+        for (first, channels), *_ in groups:
+            # followed anew: where outputs are concatenated, what was cut before has moved the rest
+            pruner.DG.get_pruning_group(first.target.module, first.handler, channels).prune()
         kept = {k: _places(v, before[k].shape) for k, v in model.state_dict().items()}
         kept = {k: places for k, places in kept.items() if any(p is not None for p in places)}
         whole = _left_whole(model, before, kept, sparsity)

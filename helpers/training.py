@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 # (model, images, labels, share of the training that is done) -> loss
 Objective = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 WARM_UP = 0.2  # share of a onecycle schedule in which the learning rate rises
+COUNTED, FEW = 2**20, 8  # numbers in a batch whose operations are counted whole; images of others
 CHECKPOINT_SECONDS = 60  # at most about this much work is lost when a process is killed
 
 
@@ -173,6 +174,7 @@ def fit(
     frozen: Iterable[nn.Module] = (),
     monitor: ImageSet | None = None,
     checkpoint: Path | None = None,
+    about: str = "",
     precision: str = "auto",
     compile: bool = False,
     graphs: bool = False,
@@ -199,7 +201,10 @@ def fit(
             measured after each epoch, outside the measured time.
         checkpoint: Where to leave the state when interrupted, and once a minute; taken up from
             there if it exists, and refused if it is of another recipe, seed, network (its shapes)
-            or of other images (their labels). It stays: remove it when the result is safe.
+            or of other images (their labels), or of another ``about``. It stays: remove it when the
+            result is safe.
+        about: What the training is for, where the images do not tell: a method that sees all
+            images, and the classes that it forgets.
         precision: ``fp32``, ``amp`` (mixed), or ``auto``: mixed on CUDA.
         compile: Whether ``torch.compile`` makes the training steps faster; the first ones wait for
             it, which counts as training. Numbers round otherwise.
@@ -225,6 +230,8 @@ def fit(
     size, n = recipe.batch_size, len(part)
     check("images", n, n > 0, "at least one image to train on")
     per_epoch = -(-n // size) - (n % size == 1 and n > 1)
+    flat = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d) and m not in {*frozen}]
+    check("images", n, n > 1 or not flat, "at least two: BatchNorm1d needs a variance")
     watch = _WATCH.get()
     # the random state that dropout and MixUp use is set anew for every step, then given back
     random = torch.random.fork_rng(_cuda_devices(model))
@@ -235,7 +242,7 @@ def fit(
         loop = _Loop(model, recipe, device, precision, tuple(frozen), compile, graphs)
         stack.callback(loop.release)
         if checkpoint is not None:
-            loop.origin = _origin(model, part, seed)
+            loop.origin = _origin(model, part, seed, about)
         if checkpoint is not None and parallel.first(checkpoint.exists):
             loop.restore(checkpoint, per_epoch)
         bar = _bar(progress, recipe.epochs * per_epoch, loop.fit.steps)
@@ -262,7 +269,7 @@ def fit(
             batch = next(batches(part, size, augment=recipe.augment, seed=(seed, 0)))
             images, labels = (tensor[: -(-len(tensor) // parallel.size())] for tensor in batch)
             with parallel.alone():
-                counted = loop.count_macs(objective, dataset.normalise(images), labels)
+                counted = loop.count_macs(objective, images, labels, dataset)
             loop.fit.macs = counted * loop.fit.steps * n // (per_epoch * len(labels))
         if parallel.agreed(stop.is_set()):  # meanwhile
             loop.started = time.perf_counter()
@@ -367,8 +374,24 @@ class _Loop:
         self.steps_in_epoch += 1
         self.steps_here += 1
 
-    def count_macs(self, objective: Objective, images: Tensor, labels: Tensor) -> int:
-        """Count one step, outside the clock; what it moves is put back."""
+    def count_macs(
+        self, objective: Objective, images: Tensor, labels: Tensor, dataset: Dataset
+    ) -> int:
+        """Count one step, outside the clock; what it moves is put back.
+
+        The count is made in float32 and by the plain form of attention, which can take far more
+        memory than the step did. So of large images it is made of few, twice: what grows with
+        their number, and what does not, follow.
+        """
+        if images.numel() <= COUNTED or len(images) <= 2 * FEW:
+            return self._count(objective, dataset.normalise(images), labels)
+        one, two = (
+            self._count(objective, dataset.normalise(images[:n]), labels[:n])
+            for n in (FEW, 2 * FEW)
+        )
+        return one + (two - one) * (len(images) - FEW) // FEW
+
+    def _count(self, objective: Objective, images: Tensor, labels: Tensor) -> int:
         from torch.utils.flop_counter import FlopCounterMode
 
         self.model.train()
@@ -453,7 +476,8 @@ class _Loop:
             if plain["recipe"] != vars(self.recipe):
                 raise KeyError("the same recipe")
             if plain["origin"] != self.origin:
-                raise ValueError("it is of another seed, of other images or of another network")
+                raise ValueError("it is of another seed, of other images, of another network, or "
+                                 "for something else")  # fmt: skip
             own = self.model.state_dict()
             found = {k: tensors[f"model.{k}"].to(v) for k, v in own.items()}
             models.put_state(self.model, found)
@@ -507,14 +531,14 @@ class _Loop:
             raise ValueError(f"{self.fit.steps} steps are not {len(rows)} epochs and the rest")
 
 
-def _origin(model: nn.Module, part: ImageSet, seed: int) -> str:
+def _origin(model: nn.Module, part: ImageSet, seed: int, about: str) -> str:
     """Name what is trained on what, so that no other training goes on from its checkpoint.
 
     Not by the weights: on a GPU what pruning measured may differ in the last bit.
     """
     labels = hashlib.sha256(part.labels.cpu().contiguous().numpy().tobytes()).hexdigest()
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    return hashlib.sha256(f"{seed} {labels} {shapes}".encode()).hexdigest()
+    return hashlib.sha256(f"{seed} {labels} {shapes} {about}".encode()).hexdigest()
 
 
 def schedule(name: str, share: float) -> float:
@@ -672,14 +696,19 @@ def recalibrate_batchnorm(
         return 0
     momenta = [m.momentum for m in norms]
     chosen = part.sample(limit, seed).images[:]
-    with models.evaluating(model):
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain mean over the batches
-            norm.train()
-        parts = -(-len(chosen) // at_most(chosen, 256))
-        for images in chosen.chunk(parts):  # of even size: each counts the same
-            model(dataset.normalise(images))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    parts = -(-len(chosen) // at_most(chosen, 256))
+    batched = chosen.chunk(parts)
+    if 2 * len(batched[-1]) < len(batched[0]):  # a short rest would count as much as the others
+        batched = chosen.tensor_split(parts)
+    try:
+        with models.evaluating(model):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a plain mean over the batches
+                norm.train()
+            for images in batched:
+                model(dataset.normalise(images))
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
     return len(chosen)

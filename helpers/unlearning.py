@@ -300,7 +300,13 @@ def _check_start(original: nn.Module, split: ClassSplit, dataset: Dataset) -> No
     models.check_head(original, len(dataset.classes))
     models.check_weights(original, models.layers(original).prunable)
     images = dataset.normalise(dataset.train.images[:2])
+    shape, stated = (
+        tuple(images.shape[1:]),
+        tuple(getattr(original, "input_shape", images.shape[1:])),
+    )
+    check("input_shape of the network", stated, stated == shape, f"that of the images, {shape}")
     models.check_answers("original", original, images, len(dataset.classes))
+    models.check_head_is_last(original, images)
     models.check_training("original", original, images, len(dataset.classes))
     count = len(split.forget)
     check("training images of the class to forget", count, count > 0, "at least one")
@@ -432,8 +438,8 @@ def unlearn(
     part = {"all": every, "retain": split.retain, "forget": split.forget}[chosen.data]
     stage = partial(
         training.fit, dataset=dataset, recipe=recipe, seed=cfg.seed, objective=objective,
-        checkpoint=checkpoint, precision=cfg.precision, compile=cfg.compile,
-        graphs=cfg.graphs, progress=progress,
+        checkpoint=checkpoint, about=f"{cfg.method} {cfg.mode} {cfg.forgotten}",
+        precision=cfg.precision, compile=cfg.compile, graphs=cfg.graphs, progress=progress,
     )  # fmt: skip
     learns = {name: p.requires_grad for name, p in pruned.model.named_parameters()}
     if chosen.adapt != "lora":
@@ -490,7 +496,7 @@ def _objective(
     if "original" in asked:
         teachers["original"] = copy.deepcopy(original).eval()
     if "stranger" in asked:
-        teachers["stranger"] = new_model(cfg.but(seed=(cfg.seed + 1) % 2**31), dataset)
+        teachers["stranger"] = _stranger(original, dataset, cfg)
     networks = [one.requires_grad_(False) for one in teachers.values() if one is not None]
     # the backward pass of boundary_shrink goes through its teacher: counted in the step
     held = 0 if name == "boundary_shrink" else sum(
@@ -501,6 +507,14 @@ def _objective(
     strength = None if chosen.salient else recipe.strength
     task = objectives.Task(*shared, cfg.forgotten, len(dataset.classes), strength)
     return builder(task), held
+
+
+def _stranger(original: nn.Module, dataset: Dataset, cfg: RunConfig) -> nn.Module:
+    """Build a network of the same architecture that knows nothing."""
+    seed, ours = (cfg.seed + 1) % 2**31, getattr(original, "blueprint", None)
+    if ours is not None and ours.name == cfg.model:
+        return new_model(cfg.but(seed=seed), dataset)
+    return models.fresh(original, seed)
 
 
 def _edit(

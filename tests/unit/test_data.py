@@ -281,6 +281,16 @@ def test_colours_survive_the_conversion(tmp_path, mode, pixel):
     assert np.abs(image.astype(int) - pixel).max() <= 1
 
 
+@pytest.mark.parametrize("brightest", [255, 256, 1000, 65535])
+def test_sixteen_bits_mean_the_same_in_every_file(tmp_path, brightest):
+    values = np.full((8, 8), brightest, dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as file:
+        assert file.mode == "I;16"
+        image = np.asarray(folders.to_rgb(file, 8))
+    assert np.abs(image.astype(int) - brightest * 255 // 65535).max() <= 1
+
+
 def test_the_folder_is_decoded_once_and_again_after_a_change(tmp_path, home, monkeypatch):
     root = folder(tmp_path / "set", {"a": 5, "b": 5})
     first = load(root)

@@ -232,6 +232,13 @@ def test_frozen_modules_stay_in_evaluation_mode(dataset, split, original):
 # networks that this project did not write
 
 
+class Noise(nn.Module):
+    """Draws while it trains, under a name that does not tell."""
+
+    def forward(self, x):
+        return x + torch.randn_like(x) if self.training else x
+
+
 class Own(nn.Module):
     """Two convolutions and a classifier, with a switch for each thing that may go wrong."""
 
@@ -244,6 +251,9 @@ class Own(nn.Module):
         self.norms = nn.ModuleList([nn.BatchNorm2d(6), nn.BatchNorm2d(6)])  # before the layers
         self.first, self.second = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
         self.drop = nn.Dropout(0.5) if trick == "dropout module" else nn.Identity()
+        odd = {"noise module": Noise(), "instance statistics": nn.InstanceNorm2d(
+            6, track_running_stats=True)}  # fmt: skip
+        self.odd = odd.get(trick, nn.Identity())
         self.pair = nn.Parameter(torch.ones(3, 1, 1, 1))
         self.head = nn.Linear(6, 10)
 
@@ -255,6 +265,7 @@ class Own(nn.Module):
             x = nn.functional.dropout(x, 0.5, self.training)
         if self.trick == "noise" and self.training:
             x = x + torch.randn_like(x)
+        x = self.odd(x)
         x = self.norms[1](self.second(x)) + self.pair.mean()
         x = torch.tanh(x) if self.trick == "tanh" else x.relu()
         return self.head(x.mean((2, 3)))
@@ -273,6 +284,8 @@ def trained(dataset, cfg, model, cache=None, **changes):
         ("dropout module", False),
         ("dropout function", False),
         ("noise", False),
+        ("noise module", False),
+        ("instance statistics", False),
     ],
 )
 def test_what_cannot_be_kept_is_computed_anew_with_the_same_result(trick, once, cfg, dataset):

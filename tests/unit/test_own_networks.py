@@ -6,6 +6,7 @@ import copy
 import threading
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -289,3 +290,152 @@ def test_channels_that_cannot_be_found_are_not_left_without_a_word(dataset, capl
     made = pruning.prune(model, 0.5, "channels", part=part, dataset=dataset)
     assert made.model.b.weight.shape == (8, 16, 3, 3)
     assert "nothing could be taken out of a" in caplog.text
+
+
+class Dense(nn.Module):
+    """Each layer reads all that were before it, as in DenseNet."""
+
+    input_shape = (1, 8, 8)
+
+    def __init__(self, norm):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = (nn.Conv2d(i, 8, 3, padding=1) for i in (1, 8, 16))
+        self.norm, self.head = norm(24), nn.Linear(24, 10)
+
+    def forward(self, x):
+        a = self.a(x).relu()
+        b = self.b(a).relu()
+        c = self.c(torch.cat([a, b], 1)).relu()
+        return self.head(self.norm(torch.cat([a, b, c], 1)).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, lambda n: nn.GroupNorm(1, n)])
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_of_what_is_concatenated_the_same_channels_stay_as_of_its_parts(dataset, norm, share):
+    model = moved_to(Dense(norm).eval(), dataset)
+    kept = pruning.prune(model, share, "channels", measured=False).kept
+    parts = [kept[f"{name}.weight"][0].tolist() for name in "abc"]
+    assert all(len(part) == 8 * (1 - share) for part in parts)
+    behind = [8 * place + channel for place, part in enumerate(parts) for channel in part]
+    assert kept["norm.weight"][0].tolist() == kept["head.weight"][1].tolist() == behind
+    assert kept["c.weight"][1].tolist() == behind[: len(behind) * 2 // 3]
+
+
+def test_a_layer_of_two_names_is_itself_after_ssd(short, dataset):
+    shared = nn.PReLU()
+    model = network(shared, nn.Conv2d(16, 16, 1), shared)
+    model = moved_to(model, dataset)
+    was = copy.deepcopy(model.state_dict())
+    unlearning.unlearn(model, dataset, short.but(method="ssd"))
+    assert isinstance(shared.weight, nn.Parameter)
+    assert all(torch.equal(v, was[k]) for k, v in copy.deepcopy(model).state_dict().items())
+
+
+def test_a_norm_in_two_places_is_no_part_of_a_patch(short, dataset):
+    norm = nn.BatchNorm2d(16)
+    model = moved_to(network(norm, nn.ReLU(), nn.Conv2d(16, 16, 1), norm), dataset)
+    with pytest.raises(
+        InputError, match="used in several places' is not allowed: layers used once"
+    ):
+        unlearning.unlearn(model, dataset, short.but(targets="all"))
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 8, 8), (1, 4, 16)])
+def test_another_shape_than_that_of_the_images_is_refused(short, dataset, shape):
+    model = moved_to(network(), dataset)
+    model.input_shape = shape
+    with pytest.raises(
+        InputError, match=r"input_shape .* allowed: that of the images, \(1, 8, 8\)"
+    ):
+        unlearning.unlearn(model, dataset, short)
+
+
+class Aside(nn.Module):
+    """The second of two classifiers does not answer, or not as the first does."""
+
+    input_shape = (1, 8, 8)
+
+    def __init__(self, called):
+        super().__init__()
+        torch.manual_seed(0)
+        self.called, self.body = called, nn.Conv2d(1, 8, 3, padding=1)
+        self.head, self.other = nn.Linear(8, 10), nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.body(x).relu().mean((2, 3))
+        if self.called:
+            self.other(x)
+        return self.head(x).log_softmax(1)
+
+
+@pytest.mark.parametrize("called", [False, True])
+@pytest.mark.parametrize("method", ["lora", "logit_mask", "head_only", "finetune"])
+def test_a_classifier_that_does_not_answer_is_not_taken_for_one(short, dataset, method, called):
+    model = moved_to(Aside(called), dataset)
+    with pytest.raises(InputError, match="classifier = 'other' is not allowed: the layer that"):
+        unlearning.unlearn(model, dataset, short.but(method=method))
+
+
+def test_an_answer_that_is_normalised_is_the_classifiers(short, dataset):
+    model = Aside(False)
+    del model.other
+    made = unlearning.unlearn(moved_to(model, dataset), dataset, short.but(method="head_only"))
+    assert not torch.equal(made.model.head.weight, model.head.weight)
+
+
+def test_the_teacher_who_knows_nothing_is_of_the_same_architecture(short, dataset, monkeypatch):
+    teachers, build = [], unlearning.objectives.Task
+    monkeypatch.setattr(unlearning.objectives, "Task", lambda *given: teachers.append(
+        given[1]) or build(*given))  # fmt: skip
+    model = moved_to(network(), dataset)
+    unlearning.unlearn(model, dataset, short.but(method="bad_teacher"))
+    (stranger,) = teachers
+    assert [*stranger.state_dict()] == [*model.state_dict()]
+    assert not torch.equal(stranger[0].weight, model[0].weight)
+
+
+def test_weights_that_are_computed_are_not_written_to(short, dataset):
+    head, layer = network(), network()
+    for module in (head[-1], layer[2]):
+        torch.nn.utils.parametrizations.weight_norm(module)
+    head, layer = moved_to(head, dataset), moved_to(layer, dataset)
+    with pytest.raises(InputError, match="computed from other parameters"):
+        unlearning.unlearn(head, dataset, short.but(method="prototype"))
+    with pytest.raises(InputError, match="computed from other parameters"):
+        lora.attach(layer, 2, ["2"], alpha=4)
+
+
+def test_images_come_with_the_dataset_that_they_are_of(dataset):
+    part = dataset.split(3).retain
+    with pytest.raises(InputError, match="dataset = None is not allowed: the one that part is of"):
+        pruning.prune(moved_to(network(), dataset), 0.5, part=part)
+
+
+@pytest.mark.parametrize("kind", ["mask_structured", "mask_nm"])
+def test_of_a_transposed_convolution_the_rows_are_inputs(dataset, kind):
+    model = moved_to(network(nn.ConvTranspose2d(16, 16, 1)), dataset)
+    with pytest.raises(InputError, match=r"names = \['1'\] is not allowed: no transposed"):
+        pruning.prune(model, 0.5, kind, names=["1"])
+
+
+def test_a_ledger_of_a_network_with_two_answers_says_so(dataset):
+    with pytest.raises(InputError, match="answer while training = 'tuple' is not allowed"):
+        pruning.prune(moved_to(TwoHeads().eval(), dataset), 0.5)
+
+
+def test_a_class_may_be_a_number_of_numpy_or_torch(dataset):
+    for three in (np.int64(3), torch.tensor(3), [np.int64(3)], (3,), {3}):
+        assert dataset.split(three).forgotten == (3,)
+    assert dataset.split(np.array([8, 3])).forgotten == (3, 8)
+
+
+def test_folders_may_be_text(short, dataset, tmp_path):
+    model = moved_to(network(), dataset)
+    made = unlearning.unlearn(model, dataset, short)
+    models.save(made.model, f"{tmp_path}/whole")
+    again = models.load(f"{tmp_path}/whole", model)
+    patches.save_patch(made.patch, f"{tmp_path}/patch")
+    patched = patches.apply(model, patches.load_patch(f"{tmp_path}/patch", model))
+    images = models.example(model)
+    assert torch.equal(again(images), patched(images))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import data, files, objectives, training
+from helpers import data, files, lora, models, objectives, training
 from helpers.config import InputError, Recipe
 from helpers.files import FileProblem
 from helpers.training import Interrupted, fit
@@ -172,6 +172,9 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(cfg, dataset, s
     for part, seed in ((another, 0), (split.retain, 1)):
         with pytest.raises(FileProblem, match="of another seed, of other images"):
             fit(on(cfg.device, small()), part, dataset, SHORT, seed=seed, checkpoint=path)
+    with pytest.raises(FileProblem, match="for something else"):
+        fit(on(cfg.device, small()), split.retain, dataset, SHORT, seed=0, checkpoint=path,
+            about="to forget another class")  # fmt: skip
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(FileProblem, match="damaged"):
         fit(on(cfg.device, small()), split.retain, dataset, SHORT, seed=0, checkpoint=path)
@@ -525,3 +528,48 @@ def test_a_stop_after_the_last_step_is_not_forgotten(cfg, dataset, split, tmp_pa
     found = fit(on(cfg.device, small()), split.retain, dataset, one, seed=0, checkpoint=path)
     assert (found.steps, len(found.history)) == (5, 1)
     assert found.macs > 0
+
+
+def test_of_large_images_few_are_counted_and_the_number_is_that_of_all(
+    cfg, dataset, original, monkeypatch
+):
+    images, labels = dataset.train.images[:100], dataset.train.labels[:100]
+    with_adapters = lora.attach(original, 2, models.layers(original).targets("all"), alpha=4)
+    whole, seen, counted = training._Loop._count, [], []
+    monkeypatch.setattr(training._Loop, "_count", lambda self, *given: seen.append(
+        len(given[1])) or whole(self, *given))  # fmt: skip
+    for model in (original, with_adapters.train()):
+        loop = training._Loop(model, SHORT, cfg.device, "fp32", (), False, False)
+        for limit in (2**20, 0):
+            monkeypatch.setattr(training, "COUNTED", limit)
+            counted.append(loop.count_macs(training.cross_entropy, images, labels, dataset))
+    assert seen == 2 * [100, 8, 16]
+    assert counted[0] == counted[1] > 0
+    assert counted[2] == counted[3] > 0
+
+
+def test_a_short_rest_does_not_count_as_much_as_the_others(cfg, dataset, monkeypatch):
+    norm = nn.BatchNorm2d(1)
+    model = on(cfg.device, nn.Sequential(norm, nn.Flatten(), nn.Linear(64, 10)))
+    part, sizes = dataset.train.sample(33), []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    monkeypatch.setattr(training, "at_most", lambda *_: 16)
+    assert training.recalibrate_batchnorm(model, part, dataset) == 33
+    assert sizes == [11, 11, 11]
+    mean = dataset.normalise(part.images).mean().item()
+    assert norm.running_mean.item() == pytest.approx(mean, abs=1e-5)
+
+
+def test_a_network_that_fails_keeps_the_momentum_of_its_norms(cfg, dataset):
+    norm = nn.BatchNorm2d(1)
+    model = on(cfg.device, nn.Sequential(norm, nn.Flatten(), nn.Linear(63, 10)))
+    with pytest.raises(RuntimeError):
+        training.recalibrate_batchnorm(model, dataset.train, dataset)
+    assert norm.momentum == 0.1
+
+
+def test_one_image_has_no_variance(cfg, dataset, split):
+    model = on(cfg.device, nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10)))
+    with pytest.raises(InputError, match="images = 1 is not allowed: at least two: BatchNorm1d"):
+        fit(model, split.retain.sample(1), dataset, SHORT, seed=0)
+    fit(model, split.retain.sample(1), dataset, SHORT, seed=0, frozen=[model[1]])
