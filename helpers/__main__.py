@@ -31,6 +31,8 @@ from helpers.config import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from helpers.data import Dataset
@@ -243,7 +245,7 @@ def _run(options: argparse.Namespace) -> int:
     from helpers import audit, data, parallel, report, runs, statistics, unlearning
 
     unlearning.method(cfg.method)
-    _say_unused(cfg, options)
+    _say_unused([cfg], options)
     dataset = data.load_dataset(cfg, progress=not options.quiet)
     start = cfg.seed if cfg.method == "original" else cfg.start_seed
     first = cfg.but(seed=start, original_seed=None)  # what the method starts from
@@ -264,13 +266,16 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _say_unused(cfg: RunConfig, options: argparse.Namespace) -> None:
-    """Say which of the options that were given the method does not use."""
+def _say_unused(points: Sequence[RunConfig], options: argparse.Namespace) -> None:
+    """Say which of the options that were given none of the methods uses."""
     from helpers import runs
 
     given = [name for name, value in vars(options).items() if value is not None]
-    if words := [f"--{name.replace('_', '-')}" for name in runs.unused(cfg, given)]:
-        log.warning("%s does not use %s", cfg.method, ", ".join(words))
+    unused = set.intersection(*({*runs.unused(point, given)} for point in points))
+    if words := [f"--{name.replace('_', '-')}" for name in given if name in unused]:
+        methods = ", ".join(dict.fromkeys(point.method for point in points))
+        log.warning("%s %s not use %s", methods, "do" if "," in methods else "does",
+                    ", ".join(words))  # fmt: skip
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
@@ -299,6 +304,8 @@ def _sweep(options: argparse.Namespace) -> int:
         name: sweep.values(name, value) if isinstance(value, str) else [value]
         for name, value in given.items() if value is not None
     }  # fmt: skip
+    methods = grid.get("method") or [get_config(options.preset).method]
+    _say_unused([get_config(options.preset, method=m) for m in methods], options)
     done = sweep.run(grid, options.preset, options.workers, options.ray,
                      options.skip_impossible, not options.quiet)  # fmt: skip
     paths = sweep.save(done, out)  # first: what is printed may not arrive
@@ -336,7 +343,7 @@ def _report(options: argparse.Namespace) -> int:
 
     out = _folder("out", options.out)
     files.try_folder(out)
-    _say_unused(cfg, options)
+    _say_unused([cfg], options)
     dataset = data.load_dataset(cfg, progress=not options.quiet)
     record = study.audit_run(cfg, options.oracles, dataset, not options.quiet)
     _write_card(record, out)
@@ -376,8 +383,9 @@ def _add_audit(parser: argparse.ArgumentParser) -> None:
 
 def _audit(options: argparse.Namespace) -> int:
     cfg = _config(options)
-    from helpers import audit, data, files, runs
+    from helpers import audit, data, files, runs, unlearning
 
+    unlearning.set_threads(cfg)
     out = None if options.out is None else _folder("out", options.out)
     if out is not None:
         files.try_folder(out)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -166,8 +165,8 @@ class Look:
         labels: Part -> (N,) int64.
         unseen: (N,) bool, which images of the forget set the membership attack takes for unseen.
         stranger: (N, C) logits of the same network with fresh weights, for the forget set.
-        layers: Point -> (N, K) outputs on test images (at most a sample), those of the class first.
-        first: How many of these are of the class.
+        grams: ``forget`` and ``retain`` -> by point, a layer's (N, N) likeness of those test
+            images: of at most ``LARGEST_GRAM``, the same for every network.
         information: Point -> what it tells about the class, in nats, one number a draw.
         curves: One relearning curve a draw.
         shut: How many channels were opened (:mod:`helpers.shut`); where there are any, features,
@@ -182,23 +181,10 @@ class Look:
     labels: dict[str, Tensor]
     unseen: Tensor | None = None
     stranger: Tensor | None = None
-    layers: dict[str, Tensor] = field(default_factory=dict)
-    first: int = 0
+    grams: dict[str, list[Tensor]] = field(default_factory=dict)
     information: dict[str, list[float]] = field(default_factory=dict)
     curves: list[relearning.Curve] = field(default_factory=list)
     shut: int = 0
-
-    @cached_property
-    def grams(self) -> dict[str, list[Tensor]]:
-        """``forget`` and ``retain`` -> a layer's (N, N) likeness of those test images, by point.
-
-        Of more than ``LARGEST_GRAM`` the first ones.
-        """
-        most = LARGEST_GRAM
-        parts = {"forget": slice(min(self.first, most)),
-                 "retain": slice(self.first, self.first + most)}  # fmt: skip
-        return {part: [features.gram(layer[images]) for layer in self.layers.values()]
-                for part, images in parts.items()}  # fmt: skip
 
 
 def look(model: nn.Module, split: ClassSplit, seed: int = 0, draws: int = 1) -> Look:
@@ -267,12 +253,19 @@ def _probe(
     names = *features.points(model, few), features.HEAD_INPUT
     gone, parts = torch.tensor(split.forgotten), [getattr(split, name) for name in PARTS]
     few = [_sampled(part) for part in parts]
-    few, found.first = [few[0].with_all(few[1]), few[2].with_all(few[3])], len(few[2])
+    # in folders images lie class by class: the first ones would be of few classes
+    few[2:] = [p.sample(len(p)) if len(p) > LARGEST_GRAM else p for p in few[2:]]
+    first = len(few[2])
+    alike = {"forget": slice(min(first, LARGEST_GRAM)),
+             "retain": slice(first, first + LARGEST_GRAM)}  # fmt: skip
+    few = [few[0].with_all(few[1]), few[2].with_all(few[3])]
+    found.grams = {part: [] for part in alike}
     layers = [features.collect(model, part, dataset, names) for part in few]
     sides = [torch.isin(part.labels.cpu(), gone) for part in few]
     for place, name in enumerate(names):  # by place: a wrapped network has other names
         rows = [layer[name] for layer in layers]
-        found.layers[str(place)] = rows[1]
+        for part, images in alike.items():
+            found.grams[part].append(features.gram(rows[1][images]))
         found.information[str(place)] = [
             features.information(rows[0], sides[0], rows[1], sides[1], one) for one in seeds
         ]
@@ -765,7 +758,7 @@ def _intervals(
             found.information, ([v] for v in told), strict=True))), oracles, original)
         for curve, *told in zip(found.curves, *found.information.values(), strict=True)
     ]  # fmt: skip
-    ends["relearn_area"] = [relearning.area(curve) for curve in found.curves]
+    ends["relearn_area"] += [relearning.area(curve) for curve in found.curves]
     ends["Avg Gap"] = [*ends["Avg Gap"], *gaps]
     for name in ("relearn_steps", "IDI"):
         ends[name] = [row[name] for row in draws if name in row]

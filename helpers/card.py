@@ -61,7 +61,7 @@ DECIMALS = {"TV": 3, "JS": 3, "activation": 3, "ZRF": 3, "CKA_*": 3, "IDI": 3, "
 
 COSTS = {
     "seconds": ("time of unlearning", lambda v: f"{v:,.2f} s"),
-    "macs": ("multiply-accumulates in all", lambda v: f"{v / 1e9:,.2f} billion"),
+    "macs": ("multiply-accumulates", lambda v: f"{v / 1e9:,.2f} billion"),
     "peak_memory": ("peak memory", lambda v: f"{v / 1e6:,.1f} MB"),
     "trainable": ("trainable parameters", lambda v: f"{v:,.0f}"),
     "file_bytes": ("size of the network's file", lambda v: f"{v / 1e3:,.1f} kB"),
@@ -587,7 +587,9 @@ def _costs_section(record: Mapping[str, Any]) -> Section:
     for key, value in record["costs"].items():
         title, how = COSTS.get(key, (key, _value))
         rows.append([title, "–" if value is None else how(value)])
-    return Section("Costs", [], [Table("What forgetting cost", rows, "numbers")])
+    asked = (record["how"] or {}).get("config", {}).get("earlier")
+    title = "What forgetting the last request cost" if asked else "What forgetting cost"
+    return Section("Costs", [], [Table(title, rows, "numbers")])
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -640,7 +642,8 @@ def _guide(record: Mapping[str, Any]) -> Section:
         "Inside the band is good, and better than inside does not exist: beyond the band on the "
         "side that looks better is outside, too, unless the metric counts one side alone.",
         "The interval says how far a value could move with other images of the same kind, and a "
-        "membership attack with other images to learn from. A metric "
+        "membership attack with other images to learn from; of steps back and IDI it spans a few "
+        "draws of the images that they learn from, and is too short. A metric "
         "whose band holds the original as well cannot tell forgetting from not forgetting. "
         "Accuracy on the other classes is the exception: there the original belongs inside.",
         "One metric outside its band is enough to leave a claim without support, and of so many "

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_PARTS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 IMAGE_SUFFIXES = (
     ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff",
     ".webp",
@@ -124,16 +125,17 @@ def _stamp(stat: os.stat_result) -> str:
 
 def _list_folder(root: Path) -> tuple[Listing, dict[str, str]]:
     """List the images of a folder, and what tells whether one of them changed."""
-    parts = [part for part in ("train", "test") if (root / part).is_dir()]
-    parts = parts if "train" in parts else [""]
-    folders, stamps, others = set(parts), {}, Counter()
+    stamps, others = {}, Counter()
     try:
-        for part in parts:
-            with os.scandir(root / part) as entries:
-                found = sorted(f"{part}/{e.name}".lstrip("/") for e in entries if e.is_dir())
-            folders |= set(found)
-            for below in filter(_visible, found):
-                stamps |= _walk(root, below, others)
+        found = {"": _folders_in(root)}
+        found |= {p: _folders_in(root, p) for p in ("train", "test") if p in found[""]}
+        if any(map(_visible, found.get("train", ()))):
+            _say_beside(found.pop(""), root)
+        else:  # of classes one may be called train
+            found = {"": found[""]}
+        folders = {*found, *itertools.chain(*found.values())}
+        for below in filter(_visible, itertools.chain(*found.values())):
+            stamps |= _walk(root, below, others)
     except OSError as error:
         where = _short(str(error.filename or root))
         raise InputError(
@@ -143,6 +145,11 @@ def _list_folder(root: Path) -> tuple[Listing, dict[str, str]]:
     listing = _arrange(stamps, folders, root)
     _say_left_out(others, root)
     return listing, stamps
+
+
+def _folders_in(root: Path, part: str = "") -> list[str]:
+    with os.scandir(root / part) as entries:
+        return sorted(f"{part}/{e.name}".lstrip("/") for e in entries if e.is_dir())
 
 
 def _walk(root: Path, below: str, others: Counter[str]) -> Iterator[tuple[str, str]]:
@@ -223,9 +230,15 @@ def _say_left_out(others: Counter[str], root: Path) -> None:
                     shown, _suffixes())  # fmt: skip
 
 
+def _say_beside(tops: Iterable[str], root: Path) -> None:
+    """Say which folders beside train/ are not read: images to validate with may be in them."""
+    if beside := sorted({name for name in tops if _visible(name)} - {"train", "test"}):
+        log.warning("%s: read are train/ and test/ alone, not %s", root, _short(", ".join(beside)))
+
+
 def _arrange(images: Iterable[str], folders: Collection[str], root: Path) -> Listing:
     """Sort images into parts and classes; what lies elsewhere is none of them."""
-    apart = "train" in folders
+    apart = any(name.startswith("train/") for name in folders)
     listing: Listing = {"train": {}}
     if apart and "test" in folders:
         listing["test"] = {}
@@ -245,6 +258,11 @@ def _arrange(images: Iterable[str], folders: Collection[str], root: Path) -> Lis
 
 def _check_listing(listing: Listing, root: Path) -> None:
     train, test = listing["train"], listing.get("test", listing["train"])
+    if train and {name.lower() for name in train} <= _PARTS:
+        raise InputError(
+            f"{root}: {', '.join(train)} are parts, not classes; name those with the training and "
+            "the test images train and test, in small letters"
+        )
     if train.keys() != test.keys():
         odd = sorted(train.keys() ^ test.keys())
         raise InputError(f"{root}: classes in only one of train/ and test/: {', '.join(odd)}")

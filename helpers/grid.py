@@ -473,8 +473,9 @@ def interval(name: str, values: Iterable[float]) -> tuple[float | None, float | 
         values: One number a seed; missing ones are NaN.
 
     Returns:
-        Mean, low and high end at 95 %; None for what is not known. No end leaves the range of the
-        metric, which few seeds alone would allow.
+        Mean, low and high end at 95 %; None for what is not known, as how far seeds scatter of
+        which all have one value. No end leaves the range of the metric, which few seeds alone would
+        allow.
 
     Source: :func:`helpers.statistics.bootstrap`.
     Lesson: 06_explorer, "The stored grid".
@@ -483,7 +484,7 @@ def interval(name: str, values: Iterable[float]) -> tuple[float | None, float | 
     if not numbers:
         return None, None, None
     found = _bootstrap(numbers)
-    if not math.isfinite(found.low):
+    if len({*numbers}) == 1 or not math.isfinite(found.low):
         return found.mean, None, None
     most = 1.0 if audit.METRICS[name].part or name in _AT_MOST_1 else math.inf
     return found.mean, max(found.low, 0.0), min(found.high, most)

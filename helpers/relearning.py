@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from helpers import features, models, outputs
 from helpers.config import check
-from helpers.data import Dataset, ImageSet, per_pass
+from helpers.data import Dataset, ImageSet, at_most, per_pass
 
 # The same for every network. Chosen on digits, classes 1 and 8: with all weights the original is
 # back at 80 % after 5 to 8 steps, the oracle after 11 to 15; faster rates make some networks swing.
@@ -20,6 +20,7 @@ PER_CLASS, STEPS, RATE = 10, 30, 0.02
 # Of the classifier alone, on features of mean squared length 1: for the original about as fast as
 # that; oracles are back after 8 to 12 steps.
 HEAD_RATE = 0.6
+AT_ONCE = 256  # images in a step whose gradients are kept at the same time; the step is one
 LONGEST = 20.0  # gradient: longer than any seen on digits, where deeper networks may blow up
 SHARE = 0.8  # of the original's accuracy that counts as relearned
 SPREAD = 2.0  # standard deviation to which the retained logits of an image are brought
@@ -255,7 +256,9 @@ def _step(
 ) -> None:  # fmt: skip
     with torch.enable_grad():
         optimizer.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
+        most = at_most(images, AT_ONCE)
+        for some, answers in zip(images.split(most), labels.split(most), strict=True):
+            (len(some) / len(images) * F.cross_entropy(model(some), answers)).backward()
         nn.utils.clip_grad_norm_(model.parameters(), LONGEST)
     optimizer.step()
     with torch.no_grad():

@@ -61,6 +61,7 @@ def run(
 
     least = 2 * attacks.LEAST  # before anything is trained: KLoM compares halves
     check("networks", networks, networks >= least, f"at least {least}")
+    check("networks", networks, networks <= study.ORACLE_SEED, f"at most {study.ORACLE_SEED:,}")
     most = networks - attacks.LEAST_SHADOWS
     check("targets", targets, 1 <= targets <= most, f"from 1 to {most}")
     own = cfg.original_seed is None

@@ -10,6 +10,7 @@ that one has no name and is gone with the process.
 from __future__ import annotations
 
 import contextlib
+import glob
 import itertools
 import tempfile
 import threading
@@ -332,7 +333,8 @@ def create(
     """Write an array image by image, and its description. Nothing is kept if ``fill`` raises.
 
     Args:
-        path: Of the array, ending in ``.npy``; the description is beside it.
+        path: Of the array, ending in ``.npy``; the description is beside it. No two processes may
+            write it at once: what looks like the half of one is removed.
         counts: Part -> class -> number of images. The rows are in this order.
         side: Of the images, in pixels.
         fill: Is given a function that puts a (3, side, side) uint8 image into a row, in any order
@@ -367,6 +369,8 @@ def create(
         # it describes the old array, which can be used until the new one takes its place
         path.with_suffix(".json").unlink(missing_ok=True)
 
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # of processes now dead
+        part.unlink(missing_ok=True)
     files.write_atomically(path, write)
     files.write_json(path.with_suffix(".json"), about)
 

@@ -192,6 +192,9 @@ def run(
     for field, values in asked.items():
         ok = 0 < len(values) == len(set(values))
         check(field, list(values), ok, "at least one, and each once")
+    same = {*original_seeds} & {*range(ORACLE_SEED, ORACLE_SEED + oracles)}
+    check("original_seeds", sorted(same), not same, "none of the oracles' seeds, "
+          f"{ORACLE_SEED} and up: a retrained network would be compared with itself")  # fmt: skip
     points = settings(cfg, methods)
     times = _times(points, unlearning_seeds)
     dataset = data.load_dataset(cfg, progress)
@@ -325,7 +328,9 @@ def _class(
     dataset = data.load_dataset(cfg, progress=False)
     split = dataset.split(forget)
     folder = folder_of(cfg, dataset, oracles)
-    rows = {pair: _kept(path) for pair, path in zip(wanted, _paths(folder, wanted), strict=True)}
+    # what could not be judged is tried again: what was wrong may have been mended
+    rows = {pair: [row for row in _kept(path) if "problem" not in row]
+            for pair, path in zip(wanted, _paths(folder, wanted), strict=True)}  # fmt: skip
     keys = {name: _key(point) for name, point in points.items()}
     missing = {
         pair: [name for name in names if _find(rows[pair], keys[name]) is None]
@@ -402,7 +407,7 @@ _WANTED = {"key", "method", "forget", "original_seed", "seed"}
 def _keep(path: Path, row: dict[str, Any], bands: dict[str, Any]) -> list[dict[str, Any]]:
     """Add a row to those of its class and seed; another process may have added some meanwhile."""
     with files.locked(path.with_suffix(".lock"), wait=True):
-        kept = _kept(path)
+        kept = [one for one in _kept(path) if one["key"] != row["key"] or "problem" not in one]
         kept += [row] if _find(kept, row["key"]) is None else []
         files.write_json(path, {"rows": kept, "bands": bands})
     return kept

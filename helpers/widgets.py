@@ -177,6 +177,7 @@ class Explorer:
             check(f"{field} of the record", about.get(field), about.get(field) == mine,
                   f"{mine}, which the live networks are trained on")  # fmt: skip
         self.grid, self.cfg, self.dataset = stored, cfg, dataset
+        self.judged = runs.as_evaluated(dataset, cfg)  # what the networks are shown
         self.lives: dict[tuple[grid.Point, int], grid.Live] = {}
         self.pins: dict[str, tuple[grid.Point, int]] = {}
         self._thread: threading.Thread | None = None
@@ -354,8 +355,8 @@ class Explorer:
     def _oracle_shares(self, point: grid.Point, live: grid.Live | None) -> list[float] | None:
         stored = self.grid.predicted(grid.Point("retrain", point.forget))
         if stored is None and live is not None and "oracle" in live.networks:
-            part = self.dataset.split(point.forget).test_forget
-            logits = training.predict(live.networks["oracle"], part, self.dataset)
+            part = self.judged.split(point.forget).test_forget
+            logits = training.predict(live.networks["oracle"], part, self.judged)
             return outputs.label_histogram(logits).tolist()
         return stored
 
@@ -418,10 +419,10 @@ class Explorer:
             live = grid.train(given[0], point, seed, *given[1:])
             self._keep(live)
             self.panel.refresh()
+            if (point, seed) in self.pins.values():
+                self._compare()
             ending = f"{point}, seed {seed}: trained and measured in {live.seconds:.1f} s."
-            if self.grid.study.about.get("preset", self.cfg.preset) != self.cfg.preset:
-                ending += (f" Stored with preset {self.grid.study.about['preset']}, trained with "
-                           f"{self.cfg.preset}: they differ for that reason alone.")  # fmt: skip
+            ending += self._otherwise()
             self.note.value = _status(f"{ending} Now an oracle for the pictures …")
             grid.oracle(live, *given)
             self.panel.refresh()
@@ -435,6 +436,14 @@ class Explorer:
             self.note.value = _alert("It could not be trained.", error)
         finally:
             self.run.disabled, self.halt.disabled = False, True
+
+    def _otherwise(self) -> str:
+        """Say in what the record was measured otherwise than points are trained here."""
+        here = {"preset": self.cfg.preset, "mode": self.cfg.mode}
+        there = {"preset": self.cfg.preset, "mode": "default"} | self.grid.study.about
+        odd = [f"{name} {there[name]}, trained with {mine}" for name, mine in here.items()
+               if there[name] != mine]  # fmt: skip
+        return f" Stored with {' and '.join(odd)}: they differ for that reason." if odd else ""
 
     def _keep(self, live: grid.Live) -> None:
         self.lives.pop((live.point, live.seed), None)  # the latest stands last
@@ -483,6 +492,9 @@ class Explorer:
             self.compared.value = _status("No point is pinned yet.")
             return
         self.pinned.value = next(reversed(self.pins))
+        self._compare()
+
+    def _compare(self) -> None:
         table = self.comparison()
         csv = base64.b64encode(table.to_csv(index=False).encode()).decode()
         picture = controls.picture(_compared(table), "Table of the pinned points: metrics across; "
@@ -555,7 +567,7 @@ class Explorer:
         if live is None:
             self.seen.value = _status(_NO_NETWORKS)
             return
-        images = LEAKS[self.which.value](live, self.dataset)
+        images = LEAKS[self.which.value](live, self.judged)
         what = f"{live.point}, seed {live.seed}: {self.which.value}"
         if len(images):
             self.seen.value = self._answers(live, images, what)
@@ -563,7 +575,7 @@ class Explorer:
             self.seen.value = _status(f"{what}: none.")
 
     def _answers(self, live: grid.Live, images: torch.Tensor, caption: str) -> str:
-        rows = grid.answers(live.networks, images, live.point.forget, self.dataset)
+        rows = grid.answers(live.networks, images, live.point.forget, self.judged)
         gone = self.dataset.classes[live.point.forget]
         columns = [name for name in grid.NETWORKS if name in live.networks]
         head = "".join(f'<th scope="col">{name}</th>' for name in ("picture", *columns))

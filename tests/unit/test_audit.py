@@ -163,13 +163,10 @@ def test_of_larger_data_a_sample_of_the_layers_has_to_do(networks, split, looks,
     monkeypatch.setattr(audit, "LAYER_IMAGES", 5)
     found, other = (audit.look(networks[name], split) for name in ("original", "oracle 0"))
     whole = looks["original"]
-    assert {len(layer) for layer in found.layers.values()} == {40}
-    assert (found.first, whole.first) == (20, len(split.test_forget))
+    assert {len(gram) for grams in found.grams.values() for gram in grams} == {20}
+    assert {len(gram) for gram in whole.grams["forget"]} == {len(split.test_forget)}
     assert found.own == whole.own
     assert found.information != whole.information
-    rows = whole.layers["3"][: whole.first].sum(1)
-    for row in found.layers["3"][:20]:
-        assert float((rows - row.sum()).abs().min()) < 1e-4, "test images of the class"
     itself = audit.similarity(found, [found])["forget"]
     assert itself == pytest.approx([1, 1, 1, 1])
     assert max(audit.similarity(found, [other])["forget"]) < 0.99
@@ -386,8 +383,8 @@ def test_removing_channels_does_not_help_either(verdict, strangers, dataset, spl
     assert not found["relearn_area"]["inside"]
 
 
-def test_a_network_with_fewer_channels_is_compared_with_whole_ones(inside, looks):
-    sizes = [looks[name].layers["0"].shape[1] for name in ("prunelora_channels", "oracle 0")]
+def test_a_network_with_fewer_channels_is_compared_with_whole_ones(inside, networks):
+    sizes = [models.count_parameters(networks[n]) for n in ("prunelora_channels", "oracle 0")]
     assert sizes[0] < sizes[1]
     assert inside["prunelora_channels"].keys() == audit.METRICS.keys()
     assert all(inside["prunelora_channels"][name] for name in ("UA", "UA_test"))
@@ -628,10 +625,9 @@ def seen(forget, test, layers, information, curve, **own):
     labels = {name: torch.full((len(part),), 2) for name, part in logits.items()}
     table = torch.tensor(layers, dtype=torch.float32).T
     curves, told = [relearning.Curve(curve)], {"0": [information]}
-    return audit.Look(
-        OWN | own, logits, labels, layers={"0": table}, first=len(test), information=told,
-        curves=curves,
-    )  # fmt: skip
+    halves = {"forget": table[: len(test)], "retain": table[len(test) :]}
+    grams = {part: [features.gram(half)] for part, half in halves.items()}
+    return audit.Look(OWN | own, logits, labels, grams=grams, information=told, curves=curves)
 
 
 ONE, OTHER = [1, -1, 1, -1], [1, 1, -1, -1]  # nothing in common

@@ -375,7 +375,7 @@ def test_every_number_of_the_record_is_on_the_page():
     assert [row[2] for row in tables["What each metric measures"][1:]] == [
         m["what"] for m in rec["metrics"]
     ]
-    assert [row[1] for row in tables["What forgetting cost"][1:]] == [
+    assert [row[1] for row in tables["What forgetting the last request cost"][1:]] == [
         "12.50 s", "6.70 billion", "34.5 MB", "4,321", "311.9 kB",
     ]  # fmt: skip
     hashes = dict(tables["Hashes of data, settings and networks"][1:])

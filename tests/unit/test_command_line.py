@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from helpers import __main__, audit, config, models, runs, study
+from helpers import __main__, audit, config, data, models, runs, study, unlearning
 from helpers.__main__ import main
 from tests.unit.test_data import folder
 
@@ -52,6 +52,30 @@ def test_a_run_names_its_class_and_the_options_that_its_method_does_not_use(home
     ]
     assert main([*RUN, "--method", "lora", "--rank", "2", "--sparsity", "0.9"]) == 0
     assert "lora does not use --sparsity" in caplog.text
+
+
+def test_a_sweep_names_the_options_that_none_of_its_methods_uses(home, tmp_path, caplog):
+    out = ["--out", str(tmp_path / "table"), "--preset", "smoke", "--quiet", "--epochs", "1"]
+    assert main(["sweep", *out, "--method", "finetune,lora", "--rank", "1,2"]) == 0
+    assert "not use" not in caplog.text
+    assert main(["sweep", *out, "--method", "finetune", "--rank", "1,2"]) == 0
+    assert "finetune does not use --rank" in caplog.text
+
+
+def test_an_audit_takes_as_many_threads_as_it_is_told(monkeypatch):
+    class Enough(Exception):
+        pass
+
+    def stop(*_, **__):
+        raise Enough
+
+    taken = []
+    monkeypatch.setattr(unlearning, "set_threads", lambda cfg: taken.append(cfg.threads))
+    monkeypatch.setattr(data, "load_dataset", stop)
+    words = ["--model", "m", "--original", "o", "--oracle", "r", "--preset", "smoke"]
+    with pytest.raises(Enough):
+        main(["audit", *words, "--threads", "3"])
+    assert taken == [3]
 
 
 def test_a_damaged_network_is_not_read_back(home, capfd):

@@ -281,6 +281,37 @@ def test_colours_survive_the_conversion(tmp_path, mode, pixel):
     assert np.abs(image.astype(int) - pixel).max() <= 1
 
 
+def test_parts_are_no_classes(tmp_path, home, caplog):
+    for parts in (("Train", "Test"), ("training", "testing"), ("training", "validation")):
+        for part in parts:
+            folder(tmp_path / parts[1] / part, {"a": 8, "b": 8})
+        with pytest.raises(InputError, match="are parts, not classes; name those"):
+            load(tmp_path / parts[1])
+    for part in ("train", "val"):
+        folder(tmp_path / "set" / part, {"a": 8, "b": 8})
+    assert load(tmp_path / "set").classes == ("a", "b")
+    assert "read are train/ and test/ alone, not val" in caplog.text
+
+
+def test_a_class_may_be_called_train(tmp_path, home):
+    root = folder(tmp_path / "vehicles", {"bus": 8, "car": 8, "train": 8})
+    (root / "train" / ".thumbnails").mkdir()
+    assert load(root).classes == ("bus", "car", "train")
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path, home):
+    root = folder(tmp_path / "set", {"a": 8, "b": 8})
+    load(root)
+    (cache,) = (home / "data" / "cache").glob("set*.npy")
+    left = cache.with_name(f".{cache.name}.x9f2.part")
+    other = cache.with_name(".another.npy.x9f2.part")
+    for path in (left, other):
+        path.write_bytes(b"half")
+    cache.with_suffix(".json").unlink()
+    load(root)
+    assert (left.exists(), other.exists()) == (False, True)
+
+
 @pytest.mark.parametrize("brightest", [255, 256, 1000, 65535])
 def test_sixteen_bits_mean_the_same_in_every_file(tmp_path, brightest):
     values = np.full((8, 8), brightest, dtype=np.uint16)

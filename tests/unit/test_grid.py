@@ -129,6 +129,9 @@ def test_the_distance_counts_on_the_bad_side_alone():
 
 def test_one_seed_has_no_interval():
     assert grid.interval("TA", [0.9]) == (0.9, None, None)
+    assert grid.interval("TA", [0.9, 0.9]) == (0.9, None, None), (
+        "nothing tells how far they scatter"
+    )
     assert grid.interval("TA", [math.nan]) == (None, None, None)
     mean, low, high = grid.interval("TA", [0.5, 1.0])
     assert (mean, low, high) == (0.75, 0.0, 1.0), "a share stays between 0 and 1"

@@ -70,6 +70,13 @@ def test_relearning_leaves_the_network_as_it_was(dataset, split, original):
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+def test_images_in_turns_make_the_same_step(dataset, split, original, monkeypatch):
+    wanted = curve_of(original, dataset, split)
+    monkeypatch.setattr(relearning, "AT_ONCE", 33)  # of a hundred
+    found = curve_of(original, dataset, split)
+    assert found.accuracies == pytest.approx(wanted.accuracies, abs=0.03)
+
+
 def test_frozen_weights_learn_too(dataset, split, original):
     frozen = copy.deepcopy(original).requires_grad_(False)
     with torch.no_grad():

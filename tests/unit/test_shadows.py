@@ -159,6 +159,7 @@ def test_one_original_for_all_networks_is_refused(cfg, made_up):
         (19, 5, ["original"], "networks = 19 is not allowed: at least 20"),
         (20, 0, ["original"], "targets = 0 is not allowed: from 1 to 16"),
         (20, 17, ["original"], "targets = 17 is not allowed: from 1 to 16"),
+        (1001, 5, ["original"], "networks = 1001 is not allowed: at most 1,000"),
         (20, 5, ["erase"], "known are original, retrain"),
     ],
 )

@@ -319,6 +319,30 @@ def test_a_setting_may_not_choose_class_seeds_and_images(tiny, home):
             go(tiny, {"one": {field: values.get(field, 1)}})
 
 
+def test_a_retrained_network_is_not_compared_with_itself(tiny, home):
+    with pytest.raises(InputError, match=r"original_seeds = \[1001\] is not allowed: none of the"):
+        study.run(tiny, ["retrain"], [3], [0, study.ORACLE_SEED + 1], oracles=3)
+
+
+def test_what_failed_is_tried_again(tiny, trained, monkeypatch):
+    real = study._row
+
+    def row(cfg, *rest):
+        if cfg.method == "prototype":
+            raise InputError("a compiler is missing")
+        return real(cfg, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "_row", row)
+        failed = go(tiny, ["original", "prototype"], [3])
+    assert failed.table["problem"].notna().tolist() == [False, True]
+    mended = go(tiny, ["original", "prototype"], [3])
+    assert "problem" not in mended.table or mended.table["problem"].isna().all()
+    assert mended.table["UA"].notna().all()
+    monkeypatch.setattr(study, "_row", lambda *_: pytest.fail("measured again"))
+    same(go(tiny, ["original", "prototype"], [3]), mended)
+
+
 def test_two_workers_find_the_same(whole, tiny, trained):
     same(go(tiny, workers=2), whole[0])
 

@@ -7,10 +7,12 @@ import io
 import logging
 import re
 import time
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from traitlets import TraitError
 
@@ -187,6 +189,33 @@ def test_a_live_run_is_drawn_onto_the_stored_point(trained):
     assert "live - stored" not in trained.panel.outputs[1].value
     move(trained, rank=8)
     assert "Trained now" in says(trained)
+
+
+def test_in_paper_mode_pictures_are_shown_as_the_metrics_were_measured(cfg, dataset, original_run):
+    paper = cfg.but(mode="paper")
+    found = widgets.explorer(paper, grids.made())
+    live = SimpleNamespace(point=found.point, networks={"after": original_run.model(dataset)})
+    images = dataset.split(3).test_forget.images[:4]
+    shown = re.findall(r"\((\d+)%\)", found._answers(live, images, "caption"))
+    fed = runs.as_evaluated(dataset, paper).normalise(images)
+    with torch.no_grad():
+        wanted = live.networks["after"](fed).double().softmax(1).max(1).values
+    assert shown == [f"{100 * share:.0f}" for share in wanted.tolist()]
+    assert " Stored with mode default, trained with paper" in found._otherwise()
+
+
+def test_a_pinned_point_that_is_trained_is_compared_anew(panel, dataset, monkeypatch):
+    panel.pin.click()
+    before = panel.compared.value
+    metrics = {"UA": 0.123}
+    live = grid.Live(panel.point, panel.seed, metrics, {}, [0.1] * 10, 1.0)
+    monkeypatch.setattr(grid, "train", lambda *_: live)
+    monkeypatch.setattr(grid, "oracle", lambda *_: None)
+    monkeypatch.setattr(panel, "_show_pictures", lambda: None)
+    panel.start()
+    assert panel.wait(60)
+    assert panel.compared.value != before
+    assert "12.3 %" in panel.compared.value
 
 
 def test_another_preset_is_said(cfg, dataset, original_run):
