@@ -274,8 +274,7 @@ def _say_unused(points: Sequence[RunConfig], options: argparse.Namespace) -> Non
     unused = set.intersection(*({*runs.unused(point, given)} for point in points))
     if words := [f"--{name.replace('_', '-')}" for name in given if name in unused]:
         methods = ", ".join(dict.fromkeys(point.method for point in points))
-        log.warning("%s %s not use %s", methods, "do" if "," in methods else "does",
-                    ", ".join(words))  # fmt: skip
+        log.warning("%s on %s: not used: %s", methods, points[0].data, ", ".join(words))
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
@@ -305,7 +304,8 @@ def _sweep(options: argparse.Namespace) -> int:
         for name, value in given.items() if value is not None
     }  # fmt: skip
     methods = grid.get("method") or [get_config(options.preset).method]
-    _say_unused([get_config(options.preset, method=m) for m in methods], options)
+    data = {} if options.data is None else {"data": options.data}
+    _say_unused([get_config(options.preset, method=m, **data) for m in methods], options)
     done = sweep.run(grid, options.preset, options.workers, options.ray,
                      options.skip_impossible, not options.quiet)  # fmt: skip
     paths = sweep.save(done, out)  # first: what is printed may not arrive

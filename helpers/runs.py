@@ -215,11 +215,11 @@ def identity(cfg: RunConfig, fingerprint: str) -> dict[str, Any]:
 
 
 def unused(cfg: RunConfig, fields: Iterable[str]) -> list[str]:
-    """Name those of some settings that a method does not use.
+    """Name those of some settings that a method, or the data, do not use.
 
     Args:
         cfg: The configuration.
-        fields: Names of settings; those that have nothing to do with the method are never named.
+        fields: Names of settings; those that have nothing to do with either are never named.
 
     Returns:
         The names of what the network does not depend on.
@@ -230,10 +230,13 @@ def unused(cfg: RunConfig, fields: Iterable[str]) -> list[str]:
     used = {*identity(cfg, "")}
     method = unlearning.method(cfg.method)
     trained = method.start == "original" and method.objective != "none"
+    of_a_folder = ("image_size", "on_corrupt")
     return [
         f for f in fields
-        if f in _OF_A_METHOD
-        and (not trained if f in ("epochs", "lr") else _OF_A_METHOD[f] not in used)
+        if (f in of_a_folder and not cfg.data.startswith("folder:")) or (
+            f in _OF_A_METHOD
+            and (not trained if f in ("epochs", "lr") else _OF_A_METHOD[f] not in used)
+        )
     ]  # fmt: skip
 
 

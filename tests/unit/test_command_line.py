@@ -45,21 +45,21 @@ def test_the_original_in_the_table_is_what_the_method_started_from(home, capsys)
 def test_a_run_names_its_class_and_the_options_that_its_method_does_not_use(home, capsys, caplog):
     assert main([*RUN, "--method", "logit_mask", "--rank", "2", "--forget", "5"]) == 0
     assert "class 5 '5' of 10\n" in capsys.readouterr().out
-    (line,) = (r.getMessage() for r in caplog.records if "does not use" in r.getMessage())
-    assert sorted(line.removeprefix("logit_mask does not use ").split(", ")) == [
-        "--epochs",
-        "--rank",
-    ]
+    (line,) = (r.getMessage() for r in caplog.records if "not used" in r.getMessage())
+    unused = line.removeprefix("logit_mask on digits: not used: ").split(", ")
+    assert sorted(unused) == ["--epochs", "--rank"]
     assert main([*RUN, "--method", "lora", "--rank", "2", "--sparsity", "0.9"]) == 0
-    assert "lora does not use --sparsity" in caplog.text
+    assert "lora on digits: not used: --sparsity" in caplog.text
+    assert main([*RUN, "--method", "lora", "--image-size", "9"]) == 0
+    assert "lora on digits: not used: --image-size" in caplog.text
 
 
 def test_a_sweep_names_the_options_that_none_of_its_methods_uses(home, tmp_path, caplog):
     out = ["--out", str(tmp_path / "table"), "--preset", "smoke", "--quiet", "--epochs", "1"]
     assert main(["sweep", *out, "--method", "finetune,lora", "--rank", "1,2"]) == 0
-    assert "not use" not in caplog.text
+    assert "not used" not in caplog.text
     assert main(["sweep", *out, "--method", "finetune", "--rank", "1,2"]) == 0
-    assert "finetune does not use --rank" in caplog.text
+    assert "finetune on digits: not used: --rank" in caplog.text
 
 
 def test_an_audit_takes_as_many_threads_as_it_is_told(monkeypatch):
