@@ -240,61 +240,75 @@ def test_on_photographs_three_classes_and_five_cells_were_audited(photos):
     assert len(photos.table) == 16 * len(CELLS)
 
 
-def test_on_photographs_lora_has_the_best_accuracy_and_keeps_most_of_the_class(mine):
-    four = mine.loc[PAPER]
-    assert four["TA"].idxmax() == four["head_refit"].idxmax() == "lora"
-    assert mine["head_refit"]["lora"] > 0.49
+def test_on_photographs_lora_keeps_most_of_the_class(mine):
+    refit = mine["head_refit"]
+    assert refit[PAPER].idxmax() == "lora"
+    assert 0.25 < refit["lora"]
+    assert mine.loc[PAPER, "TA"].nsmallest(2).index.tolist() == ["prunelora", "prune_finetune"]
+    assert abs(mine["TA"]["lora"] - mine["TA"]["finetune"]) < 0.003
 
 
 @pytest.mark.parametrize("cell", CAT)
-def test_on_photographs_of_cats_lora_has_the_best_avg_gap(photos, cell):
+def test_on_photographs_of_cats_lora_has_the_best_avg_gap_of_the_four(photos, cell):
     assert of(photos, cell).loc[PAPER, "Avg Gap"].idxmin() == "lora"
-    assert of(photos, cell)["head_refit"]["lora"] < 0.6
+    assert of(photos, cell)["head_refit"]["lora"] < 0.53
 
 
 @pytest.mark.parametrize("cell", OTHERS)
 def test_on_other_photographs_lora_still_names_some_and_is_behind_by_avg_gap(photos, cell):
     mine = of(photos, cell)
-    assert 0.03 < 1 - mine["UA"]["lora"] < 0.07
-    assert mine["head_refit"]["lora"] > 0.9 * mine["head_refit"]["original"]
-    assert mine["Avg Gap"]["lora"] > mine.loc[["finetune", "prune_finetune"], "Avg Gap"].max()
+    assert 0.09 < 1 - mine["UA"]["lora"] < 0.14
+    assert mine["head_refit"]["lora"] > 0.9 * mine["head_refit"]["original"] - 0.001
+    assert mine["Avg Gap"]["lora"] == mine.loc[PAPER, "Avg Gap"].max()
 
 
-def test_on_photographs_prunelora_keeps_less_than_lora_and_loses_accuracy(mine):
-    refit, accuracy = mine["head_refit"], mine["TA"]
-    assert accuracy[PAPER].idxmin() == "prunelora"
-    assert refit["lora"] > 1.7 * refit["prunelora"] > 1.7 * refit["finetune"]
-    assert 2 * refit["prunelora_channels"] < refit["prunelora"]
-    assert accuracy["prunelora_channels"] < accuracy["prunelora"]
+def test_on_photographs_tuned_fine_tuning_keeps_more_and_loses_less_than_published(mine):
+    for metric in ("TA", "head_refit"):
+        assert mine[metric]["finetune"] > mine[metric]["finetune, as published"]
+
+
+def test_on_photographs_fine_tuning_with_sgd_keeps_much(photos):
+    for cell in CELLS:
+        mine = of(photos, cell)
+        low, high = (0.37, 0.44) if cell in CAT else (0.77, 0.83)
+        assert low < mine["head_refit"]["finetune_sgd"] < high
+        trained = mine["Avg Gap"].drop(["original", *CHEATS])
+        first = trained.idxmin()
+        assert (first == "finetune_sgd") == (cell != (8, 0))
+
+
+def test_on_photographs_prunelora_keeps_less_than_lora_and_loses_accuracy(photos):
+    for cell in CELLS:
+        mine = of(photos, cell)
+        refit, accuracy = mine["head_refit"], mine["TA"]
+        assert accuracy[PAPER].idxmin() == "prunelora"
+        assert refit["lora"] > 1.6 * refit["prunelora"]
+        assert (refit["prunelora"] > refit["finetune"]) == (cell in CAT)
+        assert 1.5 * refit["prunelora_channels"] < refit["prunelora"]
+        assert accuracy["prunelora_channels"] < accuracy["prunelora"]
 
 
 def test_on_photographs_prunelora_as_published_keeps_more_and_loses_less(mine):
     refit, accuracy, spent = mine["head_refit"], mine["TA"], mine["gmacs"]
     published = "prunelora, as published"
     assert refit["prunelora"] < refit[published] / (4 / 3)
-    assert refit["finetune"] < refit[published] < refit["lora, as published"]
-    assert accuracy["prunelora"] < accuracy[published] < accuracy["finetune"]
+    assert refit["finetune, as published"] < refit[published] < refit["lora, as published"]
+    assert accuracy["prunelora"] < accuracy[published] < accuracy["finetune, as published"]
     assert 2.5 < spent[published] / spent["prunelora"] < spent["finetune"] / spent["lora"] < 3
     assert mine["zeros"][published] < 0.6 * mine["zeros"]["prunelora"], "pruned filters grow back"
 
 
 def test_on_photographs_salun_tells_the_class_better_than_the_original(mine):
     refit = mine["head_refit"]
-    assert mine["UA"]["salun"] == mine["UA"]["neggrad_plus"] == 1
+    assert mine["UA"]["salun"] == 1
     assert refit["logit_mask"] == refit["original"] < refit["salun"]
-
-
-def test_on_photographs_neggrad_plus_does_so_for_cats_alone(photos):
-    for cell in CELLS:
-        refit = of(photos, cell)["head_refit"]
-        assert (refit["neggrad_plus"] > refit["original"]) == (cell in CAT)
 
 
 def test_on_photographs_what_is_inside_the_bands(photos):
     table, inside = photos.table, photos.inside().astype(float)
     share = inside.groupby(table["method"]).mean()
     assert (share.loc[PAPER, ["RA", "Avg Gap", "ToW"]] == 0).all(axis=None)
-    assert share["TA"][PAPER].tolist() == [0, 0, 1, 0]
+    assert share["TA"][PAPER].tolist() == [1, 0, 1, 0]
     assert share["head_refit"]["prunelora_channels"] == 1
     assert (share.loc[CHEATS, ["linear_probe", "knn_probe", "head_refit"]] == 0).all(axis=None)
     cats = table["forget"] == 3
@@ -302,6 +316,6 @@ def test_on_photographs_what_is_inside_the_bands(photos):
     of_cats, others = (area[w].groupby(table["method"][w]).mean() for w in (cats, ~cats))
     assert {*of_cats.index[of_cats < 1]} == {"salun"}
     assert {*others.index[others < 1]} == {
-        "salun", "original", "lora", "lora, as published", *CHEATS
+        "salun", "original", "lora", "lora, as published", "finetune", "finetune_sgd", *CHEATS
     }  # fmt: skip
-    assert (others[others < 1] == 0).all()
+    assert {*others.index[(others > 0) & (others < 1)]} == {"finetune"}, "truck inside, ship not"
