@@ -333,8 +333,8 @@ def shadow_table(record: Mapping[str, Any]) -> pd.DataFrame:
 
     Returns:
         One row a method, formatted: area under the curve with its interval over networks, true
-        positives at 1 % false positives, area under the curve of whole networks, KLoM and that of
-        one half of the oracles to the other; above them how many networks there were.
+        positives at 1 % false positives, KLoM and that of one half of the oracles to the other;
+        above them how many networks there were.
 
     Source: this project.
     Lesson: 05_evaluation, "Example by example".
@@ -345,7 +345,6 @@ def shadow_table(record: Mapping[str, Any]) -> pd.DataFrame:
         rows[method] = {
             "U-LiRA AUC": f"{found['auc']:.2f} ({low:.2f} – {high:.2f})",
             "hits at 1 % false alarms": f"{found['tpr']:.1%}",
-            "AUC, networks": f"{found['auc_networks']:.2f}",
             "KLoM": f"{found['klom']:.1f}", "oracles' own": f"{found['klom_oracles']:.1f}",
         }  # fmt: skip
     about = "{networks} networks a method, {targets} attacked".format(**record)

@@ -43,10 +43,9 @@ def run(
         progress: Whether to show a bar.
 
     Returns:
-        A record of plain data: for each method the area under the ROC curve with its interval, that
-        of whole networks, the true positive rate at 1 % false positives, points of the curve, and
-        KLoM with half of the networks; ``retrain`` gives what a further set of oracles has in their
-        place.
+        A record of plain data: for each method the area under the ROC curve with its interval, the
+        true positive rate at 1 % false positives, points of the curve, and KLoM with half of the
+        networks; ``retrain`` gives what a further set of oracles has in their place.
 
     Raises:
         InputError: If there are too few networks, or a configuration cannot be run.
@@ -130,9 +129,8 @@ def judge(margins: Tensor, oracles: Tensor, targets: int) -> dict[str, Any]:
 
     Returns:
         ``auc``, ``auc_interval``, ``tpr`` (at 1 % false positives), ``roc`` (false and true
-        positive rates): of single answers; ``auc_networks``: of networks by the mean over their
-        answers; ``klom`` (mean over the images, half as many networks of each set) and
-        ``klom_oracles`` (the same between the two halves of the oracles).
+        positive rates), all of single answers; ``klom`` (mean over the images, half as many
+        networks of each set) and ``klom_oracles`` (the same between the two halves of the oracles).
 
     Raises:
         InputError: If there are too few networks.
@@ -146,11 +144,10 @@ def judge(margins: Tensor, oracles: Tensor, targets: int) -> dict[str, Any]:
         attacks.u_lira(*shadows, group[-targets:]) for group in (margins, oracles)
     )  # fmt: skip
     curve = attacks.roc(positive.flatten(), negative.flatten())
-    whole = attacks.roc(positive.mean(1), negative.mean(1))  # all answers of a network together
     places = torch.linspace(0, len(curve.fpr) - 1, min(POINTS, len(curve.fpr))).long()
     return {
         "auc": curve.auc, "auc_interval": list(_over_networks(positive, negative)),
-        "tpr": curve.tpr_at(0.01), "auc_networks": whole.auc,
+        "tpr": curve.tpr_at(0.01),
         "roc": [[round(v, 4) for v in rates[places].tolist()] for rates in (curve.fpr, curve.tpr)],
         "klom": attacks.klom(margins[:half], oracles[half : 2 * half]).mean().item(),
         "klom_oracles": attacks.klom(oracles[:half], oracles[half : 2 * half]).mean().item(),

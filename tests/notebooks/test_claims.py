@@ -192,8 +192,10 @@ def test_by_avg_gap_the_papers_methods_cannot_be_told_apart(digits, rival):
 
 
 def test_u_lira_tells_prunelora_from_oracles_and_a_cheat_hardly_better_than_lora(shadow):
-    nearest = sorted(shadow, key=lambda m: shadow[m]["auc"])[:3]
-    assert {*nearest} == {"retrain", "head_only", "lora"}
+    nearest = sorted(shadow, key=lambda m: shadow[m]["auc"])[:4]
+    assert nearest[:2] == ["retrain", "prunelora+scrub"]
+    assert {*nearest[2:]} == {"head_only", "lora"}
+    assert shadow["prunelora, all blocks"]["tpr"] > 0.9
     assert abs(shadow["retrain"]["auc"] - 0.5) < 0.1 < 0.9 < shadow["prunelora"]["tpr"]
     cheat, lora = shadow["head_only"], shadow["lora"]
     assert cheat["auc_interval"][0] < lora["auc"] < cheat["auc_interval"][1]
@@ -243,7 +245,7 @@ def test_on_photographs_three_classes_and_five_cells_were_audited(photos):
 def test_on_photographs_lora_keeps_most_of_the_class(mine):
     refit = mine["head_refit"]
     assert refit[PAPER].idxmax() == "lora"
-    assert 0.25 < refit["lora"]
+    assert refit["lora"] > 0.25
     assert mine.loc[PAPER, "TA"].nsmallest(2).index.tolist() == ["prunelora", "prune_finetune"]
     assert abs(mine["TA"]["lora"] - mine["TA"]["finetune"]) < 0.003
 
