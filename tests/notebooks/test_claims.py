@@ -306,6 +306,13 @@ def test_on_photographs_salun_tells_the_class_better_than_the_original(mine):
     assert refit["logit_mask"] == refit["original"] < refit["salun"]
 
 
+def test_on_photographs_neggrad_plus_is_perfect_and_gives_the_class_back_to_few_images(mine):
+    assert mine["UA"]["neggrad_plus"] == 1
+    recall = mine["prototype_attack"]
+    assert recall["neggrad_plus"] > recall["original"] - 0.05
+    assert recall["neggrad_plus"] > recall["finetune"] + 0.4
+
+
 def test_on_photographs_what_is_inside_the_bands(photos):
     table, inside = photos.table, photos.inside().astype(float)
     share = inside.groupby(table["method"]).mean()
@@ -318,6 +325,7 @@ def test_on_photographs_what_is_inside_the_bands(photos):
     of_cats, others = (area[w].groupby(table["method"][w]).mean() for w in (cats, ~cats))
     assert {*of_cats.index[of_cats < 1]} == {"salun"}
     assert {*others.index[others < 1]} == {
-        "salun", "original", "lora", "lora, as published", "finetune", "finetune_sgd", *CHEATS
+        "salun", "original", "lora", "lora, as published", "finetune", "finetune_sgd",
+        "neggrad_plus", *CHEATS,
     }  # fmt: skip
     assert {*others.index[(others > 0) & (others < 1)]} == {"finetune"}, "truck inside, ship not"
