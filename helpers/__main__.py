@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import itertools
 import logging
 import math
 import os
@@ -303,9 +304,9 @@ def _sweep(options: argparse.Namespace) -> int:
         name: sweep.values(name, value) if isinstance(value, str) else [value]
         for name, value in given.items() if value is not None
     }  # fmt: skip
-    methods = grid.get("method") or [get_config(options.preset).method]
-    data = {} if options.data is None else {"data": options.data}
-    _say_unused([get_config(options.preset, method=m, **data) for m in methods], options)
+    kinds = {name: grid[name] for name in ("method", "mode", "data") if name in grid}
+    _say_unused([get_config(options.preset, **dict(zip(kinds, values, strict=True)))
+                 for values in itertools.product(*kinds.values())], options)  # fmt: skip
     done = sweep.run(grid, options.preset, options.workers, options.ray,
                      options.skip_impossible, not options.quiet)  # fmt: skip
     paths = sweep.save(done, out)  # first: what is printed may not arrive

@@ -511,10 +511,11 @@ def to_rgb(image: Image, size: int) -> Image:
         values = np.asarray(image, dtype=np.float64)
         if not np.isfinite(values).all():  # one of them would make all pixels black
             raise ValueError("it holds nan or inf")
-        small = (
-            255 if image.mode != "F" or values.max() > 1 else 1
-        )  # what the numbers are is a guess
-        top = 65535 if image.mode.startswith("I;16") or values.max() > 255 else small
+        top = 255  # a guess, but where the mode tells
+        if image.mode.startswith("I;16") or values.max() > 255:
+            top = 65535
+        elif image.mode == "F" and values.max() <= 1:
+            top = 1
         image = Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -483,9 +483,9 @@ def interval(name: str, values: Iterable[float]) -> tuple[float | None, float | 
     numbers = tuple(float(v) for v in values if not math.isnan(v))
     if not numbers:
         return None, None, None
+    if len({*numbers}) == 1:
+        return numbers[0], None, None
     found = _bootstrap(numbers)
-    if len({*numbers}) == 1 or not math.isfinite(found.low):
-        return found.mean, None, None
     most = 1.0 if audit.METRICS[name].part or name in _AT_MOST_1 else math.inf
     return found.mean, max(found.low, 0.0), min(found.high, most)
 

@@ -17,6 +17,7 @@ import contextlib
 import copy
 import functools
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,7 @@ def refuse_unsupported(model: nn.Module, targets: Iterable[str]) -> None:
     Lesson: 03_lora_adaptation, "Limits and pitfalls".
     """
     known = dict(model.named_modules())
-    every = [id(m) for _, m in model.named_modules(remove_duplicate=False)]
+    shared = _in_several_places(model)
     tied = [id(p) for _, p in model.named_parameters(remove_duplicate=False)]
     targets = list(targets)
     for name in targets:
@@ -89,7 +90,7 @@ def refuse_unsupported(model: nn.Module, targets: Iterable[str]) -> None:
             reason += "adapter there does nothing until it is merged; use separate linear layers"
         elif not isinstance(layer, nn.Conv2d | nn.Linear):
             reason = f"{type(layer).__name__} is neither Conv2d nor Linear"
-        elif every.count(id(layer)) > 1 or tied.count(id(layer.weight)) > 1:
+        elif layer in shared or tied.count(id(layer.weight)) > 1:
             reason = (
                 "it is used in several places, and only one of them would be adapted: leave it out"
             )
@@ -102,6 +103,11 @@ def refuse_unsupported(model: nn.Module, targets: Iterable[str]) -> None:
         if reason:
             raise InputError(f"target {name!r} is not allowed: {reason}")
     models.check_weights(model, targets)
+
+
+def _in_several_places(model: nn.Module) -> set[nn.Module]:
+    count = Counter(module for _, module in model.named_modules(remove_duplicate=False))
+    return {module for module, places in count.items() if places > 1}
 
 
 def attach(
@@ -164,11 +170,10 @@ def attach(
     check("targets", targets, bool(targets), f"at least one layer of {type(model).__name__}")
     refuse_unsupported(model, targets)
     known = dict(model.named_modules())
-    every = [id(m) for _, m in model.named_modules(remove_duplicate=False)]
+    shared = _in_several_places(model)
     for name in train_in_full:
         check("train_in_full", name, name in known, f"no layer of {type(model).__name__}")
-        once = every.count(id(known[name])) == 1
-        check("train_in_full", f"{name}, used in several places", once,
+        check("train_in_full", f"{name}, used in several places", known[name] not in shared,
               "layers used once: only one of them would be the trained copy")  # fmt: skip
     ranks, alphas = dict(ranks or {}), dict(alphas or {})
     for field, given in (("ranks", ranks), ("alphas", alphas)):

@@ -514,7 +514,9 @@ def check_head_is_last(model: nn.Module, images: Tensor) -> None:
     Lesson: 02_pruning, "How much can go".
     """
     name, made = layers(model).head, []
-    hook = model.get_submodule(name).register_forward_hook(lambda *_: made.append(_[2]))
+    hook = model.get_submodule(name).register_forward_hook(
+        lambda _, inputs, found: made.append(found)
+    )
     try:
         with evaluating(model):
             answers = model(images)

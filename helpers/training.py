@@ -230,7 +230,8 @@ def fit(
     size, n = recipe.batch_size, len(part)
     check("images", n, n > 0, "at least one image to train on")
     per_epoch = -(-n // size) - (n % size == 1 and n > 1)
-    flat = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d) and m not in {*frozen}]
+    frozen = tuple(frozen)
+    flat = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d) and m not in frozen]
     check("images", n, n > 1 or not flat, "at least two: BatchNorm1d needs a variance")
     watch = _WATCH.get()
     # the random state that dropout and MixUp use is set anew for every step, then given back
@@ -239,7 +240,7 @@ def fit(
     with _stop_requested() as stop, random, parallel.whole_batch_norms(model), stack:
         parallel.as_first([*model.parameters(), *model.buffers()])
         device = str(part.images.device)
-        loop = _Loop(model, recipe, device, precision, tuple(frozen), compile, graphs)
+        loop = _Loop(model, recipe, device, precision, frozen, compile, graphs)
         stack.callback(loop.release)
         if checkpoint is not None:
             loop.origin = _origin(model, part, seed, about)

@@ -213,17 +213,16 @@ def method(name: str) -> Method:
     if not plus:
         choose("method", name, METHODS)
         return METHODS[name]
-    frames = ", ".join(n for n, m in METHODS.items() if m.family == "paper")
+    frames = [n for n, m in METHODS.items() if m.family == "paper"]
     rests = [n for n, m in METHODS.items() if m.family in ("baseline", "cheat")]
-    known = first in frames.split(", ") and second in rests
-    allowed = f"FIRST+SECOND with FIRST of {frames} and SECOND of {', '.join(rests)}"
-    check("method", name, known, allowed)
+    allowed = f"FIRST+SECOND with FIRST of {', '.join(frames)} and SECOND of {', '.join(rests)}"
+    check("method", name, first in frames and second in rests, allowed)
     frame, rest = METHODS[first], METHODS[second]
     ok = rest.adapt == "full" or frame.adapt == "full"
     check("method", name, ok, f"{second} with a FIRST that has no adapters")
     # of an adapter B is zero at the start, and so are all slopes of A: nothing to rank them by
     ranked = not rest.salient or frame.adapt == "full"
-    trains = ", ".join(n for n in frames.split(", ") if METHODS[n].adapt == "full")
+    trains = ", ".join(n for n in frames if METHODS[n].adapt == "full")
     check("method", name, ranked, f"{second} with a FIRST that trains the weights: {trains}")
     adapt = rest.adapt if frame.adapt == "full" else frame.adapt
     stages = [frame.summary, rest.summary]
@@ -300,10 +299,8 @@ def _check_start(original: nn.Module, split: ClassSplit, dataset: Dataset) -> No
     models.check_head(original, len(dataset.classes))
     models.check_weights(original, models.layers(original).prunable)
     images = dataset.normalise(dataset.train.images[:2])
-    shape, stated = (
-        tuple(images.shape[1:]),
-        tuple(getattr(original, "input_shape", images.shape[1:])),
-    )
+    shape = tuple(images.shape[1:])
+    stated = tuple(getattr(original, "input_shape", shape))
     check("input_shape of the network", stated, stated == shape, f"that of the images, {shape}")
     models.check_answers("original", original, images, len(dataset.classes))
     models.check_head_is_last(original, images)

@@ -319,9 +319,12 @@ def test_a_setting_may_not_choose_class_seeds_and_images(tiny, home):
             go(tiny, {"one": {field: values.get(field, 1)}})
 
 
-def test_a_retrained_network_is_not_compared_with_itself(tiny, home):
+def test_a_retrained_network_is_not_compared_with_itself(tiny, home, monkeypatch):
     with pytest.raises(InputError, match=r"original_seeds = \[1001\] is not allowed: none of the"):
         study.run(tiny, ["retrain"], [3], [0, study.ORACLE_SEED + 1], oracles=3)
+    monkeypatch.setattr(study.data, "load_dataset", lambda *_: pytest.exit("went on"))
+    with pytest.raises(pytest.exit.Exception):  # what starts from that original is no oracle
+        study.run(tiny, ["lora"], [3], [study.ORACLE_SEED + 1], oracles=3)
 
 
 def test_what_failed_is_tried_again(tiny, trained, monkeypatch):
