@@ -25,6 +25,7 @@ SCORES = ("correctness", "confidence", "entropy", "m_entropy", "prob")
 LEAST = data.LEAST  # examples or networks below which no number is returned
 MOST = 5000  # images of the larger group that an attack learns from: its time grows with the square
 LEAST_SHADOWS = 4  # for a mean and a variance
+_ROUNDING = 1e-9  # a smaller decision value is what is left where the votes of two groups cancel
 _LOG_ZERO = math.log(1e-30)  # what the published attacks put in place of log 0
 
 Predictions = tuple[Tensor, Tensor]  # (N, C) logits and (N,) labels
@@ -157,7 +158,8 @@ def called_unseen(
     """Fit a membership attack and say which images of the forget set it calls non-members.
 
     A support vector machine learns to tell members from non-members by their scores. Both groups
-    are cut to the size of the smaller one: unbalanced, it may answer the same for everyone.
+    are cut to the size of the smaller one: unbalanced, it may answer the same for everyone. Where
+    it finds nothing to tell them by, such as one score for all, it calls nobody a non-member.
 
     Args:
         members: (N,) or (N, C) scores of retained training images; N at least 10.
@@ -180,7 +182,7 @@ def called_unseen(
     widths = [group.shape[1] for group in groups]
     check("columns of scores", widths, len(set(widths)) == 1, "the same for all three groups")
     attack = _fit(*_cut(*groups[:2], seed) if balanced else groups[:2])
-    return torch.from_numpy(attack.predict(groups[2].numpy()) == 0)
+    return _decisions(attack, groups[2]) < 0
 
 
 def attack_scores(
@@ -219,8 +221,7 @@ def attack_scores(
     both = _cut(*groups, seed)
     half = len(both[0]) // 2
     attack = _fit(*(group[:half] for group in both))
-    values = [torch.from_numpy(attack.decision_function(g[half:].numpy())) for g in both]
-    return values[0].double(), values[1].double()
+    return _decisions(attack, both[0][half:]), _decisions(attack, both[1][half:])
 
 
 def _cut(members: Tensor, non_members: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -243,6 +244,12 @@ def _fit(members: Tensor, non_members: Tensor) -> SVC:
     ]  # fmt: skip
     truth = torch.cat([torch.ones(len(groups[0])), torch.zeros(len(groups[1]))]).long()
     return SVC(C=3, kernel="rbf", gamma="auto").fit(torch.cat(groups).numpy(), truth.numpy())
+
+
+def _decisions(attack: SVC, scores: Tensor) -> Tensor:
+    """Return (N,) float64, above 0 for "member"; 0 where all that is left is rounding."""
+    values = torch.from_numpy(attack.decision_function(scores.numpy())).double()
+    return torch.where(values.abs() < _ROUNDING, 0.0, values)
 
 
 # ------------------------------------------------------------------------------------------------

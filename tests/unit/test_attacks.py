@@ -338,6 +338,31 @@ def test_the_attack_refuses_too_few_and_broken_scores():
         attacks.attack_scores(made(19), made(20))
 
 
+@pytest.mark.parametrize("wrong", [0, 1, 5])
+@pytest.mark.parametrize("size", [50, 317])
+def test_where_nothing_tells_the_groups_apart_nobody_is_called_unseen(size, wrong):
+    # the same shares of both scores: every image votes, and the votes cancel up to rounding
+    group = torch.ones(size).double()
+    for seed in range(20):
+        draw = torch.Generator().manual_seed(seed)
+        members, strangers = group.clone(), group.clone()
+        for some in (members, strangers):
+            some[torch.randperm(size, generator=draw)[:wrong]] = 0
+        assert attacks.mia_efficacy(members, strangers, torch.tensor([0.0, 1, 0.5])) == 0
+
+
+def test_an_attack_that_learned_nothing_is_at_chance():
+    logits = torch.tensor([[5.0, 0], [0, 5]]).repeat(100, 1)
+    group = logits, torch.tensor([0, 0]).repeat(100)  # half of the answers are right
+    for seed in range(20):
+        members, strangers = attacks.attack_scores(group, group, "correctness", seed=seed)
+        assert len(members) == len(strangers) == 100
+        assert attacks.roc(members, strangers).auc == pytest.approx(0.5, abs=0.12)
+    right = logits, torch.tensor([0, 1]).repeat(100)
+    members, strangers = attacks.attack_scores(right, right, "correctness")
+    assert members.tolist() == strangers.tolist() == [0] * 100
+
+
 # ------------------------------------------------------------------------------------------------
 # ROC
 
