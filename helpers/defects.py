@@ -310,9 +310,9 @@ def unbalanced_attack(cfg: RunConfig, dataset: Dataset) -> Defect:
         "attacks with more members than non-members, on slices of a shuffled loader",
         values,
         f"finds {values['unbalanced out']:.0%} of the real non-members (with equal groups "
-        f"{values['balanced out']:.0%}); of the forget set it calls {values['unbalanced f']:.0%} "
-        f"unseen by the original ({values['balanced f']:.0%}); of the images it takes for the "
-        f"forget set {values['share']:.0%} are of the class",
+        f"{values['balanced out']:.0%}), and calls {values['unbalanced f']:.0%} of the forget set "
+        f"unseen by the original ({values['balanced f']:.0%}); of the images that are taken for "
+        f"the forget set {values['share']:.0%} are of the class",
         "05, The membership attack",
     )
 

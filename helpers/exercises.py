@@ -63,8 +63,8 @@ def computed(call: Callable[[], Any]) -> set[tuple[int, ...]]:
         call: Without arguments; what it returns is dropped.
 
     Returns:
-        The shape of the tensor that each function of torch gave back. Those that only turn a
-        tensor do not count: they compute nothing.
+        The shape of the tensor that each function of torch gave back. What only turns or copies an
+        argument does not count: it computes nothing. What numpy computes is not seen.
 
     Source: this project.
     Lesson: 03_lora_adaptation, "Exercises".
@@ -77,9 +77,7 @@ def computed(call: Callable[[], Any]) -> set[tuple[int, ...]]:
 class _Computed(TorchFunctionMode):
     """Notes what functions of torch give back."""
 
-    # an attribute, as in ``x.T``, is a function called __get__
-    TURNING = ("get", "t", "transpose", "permute", "swapaxes", "swapdims", "adjoint", "movedim",
-               "contiguous")  # fmt: skip
+    COPYING = ("clone", "contiguous", "to", "float", "double")
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +87,10 @@ class _Computed(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:  # fmt: skip
         result = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "").strip("_")
-        if isinstance(result, Tensor) and name not in self.TURNING:
-            self.shapes.add(tuple(result.shape))
+        if isinstance(result, Tensor) and getattr(func, "__name__", "") not in self.COPYING:
+            given = [x for x in args if isinstance(x, Tensor)]
+            memory = {x.untyped_storage().data_ptr() for x in given}
+            view = result.untyped_storage().data_ptr() in memory
+            if not view or any(result is x for x in given):  # which is written into
+                self.shapes.add(tuple(result.shape))
         return result

@@ -197,6 +197,8 @@ def test_u_lira_tells_prunelora_from_oracles_and_a_cheat_hardly_better_than_lora
     assert {*nearest[2:]} == {"head_only", "lora"}
     assert shadow["prunelora, all blocks"]["tpr"] > 0.9
     assert abs(shadow["retrain"]["auc"] - 0.5) < 0.1 < 0.9 < shadow["prunelora"]["tpr"]
+    assert all(shadow[m]["tpr"] > 0.9 for m in ("finetune", "finetune@3", "prune_finetune"))
+    assert 0.05 < shadow["lora"]["tpr"] < 0.15
     cheat, lora = shadow["head_only"], shadow["lora"]
     assert cheat["auc_interval"][0] < lora["auc"] < cheat["auc_interval"][1]
     assert all(lora[m] < cheat[m] for m in ("tpr", "klom"))
@@ -261,7 +263,11 @@ def test_on_other_photographs_lora_still_names_some_and_is_behind_by_avg_gap(pho
     mine = of(photos, cell)
     assert 0.09 < 1 - mine["UA"]["lora"] < 0.14
     assert mine["head_refit"]["lora"] > 0.9 * mine["head_refit"]["original"] - 0.001
-    assert mine["Avg Gap"]["lora"] == mine.loc[PAPER, "Avg Gap"].max()
+    behind = mine["Avg Gap"]["lora"] - mine.loc[PAPER, "Avg Gap"].drop("lora")
+    image = 1 / 4 / 4250  # of the forget set, in the mean of four shares
+    level = {*behind.index[behind.abs() < image]}
+    assert level == ({"prunelora"} if cell == (9, 0) else set())
+    assert (behind.drop([*level]) > image).all()
 
 
 def test_on_photographs_tuned_fine_tuning_keeps_more_and_loses_less_than_published(mine):
