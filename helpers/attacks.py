@@ -113,7 +113,7 @@ def membership(
         kind: One of :data:`SCORES`; report ``"confidence"``.
         balanced: Whether the larger group is cut to the size of the smaller one.
         compat: As in :func:`score`; each group is one batch.
-        seed: Of the choice of the larger group's images.
+        seed: Of the choice of the images that it learns from.
 
     Returns:
         The share of forget images called non-members, in [0, 1]; 1 where all look unseen.
@@ -165,7 +165,7 @@ def called_unseen(
         members: (N,) or (N, C) scores of retained training images; N at least 10.
         non_members: (M,) or (M, C) scores of retained test images; M at least 10.
         forget: (K,) or (K, C) scores of training images of the forgotten class; K at least 1.
-        seed: Of the choice of the larger group's images.
+        seed: Of the choice of the images that it learns from.
         balanced: Whether to cut the groups; PruneLoRA's own code uses 9,000 against 5,000.
 
     Returns:
@@ -181,7 +181,7 @@ def called_unseen(
     groups = [_columns(name, scores) for name, scores in named.items()]
     widths = [group.shape[1] for group in groups]
     check("columns of scores", widths, len(set(widths)) == 1, "the same for all three groups")
-    attack = _fit(*_cut(*groups[:2], seed) if balanced else groups[:2])
+    attack = _fit(*_cut(*groups[:2], seed) if balanced else groups[:2], seed)
     return _decisions(attack, groups[2]) < 0
 
 
@@ -220,7 +220,7 @@ def attack_scores(
     groups = [_columns(name, score(*g, kind, compat), 2 * LEAST) for name, g in named.items()]
     both = _cut(*groups, seed)
     half = len(both[0]) // 2
-    attack = _fit(*(group[:half] for group in both))
+    attack = _fit(*(group[:half] for group in both), seed)
     return _decisions(attack, both[0][half:]), _decisions(attack, both[1][half:])
 
 
@@ -232,11 +232,11 @@ def _cut(members: Tensor, non_members: Tensor, seed: int) -> tuple[Tensor, Tenso
     return first, non_members[torch.randperm(len(non_members), generator=draw)[:size]]
 
 
-def _fit(members: Tensor, non_members: Tensor) -> SVC:
+def _fit(members: Tensor, non_members: Tensor, seed: int) -> SVC:
     """Fit the attack; from large groups it learns from a sample in the same proportions."""
     from sklearn.svm import SVC
 
-    share, draw = MOST / max(len(members), len(non_members)), torch.Generator().manual_seed(0)
+    share, draw = MOST / max(len(members), len(non_members)), torch.Generator().manual_seed(seed)
     groups = [
         group if share >= 1 else group[torch.randperm(len(group), generator=draw)[
             : max(LEAST, round(share * len(group)))]]

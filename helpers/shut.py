@@ -124,7 +124,10 @@ class _Passes(TorchFunctionMode):
     ) -> Any:  # fmt: skip
         kwargs = dict(kwargs or {})
         norm = func is F.batch_norm
-        if self.place is None or not (norm or func in ACTIVATIONS) or args[0].ndim not in (2, 4):
+        if self.place is None or not (norm or func in ACTIVATIONS):
+            return func(*args, **kwargs)
+        args = args or (kwargs.pop("input"),)
+        if args[0].ndim not in (2, 4):
             return func(*args, **kwargs)
         place, self.place = self.place, self.place + 1
         return self.call(place, norm, func, args, kwargs)

@@ -351,6 +351,14 @@ def test_where_nothing_tells_the_groups_apart_nobody_is_called_unseen(size, wron
         assert attacks.mia_efficacy(members, strangers, torch.tensor([0.0, 1, 0.5])) == 0
 
 
+def test_the_seed_chooses_what_the_published_attack_learns_from(monkeypatch):
+    monkeypatch.setattr(attacks, "MOST", 60)
+    groups = [normal(shift, size, [1, size]) for shift, size in ((1, 90), (0, 50), (0.5, 400))]
+    found = [attacks.mia_efficacy(*groups, seed, balanced=False) for seed in (0, 0, 1, 2, 3)]
+    assert found[0] == found[1]
+    assert len({*found}) > 1
+
+
 def test_an_attack_that_learned_nothing_is_at_chance():
     logits = torch.tensor([[5.0, 0], [0, 5]]).repeat(100, 1)
     group = logits, torch.tensor([0, 0]).repeat(100)  # half of the answers are right

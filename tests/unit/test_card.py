@@ -231,6 +231,16 @@ def test_the_verdict_is_one_paragraph_and_comes_first(kind, text):
     assert lines[3].startswith("## ")
 
 
+@pytest.mark.parametrize(
+    ("interval", "reaches"),
+    [([0.4, 0.95], True), ([0.55, 0.95], True), ([0.7, 0.95], False), (None, False)],
+)
+def test_an_interval_that_reaches_into_the_band_or_beyond_it_is_said(interval, reaches):
+    row = {"name": "UA", "title": "UA", "value": 0.9, "band": [0.5, 0.6], "side": "both"}
+    said = card._outside(row | {"interval": interval})
+    assert said.endswith("though its interval reaches into it") == reaches
+
+
 def test_few_oracles_make_wide_bands_and_the_page_says_how_wide():
     rec = record("oracle")
     assert "wide" not in card.markdown(rec)

@@ -307,6 +307,27 @@ def test_the_prototype_by_hand():
     assert attack(x, y, weight, torch.tensor([5.0, -3, 0]), t, u, 2, k=2) == 0.25
 
 
+@pytest.mark.parametrize("k", [3, 15])
+def test_the_prototype_equals_its_definition(k):
+    """Rows of different lengths, fewer images than the class has, others that it never reads."""
+    x, y = torch.randn(60, 4, generator=draw(0)), torch.arange(60) % 4
+    x[y == 2] += 2
+    x[y == 3] -= 1
+    t, u = torch.randn(4000, 4, generator=draw(1)), torch.full((4000,), 2)
+    weight, bias, others = torch.randn(4, 4, generator=draw(2)), torch.zeros(4), [0, 1, 3]
+    few = features._few(y, {2: k}, 0, 1)[0]
+    spread = x.double().std(0, correction=0)
+    own = (x[few] / spread).mean(0) - (x[y != 2] / spread).mean(0)
+    lengths = (weight[others] * spread).norm(dim=1)
+    row = own / own.norm() * lengths.mean() / spread
+    logits = t.double() @ weight.double().T
+    logits[:, 2] = t.double() @ row
+    wanted = (logits.argmax(1) == 2).double().mean().item()
+    assert 0.01 < wanted < 0.99
+    found = features.prototype_attack(x, y, weight, bias, t, u, 2, k=k, draws=1)
+    assert found == pytest.approx(wanted, abs=5e-4)
+
+
 @pytest.mark.parametrize("factor", [16.0, 2.0**24])
 def test_multiplying_a_feature_hides_nothing(factor):
     """A network may multiply what it likes, and divide the weights behind it: the same function."""

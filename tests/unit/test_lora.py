@@ -445,6 +445,18 @@ def test_the_effective_weight_is_the_merged_one(original, layers, dataset, split
     assert pruning.sparsity(merged, layers.prunable) == pytest.approx(0.9, abs=1e-5)
 
 
+def test_merged_under_another_mask_dora_has_the_lengths_of_what_is_left():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+    network.input_shape = (1, 2, 4)
+    adapted = lora.attach(network, 2, ["1"], alpha=2, kind="dora", audited=False)
+    ((_, layer),) = lora.adapters(adapted)
+    nn.init.normal_(layer.lora_B["default"].weight)
+    mask = torch.arange(48).view(6, 8) % 3 > 0
+    wanted = lora.effective_weight(layer, mask).detach()
+    made = lora.merge(adapted, {"1": mask}, refill="mask")
+    assert torch.allclose(made[1].weight, wanted)
+
+
 def test_a_masked_dora_filter_divides_nothing_by_zero(original, layers, dataset, split):
     masks = pruning.mask_structured(original, 0.5, layers.prunable)
     made = adapt(original, layers, masks=masks, kind="dora")

@@ -172,6 +172,26 @@ def test_weights_that_the_loss_does_not_depend_on_never_move(share, dataset, spl
     assert torch.equal(flat[0], flat[1] != 0)
 
 
+def test_the_share_that_may_move_is_no_weight_of_the_loss(cfg, dataset, original, monkeypatch):
+    seen = []
+    monkeypatch.setitem(OBJECTIVES, "random_labels", lambda task: seen.append(task.strength))
+    recipe = Recipe(epochs=1, lr=0.01, strength=0.3)
+    unlearning._objective(original, dataset, cfg.but(method="salun"), recipe)
+    assert seen == [None]
+
+
+def test_gradients_are_those_of_one_batch_and_of_the_network_as_it_answers(
+    dataset, split, original, monkeypatch
+):
+    parameters = [*original.parameters()]
+    wanted = objectives._gradients(original, parameters, split.forget, dataset)
+    training_, before = copy.deepcopy(original).train(), models.fingerprint(original)
+    monkeypatch.setattr(objectives, "at_most", lambda *_: len(split.forget) // 2 + 1)
+    found = objectives._gradients(training_, [*training_.parameters()], split.forget, dataset)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(wanted, found, strict=True))
+    assert models.fingerprint(training_) == before, "statistics of BatchNorm, too"
+
+
 def test_salun_composes_with_masks_and_not_with_adapters(cfg, dataset, original):
     names = models.layers(original).prunable
     recipe = Recipe(epochs=2, lr=0.01, strength=0.3)
@@ -199,16 +219,23 @@ def test_without_training_there_is_no_adapter(cfg, dataset, original):
         unlearning.method("lora+ssd")
 
 
-@pytest.mark.parametrize("name", ["neggrad_plus", "gradient_ascent", "salun", "prototype", "ssd"])
+@pytest.mark.parametrize(
+    "name",
+    ["neggrad_plus", "gradient_ascent", "salun", "prototype", "ssd", "prunelora, all images"],
+)
 def test_what_an_earlier_request_deleted_is_never_seen_again(name, cfg, dataset, original):
     """Other images in the place of the deleted ones change nothing."""
+    name, _, images = name.partition(", ")
     one = cfg.but(method=name, forget=3, earlier=(8,), epochs=1)
+    if images:  # those of the class too, but not of the one before
+        one = one.but(mask_data="all")
     gone = (dataset.train.labels == 8).view(-1, 1, 1, 1)
     blank = dataclasses.replace(dataset.train, images=dataset.train.images.where(~gone, 0))
     other = dataclasses.replace(dataset, train=blank)
     models_of = [unlearn(original, one_of, one).model for one_of in (dataset, other)]
     assert models.fingerprint(models_of[0]) == models.fingerprint(models_of[1])
     assert models.fingerprint(models_of[0]) != models.fingerprint(original)
+    assert all(bool(p.isfinite().all()) for p in models_of[0].parameters())
 
 
 def test_a_share_that_makes_no_sense_is_refused(cfg, dataset, original):
@@ -239,6 +266,22 @@ def test_a_cheat_names_the_class_no_more_and_keeps_every_feature(name, cfg, data
     assert run.metrics["TA"] > 0.9
     kept = (features.penultimate(m, dataset.test, dataset) for m in (original, cheat))
     assert torch.equal(*kept)
+
+
+def test_the_prototype_of_each_class_is_its_own(dataset, original):
+    network, gone = copy.deepcopy(original), (3, 5)
+    edits.prototype(network, dataset.split(gone), dataset)
+    for c in gone:
+        mean = features.penultimate(original, dataset.split(c).forget, dataset).mean(0)
+        assert torch.cosine_similarity(network.fc.weight[c], -mean, dim=0) > 0.9999
+
+
+def test_dampening_never_makes_a_weight_larger(dataset, split, original):
+    network = copy.deepcopy(original)
+    edits.dampen(network, split, dataset, 0.5)
+    pairs = [*zip(network.parameters(), original.parameters(), strict=True)]
+    assert all(bool((new.abs() <= old.abs() * (1 + 1e-6)).all()) for new, old in pairs)
+    assert any(bool((new != old).any()) for new, old in pairs)
 
 
 def test_a_classifier_without_bias_cannot_be_taped(dataset, split):

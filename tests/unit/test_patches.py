@@ -165,6 +165,19 @@ def test_patches_on_top_of_each_other_and_combined(cfg, dataset, original):
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in close), "one alone is itself"
 
 
+def test_combined_patches_share_the_statistics(original):
+    """Changes of weights add up; of a mean that each of two moved the average is taken."""
+
+    def moved(step):
+        network = copy.deepcopy(original)
+        network.bn1.running_mean += step
+        return patches.make(original, network, {})
+
+    made = patches.apply(original, patches.combine(original, [moved(1.0), moved(3.0)]))
+    wanted = original.bn1.running_mean + 2
+    assert torch.allclose(made.bn1.running_mean, wanted)
+
+
 def test_what_cannot_be_combined_is_refused(cfg, dataset, original):
     one = unlearning.unlearn(original, dataset, cfg.but(epochs=1, adapter="dora")).patch
     with pytest.raises(InputError, match="lengths of filters do not add up"):
@@ -353,6 +366,19 @@ def test_hostile_models_do_no_harm(original, tmp_path, monkeypatch):
             assert models.fingerprint(found) == models.fingerprint(small)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000
     assert not list(tmp_path.rglob("PWNED"))
+
+
+def test_tensors_of_another_patch_of_the_same_base_are_noticed(original, tmp_path):
+    def saved(step):
+        network = copy.deepcopy(original)
+        with torch.no_grad():
+            network.fc.bias += step
+        return patches.save_patch(patches.make(original, network, {}), tmp_path / str(step))
+
+    one, other = saved(1), saved(2)
+    (one / "patch.safetensors").write_bytes((other / "patch.safetensors").read_bytes())
+    with pytest.raises(FileProblem, match="SHA-256"):
+        patches.load_patch(one, original)
 
 
 def test_loading_never_imports_pickle_modules(original, tmp_path):

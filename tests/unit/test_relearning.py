@@ -70,6 +70,28 @@ def test_relearning_leaves_the_network_as_it_was(dataset, split, original):
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+def test_a_network_that_comes_in_training_mode_relearns_as_it_answers(dataset, split, original):
+    """PyTorch makes networks so; statistics of batches would make another curve."""
+    wanted = curve_of(original, dataset, split)
+    assert curve_of(copy.deepcopy(original).train(), dataset, split) == wanted
+
+
+def test_biases_of_zero_learn_too(dataset, split, original, monkeypatch):
+    """Weights of pruned filters are held at zero; a bias may well start there."""
+    students, copied = [], copy.deepcopy
+
+    def keep(thing, *memo):
+        made = copied(thing, *memo)
+        students.extend([made] if isinstance(made, type(original)) else [])
+        return made
+
+    monkeypatch.setattr(relearning.copy, "deepcopy", keep)
+    with torch.no_grad():
+        original.bn1.bias[::2] = 0
+    curve_of(original, dataset, split, steps=2)
+    assert bool((students[0].bn1.bias != 0).all())
+
+
 def test_images_in_turns_make_the_same_step(dataset, split, original, monkeypatch):
     wanted = curve_of(original, dataset, split)
     monkeypatch.setattr(relearning, "AT_ONCE", 33)  # of a hundred

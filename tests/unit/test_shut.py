@@ -133,6 +133,52 @@ def test_other_calls_of_activations_are_no_part_of_the_network(dataset, original
         assert torch.equal(network(dataset.normalise(dataset.test.images[:4])), first)
 
 
+def with_two_shut(*after):
+    """Four features, two of which never pass their activation."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), *after, nn.Linear(4, 10)).eval()
+    with torch.no_grad():
+        network[1].bias[:] = torch.tensor([5.0, 5.0, -1e4, -1e4])
+    return network
+
+
+class ByKeyword(nn.Module):
+    def forward(self, x):
+        return torch.relu(input=x)
+
+
+@pytest.mark.parametrize(
+    "kind", [nn.ReLU(), nn.ReLU(inplace=True), nn.GELU(), ByKeyword()], ids=str
+)
+def test_however_an_activation_is_called_it_is_looked_into(kind, dataset):
+    gates = shut.find(with_two_shut(kind), dataset.train.where(torch.arange(50)), dataset)
+    assert len(gates) == 2
+    assert not any(t.requires_grad for found in gates.opens.values() for t in found)
+
+
+def test_what_is_shut_behind_what_is_shut_is_found_too(dataset):
+    network = with_two_shut(nn.ReLU(), nn.Linear(4, 4), nn.ReLU())
+    with torch.no_grad():  # the last two hear of nobody but of the two shut before them
+        network[3].weight[:] = torch.block_diag(torch.eye(2), torch.tensor([[1.0, 1], [1, -1]]))
+        network[3].bias[:] = torch.tensor([1.0, 1, -1e4, -1e4])
+    gates = shut.find(network, dataset.train.where(torch.arange(50)), dataset)
+    assert sorted(gates.opens) == [0, 1]
+    assert len(gates) == 4
+
+
+def test_images_of_all_classes_are_looked_at(dataset, split, monkeypatch):
+    """An audit passes the images of the forgotten class first."""
+    monkeypatch.setattr(shut, "IMAGES", 20)
+    part, seen = split.forget.with_all(split.retain), []
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    shut.find(network, part, dataset)
+    (images,) = seen
+    assert len(images) == 20
+    forgotten = dataset.normalise(split.forget.images).flatten(1)
+    among = (images.flatten(1)[:, None] == forgotten[None]).all(2).any(1)
+    assert (~among).sum() > 0
+
+
 def test_worked_out_by_hand(dataset):
     """Two of four channels are shut by a bias: they are centred and get the others' spread."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 10)).eval()

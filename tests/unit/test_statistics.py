@@ -523,6 +523,14 @@ def test_the_p_value_is_where_the_interval_touches_zero(shift):
     assert statistics.p_value(-values) == pytest.approx(p, rel=0.2), "both sides count"
 
 
+def test_unlearning_seeds_are_drawn_anew_in_each_cell():
+    """The mean of 36 cells, each the mean of two draws from -1 and 1, has a variance of 1 / 72."""
+    cube = np.ones((6, 6, 2))
+    cube[:, :, 0] = -1
+    means = statistics._redrawn(cube, 2000, 0)[1]
+    assert means.std() == pytest.approx(1 / math.sqrt(72), rel=0.1)
+
+
 def test_p_values_of_nothing_are_uniform_enough():
     """Of 200 sets of numbers without an effect about 5 % fall below 0.05."""
     draw = np.random.default_rng(2)
