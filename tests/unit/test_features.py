@@ -497,6 +497,20 @@ def test_information_between_nothing_and_log_2(width):
     assert all(0 <= value < 0.03 for value in nothing), "what was learned by heart counts nothing"
 
 
+def test_information_does_not_depend_on_where_the_features_lie():
+    """Centred by all training images, though the critic sees a balanced few of them."""
+    (x, y), (unseen, truth) = sides(400, 20, 1.0, 0), sides(300, 20, 1.0, 1)
+    found, level = features.information(x, y, unseen, truth), torch.linspace(-50, 50, 20)
+    assert 0.1 < found < 0.6
+    moved = features.information(x + level, y, unseen + level, truth)
+    assert moved == pytest.approx(found, abs=1e-3)
+    mean, spread = x.double().mean(0), x.double().std(0, correction=0) * math.sqrt(20)
+    rows, others = (((z.double() - mean) / spread).float() for z in (x, unseen))
+    few = features._few(y.long(), {0: 50, 1: 50}, 0, 1)[0]
+    wanted = features._bound(rows[few], y.long()[few], others, truth.long(), 0, 40)
+    assert found == pytest.approx(wanted, abs=1e-4)
+
+
 def test_information_of_a_known_channel():
     """One bit that is right with probability 0.9: log 2 less the entropy of 0.9."""
     y = torch.arange(4000) % 2

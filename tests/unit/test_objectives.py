@@ -192,6 +192,31 @@ def test_gradients_are_those_of_one_batch_and_of_the_network_as_it_answers(
     assert models.fingerprint(training_) == before, "statistics of BatchNorm, too"
 
 
+@pytest.mark.parametrize("share", [0.3, 1e-9])
+def test_exactly_the_share_of_weights_may_move(share, dataset, split, original):
+    every = [*original.parameters()]
+    before = [p.detach().clone() for p in every]
+    slopes = objectives._gradients(original, every, split.forget, dataset)
+    kinds = torch.cat([s.flatten().abs() for s in slopes])
+    hold, _ = objectives.saliency(original, split.forget, dataset, share)
+    with torch.no_grad():
+        for parameter in every:
+            parameter.add_(1)
+    hold()
+    moved = sum(int((new != old).sum()) for new, old in zip(every, before, strict=True))
+    wanted = max(1, round(share * len(kinds)))
+    last = kinds.sort(descending=True).values[wanted - 1]
+    assert moved == int((kinds >= last).sum()), "ties move together"
+    assert moved - wanted < 5, "or all are ties"
+
+
+def test_the_bad_teacher_is_not_what_the_network_started_as(cfg, dataset, original):
+    """A network trained with the run's own seed is no stranger to its initial weights."""
+    start = unlearning.new_model(cfg, dataset)
+    stranger = unlearning._stranger(original, dataset, cfg)
+    assert not torch.equal(stranger.conv1.weight, start.conv1.weight)
+
+
 def test_salun_composes_with_masks_and_not_with_adapters(cfg, dataset, original):
     names = models.layers(original).prunable
     recipe = Recipe(epochs=2, lr=0.01, strength=0.3)
