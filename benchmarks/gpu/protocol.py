@@ -9,7 +9,8 @@ training in progress leaves a checkpoint in ``--home``. On a machine that starts
 ``--carry`` names one small file that is read at the start and written after every step: all that
 was measured, and no network. README.md beside this file tells how, and what each step is for.
 
-``results/protocol-cuda.json`` is written anew after every step, from all that was done so far.
+``results/protocol-cuda.json`` is written anew after every step, from all that was done so far, on
+one data set: a call with other images than those of ``--home`` or ``--carry`` is refused.
 Several calls may work on one ``--home`` at once, each on steps of its own (``--only``).
 """
 
@@ -31,7 +32,7 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ from helpers.config import (
     anchor,
     anchored,
     check,
+    choose,
     get_config,
     home,
 )
@@ -56,6 +58,7 @@ ORACLES = 3
 DONE, FAILED = "done.json", "failed.json"  # step -> what was kept of it, or why it failed
 RECORDS = ("protocol-cuda.json", "images-cuda.json", "tutorial-gpu.json")
 MARGIN = 30  # seconds; with less time left nothing new is begun
+LONGEST = 10_080  # minutes of a call: a week
 # Short schedules of today for what the paper trains for 200 and 90 epochs.
 RESNET = Recipe(epochs=40, lr=0.2, optimizer="sgd", weight_decay=5e-4, batch_size=256,
                 schedule="onecycle", augment="crop+flip")  # fmt: skip
@@ -102,6 +105,7 @@ class Step:
         act: Does it, in at most so many seconds, and returns what to keep of it.
         whole: Whether it has to start anew if it is stopped.
         serves: Steps that need it; once all of those are done it need not be done again.
+        images: Whether it is done on the images of ``--data``.
     """
 
     name: str
@@ -109,6 +113,7 @@ class Step:
     act: Callable[[float], dict[str, Any]]
     whole: bool = False
     serves: tuple[str, ...] = ()
+    images: bool = True
 
 
 # ------------------------------------------------------------------------------------------------
@@ -231,7 +236,7 @@ def _tests(options: argparse.Namespace) -> list[Step]:
     return [
         Step(f"tests: {path.stem}", 1, script(path.stem, [
             "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)
-        ]), whole=True)
+        ]), whole=True, images=False)
         for path in sorted((ROOT / "tests" / "unit").glob(pattern))
     ]  # fmt: skip
 
@@ -371,10 +376,26 @@ def _kept(name: str) -> Path:
     return folder / name
 
 
-def done_so_far() -> dict[str, Any]:
-    """Return step -> what was kept of it."""
-    path = home() / "protocol" / DONE
+def done_so_far(place: Path | None = None) -> dict[str, Any]:
+    """Return step -> what was kept of it; place is the home, unless it is told."""
+    path = (place or home()) / "protocol" / DONE
     return files.read_json(path) if path.is_file() else {}
+
+
+def images_of(options: argparse.Namespace) -> dict[str, str]:
+    """Tell the images of this call: their name, and what two data sets of one name differ in."""
+    cfg = next(iter(experiments(options).values())).cfg
+    dataset = data.load_dataset(cfg.but(device="cpu"))
+    return {"data": dataset.name, "fingerprint": dataset.fingerprint}
+
+
+def compare_images(done: Mapping[str, Any], images: Mapping[str, str]) -> None:
+    """Refuse to go on from steps that were done on other images."""
+    for name, kept in done.items():
+        same = all(kept.get(key, value) == value for key, value in images.items())
+        check("--data", images.get("data"), same, f"{name!r} was done on other images "
+              f"({kept.get('data')}), and one record is of one data set: take another --home, and "
+              "another file for --carry")  # fmt: skip
 
 
 def change(name: str, new: dict[str, Any], gone: Iterable[str] = ()) -> None:
@@ -436,10 +457,11 @@ def pack(path: Path, records: Iterable[str]) -> None:
     files.write_atomically(path, write)
 
 
-def unpack(path: Path, records: Iterable[str]) -> None:
+def unpack(path: Path, records: Iterable[str], images: Mapping[str, str]) -> None:
     """Read what :func:`pack` wrote, if it is there, where nothing was measured yet.
 
-    All of it or nothing: what was read by half would count as done, and be carried on.
+    All of it or nothing: what was read by half would count as done, and be carried on. Nothing, if
+    it is of other images.
     """
     if not path.is_file() or (home() / "protocol" / DONE).is_file():
         return
@@ -447,6 +469,7 @@ def unpack(path: Path, records: Iterable[str]) -> None:
         home().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=home(), prefix=".carried-") as place:
             _extract(path, place)
+            compare_images(done_so_far(Path(place)), images)
             _settle(Path(place), records)
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise files.FileProblem(files.cannot_read(path, error)) from error
@@ -480,29 +503,35 @@ def _settle(place: Path, records: Iterable[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
-    listed = steps(options)
-    check("--only", options.only, any(_asked(step, options) for step in listed),
+    ends = time.monotonic() + 60 * options.minutes
+    listed = [step for step in steps(options) if _asked(step, options)]
+    check("--only", options.only, bool(listed),
           "the beginning of a step's name; --dry-run lists them")  # fmt: skip
     if options.dry_run:
-        show(step for step in listed if _asked(step, options))
+        show(listed)
         return 0
+    images = images_of(options) if any(step.images for step in listed) else {}
     if options.carry:
-        unpack(options.carry, options.records)
-    failed = go(listed, options, ends=time.monotonic() + 60 * options.minutes)
-    show((step for step in listed if _asked(step, options)), left_only=True)
+        unpack(options.carry, options.records, images)
+    compare_images(done_so_far(), images)
+    failed = go(listed, options, ends, images)
+    show(listed, left_only=True)
     return 1 if failed else 0
 
 
-def go(listed: list[Step], options: argparse.Namespace, ends: float) -> list[str]:
+def go(
+    listed: list[Step], options: argparse.Namespace, ends: float, images: Mapping[str, str]
+) -> list[str]:
     """Do one step after the other until the time is over; returns those that failed.
 
-    What failed in an earlier call comes last, so that it does not take the time of the others.
+    What failed in an earlier call comes last, so that it does not take the time of the others. On
+    which images a step was done is kept with it.
     """
     failed, fresh = [], True
     before = files.read_json(_kept(FAILED)) if _kept(FAILED).is_file() else {}
     for step in sorted(listed, key=lambda one: one.name in before):
         done, left = done_so_far(), ends - time.monotonic()
-        if not _asked(step, options) or _needless(step, done):
+        if _needless(step, done):
             continue
         if left < MARGIN and not fresh:
             break
@@ -523,7 +552,7 @@ def go(listed: list[Step], options: argparse.Namespace, ends: float) -> list[str
         else:
             change(FAILED, {}, [step.name])
             took = {"took": time.monotonic() - started}
-            change(DONE, {step.name: {**found, **took}})
+            change(DONE, {step.name: {**found, **took, **(images if step.images else {})}})
             print(f"  {took['took']:.0f} s; {_told(found)}", flush=True)
             with files.locked(_kept("records.lock"), wait=True):  # the newest is written last
                 write_costs(options, done_so_far())
@@ -581,6 +610,11 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     add("--dry-run", action="store_true", help="list the steps and their guessed minutes")
     add("--quick", action="store_true", help="tiny sizes on the CPU, to see that everything works")
     options = parser.parse_args(arguments)
+    choose("--device", options.device, ("cuda", "cpu"))
+    check("--minutes", options.minutes, 0 < options.minutes <= LONGEST,
+          f"more than 0, at most {LONGEST:,}")  # fmt: skip
+    if options.carry:
+        check("--carry", str(options.carry), not options.carry.is_dir(), "a file, not a folder")
     if options.home:
         os.environ["HELPERS_HOME"] = options.home
     if options.data:

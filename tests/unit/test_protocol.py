@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -139,6 +140,55 @@ def test_the_list_of_steps_needs_no_gpu_and_each_fits_a_call(tmp_path):
     assert "--dry-run lists them" in wrong.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--minutes", "inf"), "--minutes = inf"),
+        (("--minutes", "nan"), "--minutes = nan"),
+        (("--minutes", "0"), "--minutes = 0.0"),
+        (("--device", "banana", "--dry-run"), "--device = 'banana'"),
+        (("--carry", "."), "--carry = '.'"),
+    ],
+)
+def test_options_are_checked_before_anything_is_done(protocol, monkeypatch, options, told):
+    monkeypatch.setattr(protocol, "steps", lambda options: pytest.fail("it was begun"))
+    with pytest.raises(protocol.InputError, match=re.escape(told)):
+        protocol.main(["--quick", *options])
+
+
+def test_images_that_cannot_be_had_are_told_before_anything_is_done(tmp_path, monkeypatch):
+    monkeypatch.setenv("HELPERS_DATA", f"folder:{tmp_path / 'nowhere'}")
+    done = call("--quick", home=tmp_path / "bare")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "nowhere" in done.stderr
+    assert not done.stdout
+
+
+def test_what_was_done_on_other_images_is_not_taken_for_done(protocol, home, tmp_path, monkeypatch):
+    listed = [protocol.Step("tests: x", 1, lambda s: {}, images=False),
+              protocol.Step("vit: y", 1, lambda s: {})]  # fmt: skip
+    monkeypatch.setattr(protocol, "steps", lambda options: listed)
+    here = {"data": "imgs", "fingerprint": "1"}
+    monkeypatch.setattr(protocol, "images_of", lambda options: here)
+    carried = tmp_path / "s.tar.gz"
+    asked = ["--quick", "--home", str(home), "--carry", str(carried)]
+    assert protocol.main(asked) == 0
+    done = protocol.done_so_far()
+    assert "data" not in done["tests: x"]
+    assert done["vit: y"].items() >= here.items()
+    for other in ({"data": "CIFAR-10", "fingerprint": "2"}, {**here, "fingerprint": "2"}):
+        monkeypatch.setattr(protocol, "images_of", lambda options, other=other: other)
+        with pytest.raises(protocol.InputError, match=r"other images \(imgs\).*another --home"):
+            protocol.main(asked)
+        with pytest.raises(protocol.InputError, match="another file for --carry"):
+            protocol.main([*asked, "--home", str(tmp_path / "bare")])
+        assert not protocol.done_so_far(), "nothing of it was taken"
+        assert protocol.main([*asked, "--home", str(home), "--only", "tests"]) == 0
+    with pytest.raises(protocol.InputError, match="other images"):  # of before they were told apart
+        protocol.compare_images({"x": {"data": "imgs"}}, {"data": "CIFAR-10", "fingerprint": "2"})
+
+
 def test_a_damaged_carried_file_is_told_in_one_line(tmp_path):
     (tmp_path / "s.tar.gz").write_bytes(b"no archive")
     done = call("--quick", "--carry", str(tmp_path / "s.tar.gz"), home=tmp_path / "bare")
@@ -161,10 +211,10 @@ def test_a_carried_file_that_was_cut_short_leaves_nothing(protocol, home, tmp_pa
     carried.write_bytes(content[: cut if cut < 0 else int(cut * len(content))])
     for _ in range(2):  # nor does the next call take it for whole
         with pytest.raises(files.FileProblem, match=r"cannot read .*s\.tar\.gz"):
-            protocol.unpack(carried, ())
+            protocol.unpack(carried, (), {})
         assert not list(home.iterdir())
     carried.write_bytes(content)
-    protocol.unpack(carried, ())
+    protocol.unpack(carried, (), {})
     assert protocol.done_so_far() == done
     assert {path.name for path in home.rglob("*")} == {"protocol", "done.json", "a.json", "b.json",
                                                        "z.log"}  # fmt: skip
@@ -179,7 +229,7 @@ def test_records_in_a_carried_file_go_to_the_clone(protocol, home, tmp_path, mon
     protocol.pack(tmp_path / "s.tar.gz", ["x.json"])
     shutil.rmtree(home)
     files.write_json(record, {"new": 1})
-    protocol.unpack(tmp_path / "s.tar.gz", ["x.json"])
+    protocol.unpack(tmp_path / "s.tar.gz", ["x.json"], {})
     assert files.read_json(record) == {"old": 1}
     assert [path.name for path in home.iterdir()] == ["protocol"]
 
@@ -241,7 +291,7 @@ def test_a_failing_step_is_told_and_does_not_stop_the_others(protocol, home, cap
 
     listed = [protocol.Step("first", 1, fail), protocol.Step("second", 1, lambda s: {"x": 1})]
     options = protocol._options(["--quick"])
-    assert protocol.go(listed, options, ends=float("inf")) == ["first"]
+    assert protocol.go(listed, options, float("inf"), {}) == ["first"]
     assert [*protocol.done_so_far()] == ["second"]
     assert "FAILED: broken" in capsys.readouterr().out
 
@@ -262,8 +312,8 @@ def test_what_failed_before_comes_last(protocol, home, capsys):
               act("network"), act("audit")]  # fmt: skip
     options = protocol._options(["--quick"])
     with pytest.raises(KeyboardInterrupt):  # the process is ended
-        protocol.go(listed, options, ends=float("inf"))
-    assert protocol.go(listed, options, ends=float("inf")) == []
+        protocol.go(listed, options, float("inf"), {})
+    assert protocol.go(listed, options, float("inf"), {}) == []
     assert began == ["tests", "stopped", "network", "audit", "tests", "stopped"]
     assert protocol.files.read_json(protocol._kept("failed.json")) == {}
     assert "FAILED: CUDA out of memory" in capsys.readouterr().out
