@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import random
 import signal
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from measure import call, retell
 
 from helpers import files, report, runs
 
@@ -68,7 +68,7 @@ def records(home: Path) -> dict[str, Any]:
     """Read what has to be the same, whatever happened, and check that each network is whole."""
     found = {}
     for path in sorted(home.glob("artifacts/*/*/run.json")):
-        record = json.loads(path.read_text())
+        record = files.read_json(path)
         found[path.parent.name] = {name: record[name] for name in SAME}
         weights = (path.parent / "model.safetensors").read_bytes()
         assert hashlib.sha256(weights).hexdigest() == record["weights_sha256"], path
@@ -231,10 +231,10 @@ def main() -> None:
     if not quick:
         record = {"grid": list(GRID), "runs": POINTS + STARTS, "faults": found, "seed": SEED}
         print(files.write_json(RECORD, {**record, **runs.environment()}))
-        TEXT.write_text(rendered(TEXT.read_text(), files.read_json(RECORD)))
+        retell(TEXT, rendered, RECORD)
     if any(row["same"] is False for row in found):
         sys.exit("a disturbed sweep ended with other records")
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

@@ -56,6 +56,7 @@ from measure import (
     SPARSITY,
     Section,
     build,
+    call,
     check,
     clock,
     compare,
@@ -79,7 +80,7 @@ from torchvision import transforms
 from torchvision.datasets import CIFAR10, VisionDataset
 
 from helpers import data, models, plots, training, unlearning
-from helpers.config import Recipe
+from helpers.config import InputError, Recipe
 from helpers.data import Dataset, ImageSet
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -174,9 +175,11 @@ def dataset(count: int) -> Dataset:
     made = random_dataset(count)
     if SOURCE != "random":
         real = data.load_dataset(config(device=DEVICE, data=SOURCE, image_size=SIDE))
+        if real.train.images.shape[1:] != (3, SIDE, SIDE):
+            raise InputError(f"{SOURCE} has no colour images of {SIDE} x {SIDE}, which are needed")
         part = real.train.where(real.train.labels != 0).sample(count)
         if len(part) < count:
-            raise SystemExit(f"{SOURCE} has {len(part)} images to retain, and {count} are needed")
+            raise InputError(f"{SOURCE} has {len(part)} images to retain, and {count} are needed")
         made = dataclasses.replace(real, train=part, validation=part, test=part)
     parts = {n: getattr(made, n).to(DEVICE) for n in ("train", "validation", "test")}
     return dataclasses.replace(made, **parts, mean=made.mean.to(DEVICE), std=made.std.to(DEVICE))
@@ -610,4 +613,4 @@ SECTIONS: dict[str, Section] = {
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

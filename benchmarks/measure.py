@@ -1,4 +1,4 @@
-"""What the scripts that measure share: what is timed, how, and how it is held against a limit.
+"""What the scripts share: how they are called, what is timed, how, and held against a limit.
 
 Two sides are timed in one process, one after the other in turn (A B A B ...), after one turn that
 does not count; reported are the median of each side, the median of the ratios of the pairs, and the
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -20,13 +22,30 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from helpers import files, models, runs
-from helpers.config import RunConfig, get_config
+from helpers.config import InputError, RunConfig, get_config
 from helpers.data import Dataset, ImageSet
 
 SEED, CLASSES, SIDE, SPARSITY, RANK = 0, 10, 32, 0.5, 8
 Times = dict[str, list[float]]  # who -> seconds, one each turn
 Check = dict[str, Any]  # one row of the table
 Section = Callable[..., dict[str, Any]]
+
+
+def call(main: Callable[[], None]) -> None:
+    """Run a script, and tell in one line what is wrong with its input or its files."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # the locale C, say, has no dash
+            stream.reconfigure(errors="replace")
+    try:
+        main()
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def retell(text: Path, rendered: Callable[[str, Any], str], record: Path) -> None:
+    """Write the tables of a record into the text that shows them."""
+    new = rendered(text.read_text(encoding="utf-8"), files.read_json(record))
+    files.write_atomically(text, lambda part: part.write_text(new, encoding="utf-8"))
 
 
 def sections(

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measure import call, retell
 from torch import Tensor, nn
 
 from helpers import files, models, report, runs, training, unlearning
@@ -92,7 +93,7 @@ def main() -> None:
         table(rows)
         if not arguments.quick:
             keep(name, chosen, rows, cfg.device)
-            TEXT.write_text(rendered(TEXT.read_text(), files.read_json(RECORD)))
+            retell(TEXT, rendered, RECORD)
 
 
 def measure(name: str, chosen: Network, turns: int, device: str) -> list[dict[str, Any]]:
@@ -210,4 +211,4 @@ def table(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

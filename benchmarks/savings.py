@@ -35,6 +35,7 @@ from measure import (
     SEED,
     SPARSITY,
     build,
+    call,
     check,
     clock,
     compare,
@@ -406,4 +407,4 @@ SECTIONS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

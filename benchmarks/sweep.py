@@ -30,6 +30,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from measure import call, retell
+
 from helpers import audit, files, frozen, report, runs, sweep, unlearning
 
 RECORD = Path(__file__).parents[1] / "results" / "sweep.json"
@@ -63,7 +65,7 @@ def main() -> None:
         if not arguments.quick:
             files.write_json(RECORD, kept)
     if not arguments.quick:
-        TEXT.write_text(rendered(TEXT.read_text(), files.read_json(RECORD)))
+        retell(TEXT, rendered, RECORD)
 
 
 def overhead(place: Path, ranks: Any, classes: Any, blocks: int, plain: int) -> dict[str, Any]:
@@ -224,4 +226,4 @@ def rendered(text: str, record: dict[str, Any]) -> str:
 SECTIONS = {"overhead": overhead, "workers": workers}
 
 if __name__ == "__main__":
-    main()
+    call(main)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -97,10 +99,51 @@ def test_a_finished_section_joins_the_record(tmp_path):
 
 
 def test_the_tables_of_the_text_are_those_of_the_records():
-    text, results = sweep.TEXT.read_text(), sweep.RECORD.parent
+    text, results = sweep.TEXT.read_text(encoding="utf-8"), sweep.RECORD.parent
     made = sweep.rendered(text, json.loads((results / "sweep.json").read_text()))
     made = faults.rendered(made, json.loads((results / "faults.json").read_text()))
     assert precision.rendered(made, json.loads((results / "precision.json").read_text())) == text
+
+
+def test_tables_are_written_whatever_the_locale(tmp_path):
+    text, record = tmp_path / "README.md", tmp_path / "record.json"
+    text.write_text("1 – 2\n", encoding="utf-8")
+    record.write_text('{"new": "3 – 4"}', encoding="utf-8")
+    (tmp_path / "script.py").write_text(
+        "import pathlib, sys\nfrom measure import call, retell\n"
+        "def main():\n"
+        "    retell(*map(pathlib.Path, sys.argv[1:2]), lambda t, r: t + r['new'],"
+        " pathlib.Path(sys.argv[2]))\n"
+        "    print(chr(0x2013))\n"
+        "call(main)\n",
+        encoding="utf-8",
+    )
+    paths = os.pathsep.join([str(sweep.TEXT.parent), *sys.path])
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": paths}
+    words = [sys.executable, str(tmp_path / "script.py"), str(text), str(record)]
+    done = subprocess.run(words, env={**os.environ, **plain}, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert text.read_text(encoding="utf-8") == "1 – 2\n3 – 4"
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "told"),
+    [
+        (images, ["--quick", "--data", "folder:/nowhere", "batches"], "/nowhere"),
+        (images, ["--quick", "--data", "digits", "--device", "cpu", "memory"], "digits"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_line(monkeypatch, script, words, told):
+    monkeypatch.setattr(sys, "argv", ["script.py", *words])
+    for name, value in (("DEVICE", "cpu"), ("SOURCE", "random")):
+        monkeypatch.setattr(images, name, value)
+    images.dataset.cache_clear()
+    with pytest.raises(SystemExit) as stopped:
+        measure.call(script.main)
+    line = str(stopped.value)
+    assert line.startswith("error: ")
+    assert told in line
+    assert "\n" not in line
 
 
 def test_each_way_of_training_is_told_beside_the_first():
