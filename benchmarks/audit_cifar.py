@@ -10,7 +10,9 @@ on CIFAR-10 (JPEG)), then, with recipes that ``tune_cifar.py`` found, every
 method and its audit. A cell is a class and the training seed of an original; ``--cells 1`` takes
 the first one alone. The record is ``results/audit-cifar.json``; it grows by half of a cell's
 settings at a time. ``--settings`` takes those that are named alone: after a stop, what is done
-enters at once. The figure beside it and the tables of the README are made from it. One whose
+enters at once. The figure beside it and the tables of the README are made from it. Other images
+than CIFAR-10 (JPEG) have a record and a figure of their own, ``audit-cifar-NAME``, and networks of
+another kind, such as those that a GPU trained, are not added to a record. One whose
 metrics were measured in another way (``helpers.audit.VERSION``) is begun anew: the unlearned
 networks are kept, too, so that it takes no training. What is audited already, of cells that are
 not finished, is kept in ``benchmarks/audits/``, to come with the project.
@@ -26,12 +28,14 @@ from pathlib import Path
 from typing import Any
 
 from joblib import Parallel, delayed
+from measure import call
 
 from helpers import audit, data, files, plots, report, runs, study, training, unlearning
-from helpers.config import RunConfig, get_config, home
+from helpers.config import RunConfig, check, get_config, home
 from helpers.data import Dataset
 
 RECORD = Path(__file__).parents[1] / "results" / "audit-cifar.json"
+IMAGES = "CIFAR-10 (JPEG)"  # which it is of
 NETWORKS = Path(__file__).with_name("networks")  # finished runs, as ``artifacts/`` has them
 AUDITS = Path(__file__).with_name("audits")  # and finished audits
 PAPER = ("finetune", "prune_finetune", "lora", "prunelora")
@@ -59,24 +63,31 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, metavar="NAME",
                         help=f"of {', '.join(map(repr, SETTINGS))}")  # fmt: skip
     options = parser.parse_args()
+    check("--workers", options.workers, options.workers >= 1, "at least one")
+    check("--cells", options.cells, 1 <= options.cells <= len(CELLS), f"1 to {len(CELLS)}")
     cfg, cells = get_config("cifar", data=options.data), CELLS[: options.cells]
     dataset = data.load_dataset(cfg)  # decoded once, before there are several workers
+    record = record_of(dataset)
+    recorded(cfg, dataset)  # refuses before hours of training, as does what follows
+    for one in networks(cfg, cells):
+        unlearning.validate(one, dataset)
+    print(f"{dataset.name}: {record}", flush=True)
     take(cfg)
     if options.only != "audit":
         jobs = (delayed(runs.run)(one) for one in networks(cfg, cells))
         for done in Parallel(n_jobs=options.workers, return_as="generator_unordered")(jobs):
             give(done)
     if options.only != "networks":
-        share_audits(cfg, lacking(cells), dataset)
+        share_audits(cfg, lacking(cfg, cells, dataset), dataset)
         try:
             audits(cfg, cells, options.workers, dataset, options.settings)
         finally:
-            share_audits(cfg, left := lacking(cells), dataset)
+            share_audits(cfg, left := lacking(cfg, cells, dataset), dataset)
             for forget, seed in {*cells} - {*left}:  # what is recorded need not come twice
                 _there(cfg, forget, seed, dataset).unlink(missing_ok=True)
         plots.style()
-        figure = plots.lie_detector(study.panel(study.load(RECORD))).figure
-        figure.savefig(RECORD.with_suffix(".png"), dpi=110)
+        figure = plots.lie_detector(study.panel(study.load(record))).figure
+        figure.savefig(record.with_suffix(".png"), dpi=110)
         report.render(RECORD.parents[1])
 
 
@@ -103,9 +114,25 @@ def give(done: runs.Run) -> None:
     _copy(done.folder, NETWORKS / done.folder.name)
 
 
-def recorded() -> study.Study | None:
-    """Read the record, if there is one and its metrics were measured as they are today."""
-    found = study.load(RECORD) if RECORD.exists() else None
+def record_of(dataset: Dataset) -> Path:
+    """Name the record of some images: never are those of two data sets in one table."""
+    return RECORD if dataset.name == IMAGES else RECORD.with_stem(f"{RECORD.stem}-{dataset.name}")
+
+
+def recorded(cfg: RunConfig, dataset: Dataset) -> study.Study | None:
+    """Read the record, if there is one and its metrics were measured as they are today.
+
+    The names of its networks tell whether those that are asked for would be other ones: of other
+    images with the same name, or trained on another device.
+    """
+    path = record_of(dataset)
+    found = study.load(path) if path.exists() else None
+    for row in found.about["training"] if found else ():
+        forget = cfg.forget if row["forget"] is None else row["forget"]
+        one = cfg.but(method=row["method"], seed=row["seed"], forget=forget)
+        same = runs.folder_of(one, dataset).name == row["key"]
+        check("--data", cfg.data, same, f"{path} is of other networks (other images or another "
+              "device, say): give it another name to begin a new one")  # fmt: skip
     return found if found and found.about.get("audit") == audit.VERSION else None
 
 
@@ -114,9 +141,11 @@ def known(found: study.Study | None) -> set[tuple[Any, ...]]:
     return set() if found is None else {*zip(*(found.table[c] for c in PLACE), strict=True)}
 
 
-def lacking(cells: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def lacking(
+    cfg: RunConfig, cells: Sequence[tuple[int, int]], dataset: Dataset
+) -> list[tuple[int, int]]:
     """List the cells of which the record lacks a setting."""
-    there = known(recorded())
+    there = known(recorded(cfg, dataset))
     return [cell for cell in cells if not {(name, *cell) for name in SETTINGS} <= there]
 
 
@@ -155,7 +184,7 @@ def audits(
     wanted: Sequence[str] | None = None,
 ) -> None:  # fmt: skip
     """Do and audit what the record lacks; it grows by a group of settings at a time."""
-    past = recorded()
+    past = recorded(cfg, dataset)
     finished, there = [] if past is None else [past], known(past)
     trained = {one["key"]: one for past in finished for one in past.about["training"]}
     jobs = [
@@ -177,7 +206,7 @@ def audits(
                 trained[key] = {"key": key, **training_row(one, dataset)}
         seconds = float(found.table["wall"].sum())
         found.about.update(settings=how, training=[*trained.values()], core_seconds=seconds)
-        study.save(dataclasses.replace(found, table=found.table.iloc[order]), RECORD)
+        study.save(dataclasses.replace(found, table=found.table.iloc[order]), record_of(dataset))
 
 
 def epochs(cfg: RunConfig) -> int | None:
@@ -204,4 +233,4 @@ def training_row(cfg: RunConfig, dataset: Dataset) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

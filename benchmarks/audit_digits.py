@@ -19,13 +19,14 @@ import time
 from pathlib import Path
 
 import pandas as pd
+from measure import call
 
 from helpers import files, plots, report, shadows, study, unlearning
 from helpers.config import TUNED, get_config, home
 
 RESULTS = Path(__file__).parents[1] / "results"
 SEEDS, ORACLES = range(5), 10
-CFG = get_config("cpu")
+CFG = get_config("cpu", data="digits")
 METHODS = [*unlearning.METHODS, "prunelora+scrub"]
 SETTINGS = {name: {"method": name} for name in METHODS} | {
     "finetune@3": {"method": "finetune", "epochs": 3},
@@ -71,4 +72,4 @@ def draw(panel: pd.DataFrame) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

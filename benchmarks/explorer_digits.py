@@ -15,10 +15,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from measure import call
+
 from helpers import data, study, unlearning
 from helpers.config import InputError, get_config, home
 
 RECORD = Path(__file__).parents[1] / "results" / "explorer-digits.json"
+CFG = get_config("cpu", data="digits")
 SEEDS, ORACLES = range(2), 10
 RANKS, SPARSITIES = (1, 2, 4, 8, 16), (0.0, 0.25, 0.5, 0.75, 0.9)
 GRIDS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
@@ -38,7 +41,7 @@ def main() -> None:
     workers = parser.parse_args().workers
     settings, refused = possible()
     resumed, started = (home() / "artifacts" / "audits").exists(), time.perf_counter()
-    found = study.run(get_config("cpu"), settings, range(10), SEEDS, 1, ORACLES, workers)
+    found = study.run(CFG, settings, range(10), SEEDS, 1, ORACLES, workers)
     labels = found.table["method"]
     for column in ("rank", "sparsity"):
         values = {name: changes.get(column) for name, changes in settings.items()}
@@ -52,15 +55,14 @@ def main() -> None:
 
 def possible() -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Return label -> changes of what can be run, and why the rest cannot."""
-    cfg = get_config("cpu")
-    dataset, settings, refused = data.load_dataset(cfg), {}, []
+    dataset, settings, refused = data.load_dataset(CFG), {}, []
     for method, axes in GRIDS.items():
         for rank, sparsity in itertools.product(*axes):
             changes = {"method": method, "rank": rank, "sparsity": sparsity}
             changes = {name: value for name, value in changes.items() if value is not None}
             label = ", ".join(map(str, changes.values()))
             try:
-                unlearning.validate(cfg.but(**changes), dataset)
+                unlearning.validate(CFG.but(**changes), dataset)
             except InputError as error:
                 refused.append(f"{label}: {error}")
                 continue
@@ -69,4 +71,4 @@ def possible() -> tuple[dict[str, dict[str, Any]], list[str]]:
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

@@ -8,7 +8,8 @@ those that ``audit_cifar.py --only networks`` trained. A trial sees a quarter of
 images. The test part is never looked at; but the class and the network are among those that are
 reported, for every method alike.
 
-Every finished trial is kept in ``results/tuning-cifar.json``; run again to go on.
+Every finished trial is kept in ``results/tuning-cifar.json``; run again to go on. Trials on other
+images are not added to it: give it another name first.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from audit_cifar import ORACLES, take
+from audit_cifar import IMAGES, ORACLES, take
 from joblib import Parallel, delayed
+from measure import call
 from tqdm import tqdm
 from tune_digits import choice, validation
 
 from helpers import files, runs, study, unlearning
-from helpers.config import InputError, Recipe, RunConfig, get_config
+from helpers.config import InputError, Recipe, RunConfig, check, get_config
 from helpers.data import Dataset, load_dataset
 
 RECORD = Path(__file__).parents[1] / "results" / "tuning-cifar.json"
@@ -66,9 +68,10 @@ def main() -> None:
     parser.add_argument("--data", default="cifar10", help="cifar10, or folder:PATH")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
+    check("--workers", options.workers, options.workers >= 1, "at least one")
     cfg = get_config("cifar", data=options.data, forget=FORGET, seed=SEED)
+    record = begun(load_dataset(cfg))  # decoded once, before there are several workers
     take(cfg)
-    record = files.read_json(RECORD) if RECORD.exists() else {}
     record |= {"seed": SEED, "class": FORGET, "share_of_images": 1 / SHARE}
     done, best = record.setdefault("trials", {}), record.setdefault("best", {})
     missing = [
@@ -80,9 +83,19 @@ def main() -> None:
     for name, found in tqdm(pool(jobs), "trials", total=len(missing)):
         done.setdefault(name, []).append(found)
         record["one_image"] = 1 / found.pop("validation_images")
-        files.write_json(RECORD, {**record, **runs.environment()})
+        record |= runs.environment()
+        files.write_json(RECORD, record)
     best |= {name: choice(done[name], record["one_image"])["recipe"] for name in SPACES}
-    files.write_json(RECORD, {**record, **runs.environment()})
+    files.write_json(RECORD, record)
+
+
+def begun(dataset: Dataset) -> dict[str, Any]:
+    """Read the trials so far, which must be of the same images."""
+    record = files.read_json(RECORD) if RECORD.exists() else {"data": dataset.name}
+    known = record.setdefault("data", IMAGES)  # without a name: written before they had one
+    check("--data", dataset.name, dataset.name == known, f"the trials in {RECORD} are of {known}; "
+          "give it another name to begin a new one")  # fmt: skip
+    return record
 
 
 @functools.cache
@@ -117,4 +130,4 @@ def trial(cfg: RunConfig, recipe: Recipe) -> tuple[str, dict[str, Any]]:
 if __name__ == "__main__":
     import tune_cifar  # by its name: workers cannot be sent a cached function of ``__main__``
 
-    tune_cifar.main()
+    call(tune_cifar.main)

@@ -28,6 +28,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from measure import call
 from tqdm import tqdm
 
 from helpers import files, outputs, runs, unlearning
@@ -97,7 +98,7 @@ def main() -> None:
     record = files.read_json(RECORD) if RECORD.exists() else {}
     record |= {"seeds": list(SEEDS), "classes": list(CLASSES), "best": record.get("best", {})}
     record.setdefault("trials", {})
-    cfg = get_config("cpu")
+    cfg = get_config("cpu", data="digits")
     unlearning.set_threads(cfg)
     dataset = load_dataset(cfg)
     record["one_image"] = 1 / len(dataset.validation)
@@ -117,10 +118,11 @@ def search(record: dict[str, Any], name: str, space: list[Recipe], score: Any) -
         plain = dataclasses.asdict(recipe)
         if not any(trial["recipe"] == plain for trial in done):
             done.append({"recipe": plain, **score(recipe)})
-            files.write_json(RECORD, {**record, **runs.environment()})
+            record |= runs.environment()
+            files.write_json(RECORD, record)
     best = choice(done, record["one_image"])
     record["best"][name] = best["recipe"]
-    files.write_json(RECORD, {**record, **runs.environment()})
+    files.write_json(RECORD, record)
 
 
 def choice(trials: list[dict[str, Any]], one_image: float) -> dict[str, Any]:
@@ -184,4 +186,4 @@ def unlearn_score(
 
 
 if __name__ == "__main__":
-    main()
+    call(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from helpers import audit, data, files, models, recording, runs, study
-from helpers.config import get_config
+from helpers.config import InputError, get_config
 from helpers.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -24,6 +25,8 @@ import images
 import measure
 import precision
 import sweep
+import tune_cifar
+import tune_digits
 
 
 def test_the_plain_way_yields_the_same_pixels():
@@ -131,6 +134,10 @@ def test_tables_are_written_whatever_the_locale(tmp_path):
     [
         (images, ["--quick", "--data", "folder:/nowhere", "batches"], "/nowhere"),
         (images, ["--quick", "--data", "digits", "--device", "cpu", "memory"], "digits"),
+        (audit_cifar, ["--data", "banana"], "data = 'banana'"),
+        (audit_cifar, ["--workers", "0"], "--workers = 0"),
+        (audit_cifar, ["--cells", "0"], "--cells = 0"),
+        (tune_cifar, ["--workers", "0"], "--workers = 0"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_line(monkeypatch, script, words, told):
@@ -219,25 +226,35 @@ def test_a_network_whose_copying_was_cut_off_is_copied_again(tmp_path, monkeypat
     assert (cut / "run.json").read_text() == "{}"
 
 
-def test_the_record_of_photographs_grows_over_calls_and_nothing_is_done_twice(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setenv("HELPERS_HOME", str(tmp_path / "first"))
+@pytest.fixture
+def few_settings(tmp_path, monkeypatch):
     cheats = {name: {"method": name} for name in ("logit_mask", "prototype")}
     groups = ({"original": {"method": "original"}}, cheats)
     monkeypatch.setattr(audit_cifar, "RECORD", tmp_path / "record.json")
     monkeypatch.setattr(audit_cifar, "GROUPS", groups)
     monkeypatch.setattr(audit_cifar, "SETTINGS", groups[0] | groups[1])
+
+
+def test_the_record_of_photographs_grows_over_calls_and_nothing_is_done_twice(
+    tmp_path, monkeypatch, few_settings
+):
+    monkeypatch.setenv("HELPERS_HOME", str(tmp_path / "first"))
     cfg = get_config("smoke")
     dataset = data.load_dataset(cfg)
-    assert audit_cifar.lacking([(3, 0)]) == [(3, 0)]
+    record = audit_cifar.record_of(dataset)
+    assert record == tmp_path / "record-digits.json", "the other one is of other images"
+
+    def lacking(*cells):
+        return audit_cifar.lacking(cfg, cells, dataset)
+
+    assert lacking((3, 0)) == [(3, 0)]
     audit_cifar.audits(cfg, [(3, 0)], 1, dataset, ["original", "prototype"])
-    assert audit_cifar.lacking([(3, 0)]) == [(3, 0)], "not all of it"
-    named = json.loads(audit_cifar.RECORD.read_text())
+    assert lacking((3, 0)) == [(3, 0)], "not all of it"
+    named = json.loads(record.read_text())
     assert [row[0] for row in named["rows"]] == ["original", "prototype"]
     audit_cifar.audits(cfg, [(3, 0)], 1, dataset)
-    first = json.loads(audit_cifar.RECORD.read_text())
-    assert audit_cifar.lacking([(3, 0), (5, 0)]) == [(5, 0)]
+    first = json.loads(record.read_text())
+    assert lacking((3, 0), (5, 0)) == [(5, 0)]
     assert [row[0] for row in first["rows"]] == ["original", "logit_mask", "prototype"]
     assert [first["rows"][0], first["rows"][2]] == named["rows"]
     assert len(first["training"]) == 1 + audit_cifar.ORACLES
@@ -245,20 +262,88 @@ def test_the_record_of_photographs_grows_over_calls_and_nothing_is_done_twice(
         "audit": audit.VERSION - 1,
         "rows": [[*row[:4], 0.123, *row[5:]] for row in first["rows"]],
     }
-    audit_cifar.RECORD.write_text(json.dumps(old))  # measured in another way
+    record.write_text(json.dumps(old))  # measured in another way
     audit_cifar.audits(cfg, [(3, 0)], 1, dataset)
-    assert json.loads(audit_cifar.RECORD.read_text())["rows"] == first["rows"]
+    assert json.loads(record.read_text())["rows"] == first["rows"]
     monkeypatch.setenv("HELPERS_HOME", str(tmp_path / "elsewhere"))  # another machine
     audit_cifar.audits(cfg, [(3, 0)], 1, dataset)
     assert not (tmp_path / "elsewhere").exists(), "all of it was recorded"
     audit_cifar.audits(cfg, [(3, 0), (5, 0)], 1, dataset)
-    second = json.loads(audit_cifar.RECORD.read_text())
+    second = json.loads(record.read_text())
     assert [row for row in second["rows"] if row[first["columns"].index("forget")] == 3] == first[
         "rows"
     ]
     assert second["bands"]["3"] == first["bands"]["3"]
     assert {c: [*one] for c, one in second["bands"].items()} == {"3": ["0"], "5": ["0"]}
     assert len(second["training"]) == 1 + 2 * audit_cifar.ORACLES, "the original counts once"
+
+
+def test_audits_of_other_images_are_not_taken_for_done(tmp_path, monkeypatch, home, few_settings):
+    cfg, cells = get_config("smoke"), [(3, 0)]
+    dataset = data.load_dataset(cfg)
+    audit_cifar.audits(cfg, cells, 1, dataset)
+    kept = audit_cifar.record_of(dataset).read_bytes()
+    other = dataclasses.replace(dataset, name="imgs")
+    assert audit_cifar.lacking(cfg, cells, other) == cells
+    assert audit_cifar.lacking(cfg, cells, dataset) == []
+    same_name = dataclasses.replace(dataset, fingerprint="another")
+    with pytest.raises(InputError, match=r"record-digits\.json is of other networks"):
+        audit_cifar.audits(cfg, cells, 1, same_name)
+    assert audit_cifar.record_of(dataset).read_bytes() == kept
+    study_of = dataclasses.replace(dataset, name=audit_cifar.IMAGES)
+    assert audit_cifar.record_of(study_of) == audit_cifar.RECORD
+
+
+def test_the_record_of_photographs_is_of_the_networks_that_come_with_the_project():
+    known = {folder.name for folder in audit_cifar.NETWORKS.iterdir()}
+    record = files.read_json(audit_cifar.RECORD)
+    assert record["data"] == audit_cifar.IMAGES
+    assert {row["key"] for row in record["training"]} <= known
+    prints = {files.read_json(path)["identity"]["data"]
+              for path in audit_cifar.NETWORKS.glob("*/run.json")}  # fmt: skip
+    cfg = get_config("cifar", device="cpu")
+    part = measure.random_dataset(1)
+    images = dataclasses.replace(part, name=audit_cifar.IMAGES, fingerprint=prints.pop())
+    assert not prints
+    assert audit_cifar.lacking(cfg, audit_cifar.CELLS, images) == []
+    assert audit_cifar.lacking(cfg, audit_cifar.CELLS[:1], part) == [audit_cifar.CELLS[0]]
+
+
+def test_trials_on_other_images_are_refused(tmp_path, monkeypatch, dataset):
+    monkeypatch.setattr(tune_cifar, "RECORD", tmp_path / "tuning.json")
+    assert tune_cifar.begun(dataset) == {"data": "digits"}
+    files.write_json(tune_cifar.RECORD, {"data": "digits", "trials": {}})
+    assert tune_cifar.begun(dataset)["data"] == "digits"
+    with pytest.raises(InputError, match=r"tuning\.json are of digits"):
+        tune_cifar.begun(dataclasses.replace(dataset, name="imgs"))
+    files.write_json(tune_cifar.RECORD, {"trials": {}})  # written before records had the name
+    with pytest.raises(InputError, match=r"are of CIFAR-10 \(JPEG\)"):
+        tune_cifar.begun(dataset)
+    photographs = dataclasses.replace(dataset, name=audit_cifar.IMAGES)
+    assert tune_cifar.begun(photographs)["data"] == audit_cifar.IMAGES
+
+
+def test_a_record_of_trials_keeps_its_date_unless_one_is_added(tmp_path, monkeypatch, dataset):
+    kept = files.read_json(tune_cifar.RECORD)
+    monkeypatch.setattr(tune_cifar, "RECORD", tmp_path / "cifar.json")
+    files.write_json(tune_cifar.RECORD, kept)
+    monkeypatch.setenv("HELPERS_HOME", str(tmp_path / "home"))
+    photographs = dataclasses.replace(dataset, name=audit_cifar.IMAGES)
+    monkeypatch.setattr(tune_cifar, "load_dataset", lambda cfg: photographs)
+    monkeypatch.setattr(tune_cifar, "take", lambda cfg: None)
+    monkeypatch.setattr(sys, "argv", ["tune_cifar.py"])
+    tune_cifar.main()
+    assert files.read_json(tune_cifar.RECORD) == kept | {"data": audit_cifar.IMAGES}
+
+    path = tmp_path / "digits.json"
+    monkeypatch.setattr(tune_digits, "RECORD", path)
+    recipe = tune_digits.TRAIN[0]
+    record = {"trials": {}, "best": {}, "one_image": 0.01, "date": "then"}
+    tune_digits.search(record, "train", [recipe], lambda recipe: {"score": 0.5})
+    assert files.read_json(path)["date"] == record["date"] != "then"
+    record["date"] = "then"
+    tune_digits.search(record, "train", [recipe], lambda recipe: pytest.fail("it is known"))
+    assert files.read_json(path)["date"] == "then"
 
 
 def test_finished_audits_come_with_the_project_and_go_on_elsewhere(tmp_path, monkeypatch):
