@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from helpers import files
-from helpers.config import InputError
+from helpers.config import InputError, check
 
 log = logging.getLogger(__name__)
 
@@ -252,12 +252,15 @@ def fetch(url: str, path: Path, md5: str, progress: bool = True) -> Path:
         ``path``, whole.
 
     Raises:
+        InputError: If the address is of another kind.
         FileProblem: If the server does not give it, if it is damaged twice, or if it cannot be
             written.
 
     Source: RFC 9110, section 14 (range requests).
     Lesson: 00_start_here, "Where results are kept".
     """
+    ok = url.lower().startswith(("http://", "https://"))
+    check("url", url, ok, "an address that begins with http:// or https://")
     part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -325,8 +328,9 @@ def _append(url: str, part: Path, bar: Any) -> bool:
     with answer:
         if start and not (answer.headers["Content-Range"] or "").startswith(f"bytes {start}-"):
             start = 0  # the server cannot go on in the middle, and sends everything
-        length = answer.headers["Content-Length"]
-        bar.reset(total=start + int(length) if length else None)
+        # what is left of it; unknown if the header is missing or no number, as after a way by FTP
+        length = getattr(answer, "length", None)
+        bar.reset(total=None if length is None else start + length)
         bar.n = bar.initial = start  # the speed is that of this connection
         for chunk in iter(lambda: answer.read(1 << 16), b""):
             _write(part, start, chunk)
@@ -334,7 +338,7 @@ def _append(url: str, part: Path, bar: Any) -> bool:
             bar.update(len(chunk))
             if start > LARGEST:
                 raise files.FileProblem(f"{url} sends more than {LARGEST:,} bytes")
-        return not length or start == bar.total
+        return length is None or start == bar.total
 
 
 def _write(part: Path, start: int, chunk: bytes) -> None:

@@ -23,6 +23,7 @@ from helpers.config import InputError, get_config
 
 PER_CLASS = {"train": 5, "test": 2}
 CONTENT = np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
+BAD_LENGTHS = ("abc", "5, 5", "-5")
 MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
@@ -69,7 +70,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        if fault != "no length":
+        if fault in BAD_LENGTHS:
+            self.send_header("Content-Length", fault)
+        elif fault != "no length":
             self.send_header("Content-Length", str(len(content) - start))
         self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
         self.send_header("X-Repo-Commit", "0" * 40)
@@ -118,6 +121,7 @@ def fetch(server, folder, name="/x"):
     [
         [], ["damaged"], ["cut"], ["cut", "cut", "cut", "cut", "cut", "cut"], ["stalls"],
         [500, 503], ["nothing", "nothing"], ["to /y"], ["no length"], ["cut", 500, "stalls"],
+        *([length] for length in BAD_LENGTHS), ["cut", "abc"],
     ],
     ids=str,
 )  # fmt: skip
@@ -178,6 +182,14 @@ def test_a_server_that_never_gives_it_is_named_with_the_reason(server, tmp_path,
     with pytest.raises(files.FileProblem, match=message):
         fetch(server, tmp_path)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("address", ["file://{}", "FILE://{}", "{}", "ftp://127.0.0.1:9/x"])
+def test_addresses_of_another_kind_are_refused(tmp_path, address):
+    (tmp_path / "here").write_bytes(CONTENT)
+    with pytest.raises(InputError, match=r"url = .* is not allowed: .* http:// or https://"):
+        download.fetch(address.format(tmp_path / "here"), tmp_path / "x", MD5, progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["here"]
 
 
 def test_a_server_that_sends_for_ever_is_left(server, tmp_path, monkeypatch):
