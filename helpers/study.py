@@ -290,8 +290,8 @@ def audit_run(
         networks.append(done[-1].model(dataset))
         if len(done) == 2:  # before hours of oracles
             for name, network in zip(("model", "original"), networks, strict=True):
-                audit.check_one(name, network, split)
-    record = audit.audit(networks[0], networks[1], networks[2:], split, seed=cfg.seed)
+                audit.check_one(name, network, split, ours=True)
+    record = audit.audit(networks[0], networks[1], networks[2:], split, seed=cfg.seed, ours=True)
     kept = done[0].record
     method = unlearning.method(cfg.method)
     costs = {k: kept[k] for k in ("seconds", "macs", "peak_memory", "trainable", "file_bytes")}

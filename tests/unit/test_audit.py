@@ -457,7 +457,7 @@ def test_outputs_in_another_order_are_refused(judge, place, name):
             for tensor in (network.fc.weight, network.fc.bias):
                 tensor.copy_(tensor.roll(1, 0))
 
-    with refused(rf"^{name} = '\d+% right' is not allowed: the order of the labels, 0, 1, .* it "
+    with refused(rf"^{name} = '\d+% right' is not allowed: the order of the labels; it "
                  r"seems to answer '1' where '0' is meant"):  # fmt: skip
         judge(place, permuted)
 
@@ -522,6 +522,9 @@ def test_a_network_that_collapsed_is_no_other_order_of_the_labels(networks, spli
     found.logits["retain"] = torch.eye(10)[other]
     with refused(r"it seems to answer '1' where '0' is meant"):
         audit._check_order("model", found, split.dataset.classes)
+    with refused(r"labels; it seems to answer '1\\n' where '0\\n' is meant") as caught:
+        audit._check_order("model", found, [f"{name}\n" for name in split.dataset.classes])
+    assert "\n" not in str(caught.value)
 
 
 def test_a_network_without_parameters_is_refused(judge):
