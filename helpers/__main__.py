@@ -296,8 +296,7 @@ def _sweep(options: argparse.Namespace) -> int:
     from helpers import files, report, statistics, sweep
 
     out = Path(options.out)
-    check("out", options.out, bool(out.name.strip()), "the path of a file, without its ending")
-    files.try_folder(out.parent)
+    files.try_folder(out.parent, *(path.name for path in sweep.paths(out)))
     fields = [f.name for f in dataclasses.fields(RunConfig) if f.name != "preset"]
     given = {name: getattr(options, name, None) for name in fields}
     grid = {
@@ -308,6 +307,8 @@ def _sweep(options: argparse.Namespace) -> int:
     _say_unused([get_config(options.preset, **dict(zip(kinds, values, strict=True)))
                  for values in itertools.product(*kinds.values())], options)  # fmt: skip
     done = sweep.run(grid, options.preset, options.workers, options.ray,
+    ok = os.path.basename(options.out).strip() not in ("", ".", "..")
+    check("out", options.out, ok, "the path of a file, without its ending")
                      options.skip_impossible, not options.quiet)  # fmt: skip
     paths = sweep.save(done, out)  # first: what is printed may not arrive
     cells = report.cells(statistics.summary(sweep.table(done)))
@@ -340,10 +341,10 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     cfg = _config(options)
-    from helpers import data, files, study
+    from helpers import card, data, files, study
 
     out = _folder("out", options.out)
-    files.try_folder(out)
+    files.try_folder(out, *card.NAMES)
     _say_unused([cfg], options)
     dataset = data.load_dataset(cfg, progress=not options.quiet)
     record = study.audit_run(cfg, options.oracles, dataset, not options.quiet)
@@ -384,12 +385,12 @@ def _add_audit(parser: argparse.ArgumentParser) -> None:
 
 def _audit(options: argparse.Namespace) -> int:
     cfg = _config(options)
-    from helpers import audit, data, files, runs, unlearning
+    from helpers import audit, card, data, files, runs, unlearning
 
     unlearning.set_threads(cfg)
     out = None if options.out is None else _folder("out", options.out)
     if out is not None:
-        files.try_folder(out)
+        files.try_folder(out, *card.NAMES)
     dataset = data.load_dataset(cfg, progress=not options.quiet)
     dataset = _normalised(dataset, options.mean, options.std)
     if "test" in dataset.taken:

@@ -27,6 +27,7 @@ from typing import Any
 from helpers import files
 from helpers.config import check
 
+PAGE, RECORD, TEXT = NAMES = ("report.html", "report.json", "report.md")
 SUPPORTED, REFUTED, UNTESTED = "supported", "not supported", "not tested"
 UTILITY = ("RA", "TA")  # here the original is expected to lie inside the band
 ENOUGH = 5  # oracles; with fewer the page says how wide the bands are
@@ -856,8 +857,8 @@ def write(record: Mapping[str, Any], folder: Path) -> dict[str, Path]:
     page = [dataclasses.asdict(section) for section in _sections(record)]
     content = {**record, "claims": claims(record), "verdict": page[0]["paragraphs"][0],
                "page": page}  # fmt: skip
-    texts = {"report.html": html(record), "report.md": markdown(record)}
-    paths = {"report.json": files.write_json(Path(folder) / "report.json", content)}
+    texts = {PAGE: html(record), TEXT: markdown(record)}
+    paths = {RECORD: files.write_json(Path(folder) / RECORD, content)}
     for name, text in texts.items():
         paths[name] = _write_text(Path(folder) / name, text)
     return paths

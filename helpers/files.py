@@ -8,6 +8,7 @@ everything else as JSON: no file of this package is ever unpickled.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -50,9 +51,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
-        temporary = Path(name)
+        temporary = _part(path)
         write(temporary)
         temporary.chmod(0o644)
         os.replace(temporary, path)
@@ -64,35 +63,49 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
-def try_folder(path: Path) -> None:
+def _part(path: Path) -> Path:
+    """Make the file that is renamed to ``path`` when it is whole."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    return Path(name)
+
+
+def try_folder(path: Path, *names: str) -> None:
     """Find out whether files can be written to a folder: before hours of work, not after.
 
     Args:
         path: The folder; one that is not there is made, and removed again.
+        names: Of files that :func:`write_atomically` shall write there; those that are there stay
+            as they are.
 
     Raises:
-        FileProblem: If it cannot be made or written.
+        FileProblem: If it cannot be made or written, or a file of such a name cannot.
 
     Source: this project.
     Lesson: 00_start_here, "The same from a shell".
     """
     for left in reversed(range(TRIES)):
+        tried, made = path, []
         try:
-            made = [folder for folder in (path, *path.parents) if not folder.exists()]
+            made += [folder for folder in (path, *path.parents) if not folder.exists()]
             path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):
                 pass
+            for tried in (path / name for name in names):
+                _part(tried).unlink()
+                if tried.is_dir():  # which no file can replace
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            return
         except (FileNotFoundError, FileExistsError) as error:
             # another process that tries the same folder may have removed it at this moment
             if not left:
-                raise FileProblem(_cannot_write(path, error)) from error
-            continue
+                raise FileProblem(_cannot_write(tried, error)) from error
         except OSError as error:
-            raise FileProblem(_cannot_write(path, error)) from error
-        for folder in made:
-            with contextlib.suppress(OSError):  # gone, or another process has begun to use it
-                folder.rmdir()
-        return
+            raise FileProblem(_cannot_write(tried, error)) from error
+        finally:
+            for folder in made:
+                with contextlib.suppress(OSError):  # gone, or another process has begun to use it
+                    folder.rmdir()
 
 
 def _cannot_write(path: Path, error: Exception) -> str:

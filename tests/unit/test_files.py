@@ -191,6 +191,19 @@ def test_a_folder_is_tried_before_the_work(tmp_path):
             files.try_folder(bad)
 
 
+def test_names_of_files_are_tried_before_the_work(tmp_path):
+    (tmp_path / "kept").write_text("as it was")
+    (tmp_path / "folder").mkdir()
+    for place in (tmp_path, tmp_path / "new"):
+        files.try_folder(place, "kept", "new")
+        with pytest.raises(FileProblem, match=r"cannot write .*long.*too long"):
+            files.try_folder(place, "new", "long" * 63)
+    with pytest.raises(FileProblem, match=r"cannot write .*folder: Is a directory"):
+        files.try_folder(tmp_path, "kept", "folder")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "kept"], "nothing is left"
+    assert (tmp_path / "kept").read_text() == "as it was"
+
+
 def test_a_folder_that_another_process_tries_as_well_is_tried_again(tmp_path, monkeypatch):
     """Both make it and both remove it: the one finds it gone before its file, or after."""
     opened, removed, path = tempfile.TemporaryFile, os.rmdir, tmp_path / "a" / "b"

@@ -565,9 +565,16 @@ def test_the_command_prints_a_summary_and_names_its_files(home, tmp_path, capsys
     [(("--rank", "1,x"), "whole numbers, or ranges such as 0..4"), (("--rank", "0"), "≥ 1"),
      (("--forget", "cat"), "3+5 for both at once"), (("--workers", "0"), "1 to 1,024"),
      (("--method", "lora,nope"), "known are original"), (("--rank", "1,99"), "1 of 2 points"),
-     (("--out", ""), "the path of a file"), (("--out", "/proc/no/where"), "cannot write /proc/no")],
+     (("--out", ""), "the path of a file"), (("--out", "/proc/no/where"), "cannot write /proc/no"),
+     (("--out", ".."), "out = '..' is not allowed"), (("--out", "sub/"), "out = 'sub/' is not"),
+     (("--out", "sub/."), "out = 'sub/.' is not allowed: the path of a file, without its ending"),
+     (("--out", "x" * 245), "File name too long"),
+     (("--out", "taken"), "taken.csv: Is a directory"), (("--out", "old"), "old.json: Is a dir")],
 )  # fmt: skip
-def test_bad_options_are_one_line(home, capfd, options, message):
+def test_bad_options_are_one_line(home, tmp_path, monkeypatch, capfd, options, message):
+    for name in ("taken.csv", "old.json"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
     assert main(["sweep", "--preset", "smoke", "--quiet", *options]) == 2
     error = capfd.readouterr().err
     assert message in error
