@@ -119,9 +119,21 @@ def _command(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m helpers", description="Prune first, then adapt, then unlearn."
-    )
+class _Parser(argparse.ArgumentParser):
+    """Takes options by their whole names, and names those that its command does not have."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)  # --mode is no short form of --model
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Show the usage of the command itself: argparse leaves the rest to its parser's parser."""
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options, unknown
+
+
+    parser = _Parser(prog="python -m helpers", description="Prune first, then adapt, then unlearn.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands.add_parser(
