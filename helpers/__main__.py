@@ -29,6 +29,7 @@ from helpers.config import (
     anchor,
     check,
     get_config,
+    launched,
 )
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _folder(field: str, text: str) -> Path:
 
 def _command(options: argparse.Namespace) -> int:
     """Run a command, in one process or as one of several."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if not launched():
         return options.command(options)
     from helpers import parallel
 
@@ -118,7 +119,6 @@ def _command(options: argparse.Namespace) -> int:
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
 class _Parser(argparse.ArgumentParser):
     """Takes options by their whole names, and names those that its command does not have."""
 
@@ -133,6 +133,7 @@ class _Parser(argparse.ArgumentParser):
         return options, unknown
 
 
+def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m helpers", description="Prune first, then adapt, then unlearn.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -307,6 +308,8 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
 def _sweep(options: argparse.Namespace) -> int:
     from helpers import files, report, statistics, sweep
 
+    ok = os.path.basename(options.out).strip() not in ("", ".", "..")
+    check("out", options.out, ok, "the path of a file, without its ending")
     out = Path(options.out)
     files.try_folder(out.parent, *(path.name for path in sweep.paths(out)))
     fields = [f.name for f in dataclasses.fields(RunConfig) if f.name != "preset"]
@@ -319,8 +322,6 @@ def _sweep(options: argparse.Namespace) -> int:
     _say_unused([get_config(options.preset, **dict(zip(kinds, values, strict=True)))
                  for values in itertools.product(*kinds.values())], options)  # fmt: skip
     done = sweep.run(grid, options.preset, options.workers, options.ray,
-    ok = os.path.basename(options.out).strip() not in ("", ".", "..")
-    check("out", options.out, ok, "the path of a file, without its ending")
                      options.skip_impossible, not options.quiet)  # fmt: skip
     paths = sweep.save(done, out)  # first: what is printed may not arrive
     cells = report.cells(statistics.summary(sweep.table(done)))

@@ -8,11 +8,13 @@ one home here, and everything that influences a result can be read off it.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -67,6 +69,41 @@ def choose(field: str, value: str, known: Any) -> None:
     Lesson: 00_start_here, "One configuration".
     """
     check(field, value, value in tuple(known), f"known are {', '.join(known)}")
+
+
+def need(what: str, package: str, remedy: str) -> ModuleType:
+    """Import a package that comes with an extra only.
+
+    Args:
+        what: What needs it, as the user called it.
+        package: Its name.
+        remedy: How to install it, or to do without.
+
+    Returns:
+        The package.
+
+    Raises:
+        InputError: If it is not installed.
+
+    Source: the extras in ``pyproject.toml``.
+    Lesson: 00_start_here, "The same from a shell".
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(f"{what}: the package {package} is not installed; {remedy}") from error
+
+
+def launched() -> bool:
+    """Say whether a launcher has started several processes.
+
+    Returns:
+        Whether WORLD_SIZE is set, and not to 1 or nothing.
+
+    Source: the variables of torchrun.
+    Lesson: 01_baseline_training, "Train".
+    """
+    return os.environ.get("WORLD_SIZE", "") not in ("", "1")
 
 
 def _whole(value: object) -> bool:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from helpers.config import InputError, check
+from helpers.config import InputError, check, launched
 
 T = TypeVar("T")
 PATIENCE = datetime.timedelta(days=1)  # the others wait while the first evaluates and writes
@@ -98,7 +98,7 @@ def joined(device: str | None = None) -> Iterator[None]:
     Lesson: 01_baseline_training, "Train".
     """
     global _GROUP
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if not launched():
         yield
         return
     import torch.distributed as dist

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helpers import tutorial
-from helpers.config import InputError, check
+from helpers.config import InputError, check, need
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -180,14 +180,14 @@ def stamp_all(notebooks: Path, where: Origin, write: bool = True) -> list[Path]:
         The files that differed, in the order of the series; empty if all were up to date.
 
     Raises:
-        InputError: If a notebook is missing or is none; those before it are then written.
+        InputError: If a notebook is missing or is none; those before it are then written. Or if
+            nbformat is not installed.
         FileProblem: If a file cannot be written.
 
     Source: this project.
     Lesson: 00_start_here, "You need".
     """
-    import nbformat
-
+    nbformat = need("stamp", "nbformat", "pip install nbformat")
     differed = []
     for name in tutorial.SERIES:
         lesson = notebooks / f"{name}.ipynb"

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers import audit, data, files, frozen, runs, unlearning
-from helpers.config import InputError, RunConfig, check, choose, get_config, home
+from helpers.config import InputError, RunConfig, check, choose, get_config, home, need
 
 log = logging.getLogger(__name__)
 
@@ -585,14 +585,8 @@ class _Ray:
     """Tasks on a Ray cluster: a piece whose worker or machine dies is retried elsewhere."""
 
     def __init__(self, address: str, workers: int, threads: int, cuda: bool) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise InputError(
-                f"ray = {address!r} is not allowed: Ray is not installed; install it with "
-                'pip install "ray[default]" on every machine, or leave --ray out'
-            ) from error
-        self.ray = ray
+        remedy = 'pip install "ray[default]" on every machine, or leave --ray out'
+        ray = self.ray = need(f"ray = {address!r}", "ray", remedy)
         _reach(address)
         where: dict[str, Any] = {"address": address}
         if address == "local":
@@ -633,6 +627,12 @@ class _Ray:
 
     def close(self) -> None:
         self.ray.shutdown()
+
+
+# ------------------------------------------------------------------------------------------------
+# the table
+
+
 def paths(out: Path) -> list[Path]:
     """Return the two files of a table, CSV and JSON.
 
@@ -646,12 +646,6 @@ def paths(out: Path) -> list[Path]:
     Lesson: 00_start_here, "The same from a shell".
     """
     return [out.with_name(f"{out.name}.{ending}") for ending in ("csv", "json")]
-
-
-
-
-# ------------------------------------------------------------------------------------------------
-# the table
 
 
 def save(sweep: Sweep, out: Path) -> list[Path]:

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import html
 import itertools
+import logging
 import os
 import re
 import tempfile
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers import audit, files, plots, report, runs, statistics
-from helpers.config import InputError, RunConfig
+from helpers.config import InputError, RunConfig, need
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +39,7 @@ CELL_SECONDS = {
     "smoke_gpu": 120,
     "cpu": 600,
 }  # a cell that takes longer has hung; others may be long
+_NEEDED = ("nbformat", "nbclient", "nbconvert", "psutil")  # come with the extra dev
 _REMEDY = "restore it, as with git checkout, or name another folder with --notebooks"
 _SOLUTION = re.compile(r"<summary>Solution</summary>\s*```python\n(.*?)```", re.DOTALL)
 
@@ -57,11 +59,19 @@ def play(
         say: Called with each line to show.
 
     Raises:
-        InputError: If a notebook is missing or one of its cells fails.
+        InputError: If a package for notebooks is not installed, a notebook is missing, its kernel
+            does not start or one of its cells fails.
+        FileProblem: If a file cannot be written; a folder that cannot is found at once.
 
     Source: nbclient and nbconvert.
     Lesson: 00_start_here, "What it costs".
     """
+    for package in _NEEDED:
+        need("tutorial", package, f"pip install ipykernel {' '.join(_NEEDED)}")
+    root = notebooks.resolve().parent
+    files.try_folder(pages, *(f"{name}.html" for name in SERIES))
+    for folder in (root, root / "results", notebooks, notebooks / "solutions") if write else ():
+        files.try_folder(folder)
     costs, done = {}, {}
     with tempfile.TemporaryDirectory() as fresh, _home(fresh if write else None):
         for name in SERIES:
@@ -78,7 +88,7 @@ def play(
     table = audit.compare(run.row for run in every)
     say(report.text_table(report.cells(statistics.summary(table))) + f"\n\n{report.NOTE}\n")
     if write:
-        _keep(cfg, notebooks.resolve().parent, costs, table)
+        _keep(cfg, root, costs, table)
         for path, notebook in done.items():
             save(_with_costs(normalise(notebook)), path)
             save(solutions(notebook), solutions_path(path))
@@ -135,7 +145,8 @@ def execute(path: Path, preset: str) -> tuple[NotebookNode, dict[str, float]]:
         this process and the kernel together in megabytes (1e6 bytes).
 
     Raises:
-        InputError: If it does not exist or a cell fails; the message shows the cell and the error.
+        InputError: If it does not exist, its kernel does not start or a cell fails; the message
+            shows the cell and the error.
         RuntimeError: If an event loop runs in this thread, as in a notebook.
         KeyboardInterrupt: After Ctrl-C; the kernel has then ended.
 
@@ -168,6 +179,10 @@ def execute(path: Path, preset: str) -> tuple[NotebookNode, dict[str, float]]:
 def _client(notebook: NotebookNode, **settings: Any) -> NotebookClient:
     """Make a client that can be stopped by Ctrl-C, for which ``asyncio.run`` cancels it."""
     from nbclient import NotebookClient
+    from nbclient.exceptions import DeadKernelError
+    from traitlets.log import get_logger
+
+    get_logger().setLevel(logging.CRITICAL)  # what nbclient says there, it raises as well
 
     class Client(NotebookClient):
         @asynccontextmanager
@@ -175,8 +190,7 @@ def _client(notebook: NotebookNode, **settings: Any) -> NotebookClient:
             """Start and end the kernel. nbclient's own answers Ctrl-C itself, and ends it twice."""
             manager, stopped = self.create_kernel_manager(), asyncio.current_task().cancelling
             try:
-                await self.async_start_new_kernel(**kwargs)
-                await self.async_start_new_kernel_client()
+                await self._start(kwargs)
                 yield
             except BaseException:
                 if stopped():  # nbclient takes being cancelled for the death of the kernel
@@ -193,6 +207,17 @@ def _client(notebook: NotebookNode, **settings: Any) -> NotebookClient:
                     if self.kc is not None:
                         self.kc.stop_channels()
                     await manager.cleanup_resources()
+
+        async def _start(self, kwargs: dict[str, Any]) -> None:
+            try:
+                await self.async_start_new_kernel(**kwargs)
+                await self.async_start_new_kernel_client()
+            except Exception as error:  # a kernelspec may be broken in any way
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise DeadKernelError(
+                    f"the kernelspec {self.kernel_name} does not start: {reason}; see where it is "
+                    "with jupyter kernelspec list, and repair or remove it"
+                ) from error
 
     return Client(notebook, **settings)
 

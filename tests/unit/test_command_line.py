@@ -8,12 +8,13 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from helpers import __main__, audit, config, data, models, runs, study, unlearning
+from helpers import __main__, audit, card, config, data, models, runs, study, tutorial, unlearning
 from helpers.__main__ import main
 from tests.unit.test_data import folder
 
@@ -144,6 +145,43 @@ def test_bad_input_is_one_line_and_status_2(home, capfd, options, message, monke
     assert "Traceback" not in error
     if "diverged" not in message:
         assert not list(home.rglob("run.json")), "nothing was trained before"
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "given"),
+    [
+        ("run", "--forgot", ["--forgot", "3"]),
+        (
+            "audit",
+            "--mode",
+            ["--model", "m", "--original", "o", "--oracle", "r", "--mode", "paper"],
+        ),
+        ("stamp", "--chec", ["--chec"]),
+    ],
+)
+def test_an_option_that_a_command_does_not_have_is_shown_its_own(capsys, command, option, given):
+    """None is taken for another that begins the same, as --mode for --model."""
+    with pytest.raises(SystemExit, match="2"):
+        main([command, *given])
+    error = capsys.readouterr().err
+    assert error.startswith(f"usage: python -m helpers {command} [-h]")
+    assert f"unrecognized arguments: {option}" in error
+
+
+@pytest.mark.parametrize(
+    ("command", "package"),
+    [("tutorial", name) for name in ("nbformat", "nbclient", "nbconvert", "psutil")]
+    + [("stamp", "nbformat")],
+)
+def test_packages_of_notebooks_that_are_missing_are_named_at_once(
+    monkeypatch, tmp_path, capfd, command, package
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(tutorial, "execute", lambda *_: pytest.fail("executed"))
+    assert main([command, "--notebooks", str(Path(__file__).parents[2] / "notebooks")]) == 2
+    error = capfd.readouterr().err
+    assert f"error: {command}: the package {package} is not installed; pip install " in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("text", ["", " "])
@@ -307,6 +345,29 @@ def test_a_report_is_printed_and_written_in_three_forms(reported):
     html = (folder / "report.html").read_text()
     assert "logit_mask" in html
     assert "<script" not in html
+
+
+@pytest.mark.parametrize("name", card.NAMES)
+def test_the_files_of_a_card_are_tried_before_the_work(home, capfd, tmp_path, name):
+    (tmp_path / name).mkdir()
+    assert main(["report", *RUN[1:], "--out", str(tmp_path)]) == 2
+    assert f"cannot write {tmp_path / name}: Is a directory" in capfd.readouterr().err
+    assert not list(home.rglob("run.json"))
+
+
+def test_networks_that_were_trained_here_have_their_order(reported, cfg, dataset, monkeypatch):
+    """One that is bad is judged: its mistakes may look like labels that were exchanged."""
+
+    class Enough(Exception):
+        pass
+
+    def stop(*_):
+        raise Enough
+
+    monkeypatch.setattr(audit, "_check_order", lambda *_: pytest.fail("doubted"))
+    monkeypatch.setattr(audit, "look", stop)  # what follows the checks
+    with pytest.raises(Enough):
+        study.audit_run(cfg.but(method="logit_mask"), 3, dataset, progress=False)
 
 
 def test_a_report_needs_three_oracles(home, capfd, tmp_path):

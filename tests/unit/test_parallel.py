@@ -151,6 +151,16 @@ def test_a_launcher_that_tells_too_little_is_named(monkeypatch):
         pass
 
 
+@pytest.mark.parametrize("text", ["", "1"])
+def test_a_variable_that_says_nothing_starts_nothing(monkeypatch, text):
+    monkeypatch.setenv("WORLD_SIZE", text)
+    monkeypatch.setattr("torch.distributed.rendezvous", lambda _: pytest.fail("looked for others"))
+    with parallel.joined():
+        assert parallel.processes() == 1
+    monkeypatch.setattr("helpers.__main__._stamp", lambda _: 0)
+    assert main(["stamp"]) == 0
+
+
 def test_other_commands_refuse_several_processes(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(parallel, "joined", lambda device: parallel.alone())

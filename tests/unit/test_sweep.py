@@ -535,7 +535,7 @@ def test_an_address_that_is_none_is_one_line(address):
 
 def test_without_ray_it_is_said_how_to_install_it(home, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(InputError, match=r'pip install "ray\[default\]"'):
+    with pytest.raises(InputError, match=r"ray = 'local': .* pip install \"ray\[default\]\""):
         sweep.run({"seed": [0]}, "smoke", ray="local", progress=False)
 
 

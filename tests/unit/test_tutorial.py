@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from helpers import exercises, tutorial
 from helpers.config import InputError
+from helpers.files import FileProblem
 
 
 def lesson(*cells):
@@ -119,6 +121,51 @@ def test_ctrl_c_is_one_line_and_leaves_no_kernel(tmp_path, moment):
     assert said == ["stopped; finished runs are kept"]
     assert not any(kernel.is_running() for kernel in kernels)
     assert begun.exists() == (moment == "a cell is executed")
+
+
+@pytest.mark.parametrize(
+    ("kernelspec", "reason"),
+    [
+        (json.dumps({"argv": ["false"], "display_name": "x", "language": "python"}), "Kernel died"),
+        (
+            json.dumps({"argv": ["/no/such/python"], "display_name": "x", "language": "python"}),
+            "No such file or directory: '/no/such/python'",
+        ),
+        ("{", "Expecting"),
+    ],
+    ids=["ends at once", "python is gone", "damaged"],
+)
+def test_a_kernel_that_does_not_start_is_one_line(
+    tmp_path, monkeypatch, capfd, caplog, kernelspec, reason
+):
+    (tmp_path / "kernels" / "python3").mkdir(parents=True)
+    (tmp_path / "kernels" / "python3" / "kernel.json").write_text(kernelspec)
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    path = tmp_path / "x.ipynb"
+    tutorial.save(lesson(v4.new_code_cell("1")), path)
+    with pytest.raises(InputError, match="jupyter kernelspec list") as caught:
+        tutorial.execute(path, "smoke")
+    said = str(caught.value)
+    assert said.startswith("x.ipynb failed: the kernelspec python3 does not start: ")
+    assert reason in said
+    assert "\n" not in said
+    assert "Traceback" not in caplog.text + "".join(capfd.readouterr())
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("blocked", "write"),
+    [("html", False), ("html/06_explorer.html/below", False), ("results", True),
+     ("notebooks/solutions", True)],
+)  # fmt: skip
+def test_what_is_written_at_the_end_is_tried_before_the_first_notebook(
+    cfg, tmp_path, monkeypatch, blocked, write
+):
+    (tmp_path / blocked).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / blocked).write_text("a file")
+    monkeypatch.setattr(tutorial, "execute", lambda *_: pytest.fail("executed"))
+    with pytest.raises(FileProblem, match="cannot write"):
+        tutorial.play(cfg, tmp_path / "notebooks", tmp_path / "html", write, say=print)
 
 
 def test_a_cell_that_hangs_is_named(tmp_path, monkeypatch):
