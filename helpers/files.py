@@ -12,6 +12,8 @@ import errno
 import hashlib
 import json
 import os
+import secrets
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -40,7 +42,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
         write: Writes the whole content to the path it is given.
 
     Returns:
-        ``path``.
+        ``path``; who may read and write it is what any new file there would have.
 
     Raises:
         FileProblem: If the folder cannot be written or the disk is full; nothing is left behind.
@@ -52,8 +54,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _part(path)
+        rights = stat.S_IMODE(temporary.stat().st_mode)
         write(temporary)
-        temporary.chmod(0o644)
+        temporary.chmod(rights)  # safetensors puts a file in its place that is the owner's alone
         os.replace(temporary, path)
     except OSError as error:
         raise FileProblem(_cannot_write(path, error)) from error
@@ -65,9 +68,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
 
 def _part(path: Path) -> Path:
     """Make the file that is renamed to ``path`` when it is whole."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    return Path(name)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    part.touch(exist_ok=False)  # with the rights that the umask, or the folder, gives
+    return part
 
 
 def try_folder(path: Path, *names: str) -> None:

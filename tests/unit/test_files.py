@@ -33,6 +33,20 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="rights of POSIX systems")
+@pytest.mark.parametrize(("umask", "rights"), [(0o077, 0o600), (0o002, 0o664), (0o022, 0o644)])
+def test_the_umask_says_who_may_read_and_write_a_file(tmp_path, umask, rights):
+    before = os.umask(umask)
+    try:
+        written = [
+            files.write_json(tmp_path / "a.json", {"a": 1}),
+            files.save_tensors(tmp_path / "a.safetensors", {"w": torch.zeros(3)}),
+        ]
+    finally:
+        os.umask(before)
+    assert [oct(path.stat().st_mode & 0o777) for path in written] == [oct(rights)] * 2
+
+
 def test_a_full_disk_while_writing_tensors_is_named(tmp_path, monkeypatch):
     import resource
     import signal
