@@ -7,11 +7,13 @@ one home here, and everything that influences a result can be read off it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import math
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -178,6 +180,26 @@ def home() -> Path:
         return expand("HELPERS_HOME", named)
     here = Path.cwd()
     return next((p for p in (here, *here.parents) if (p / "pyproject.toml").is_file()), here)
+
+
+@contextlib.contextmanager
+def at_home(folder: str) -> Iterator[None]:
+    """Let another folder hold ``artifacts/`` and ``data/`` while the context lasts.
+
+    Args:
+        folder: What HELPERS_HOME is meanwhile; afterwards it is what it was.
+
+    Source: this project.
+    Lesson: 00_start_here, "Where results are kept".
+    """
+    before = os.environ.get("HELPERS_HOME")
+    os.environ["HELPERS_HOME"] = folder
+    try:
+        yield
+    finally:
+        os.environ.pop("HELPERS_HOME")
+        if before is not None:
+            os.environ["HELPERS_HOME"] = before
 
 
 def anchored(data: str) -> str:

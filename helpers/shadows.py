@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from helpers import attacks, data, files, frozen, runs, study, unlearning
-from helpers.config import RunConfig, check, home
+from helpers.config import RunConfig, at_home, check, home
 from helpers.training import predict
 
 POINTS = 60  # of a ROC curve that are kept
@@ -76,7 +76,7 @@ def run(
                     *(point.but(seed=s) for point in points.values()))
     ]  # fmt: skip
     each = 1 + len(points)
-    jobs = [delayed(_margin)(one, str(home())) for one in wanted]
+    jobs = [delayed(_job)(str(home()), one) for one in wanted]
     pool = Parallel(n_jobs=workers, return_as="generator", batch_size=each)
     every = list(tqdm(pool(jobs), total=len(jobs), desc="networks", disable=not progress))
     oracles, *margins = (torch.stack(every[i::each]) for i in range(each))
@@ -87,11 +87,14 @@ def run(
     }  # fmt: skip
 
 
-def _margin(cfg: RunConfig, place: str) -> Tensor:
-    """Train one network, or read its margins back: (images of the forget set,) float64."""
-    import os
+def _job(place: str, cfg: RunConfig) -> Tensor:
+    """Do one network in a process of its own, or in the caller's."""
+    with at_home(place):
+        return _margin(cfg)
 
-    os.environ["HELPERS_HOME"] = place
+
+def _margin(cfg: RunConfig) -> Tensor:
+    """Train one network, or read its margins back: (images of the forget set,) float64."""
     unlearning.set_threads(cfg)
     dataset = data.load_dataset(cfg, progress=False)
     path = _path(cfg, dataset)

@@ -28,7 +28,7 @@ from helpers import (
     statistics,
     unlearning,
 )
-from helpers.config import InputError, RunConfig, check, home
+from helpers.config import InputError, RunConfig, at_home, check, home
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -208,7 +208,7 @@ def run(
         (t, t + ORACLE_SEED * 10 * u): [name for name in points if times[name] > u]
         for t in original_seeds for u in range(max(times.values()))
     }  # fmt: skip
-    jobs = (delayed(_class)(cfg, points, wanted, c, oracles, str(home()), keep) for c in classes)
+    jobs = (delayed(_job)(str(home()), cfg, points, wanted, c, oracles, keep) for c in classes)
     pool = Parallel(n_jobs=workers, return_as="generator_unordered")
     bar = tqdm(pool(jobs), total=len(classes), desc="classes", disable=not progress)
     found = sorted(bar, key=lambda job: list(classes).index(job["forget"]))
@@ -316,14 +316,17 @@ def _settings(cfg: RunConfig) -> dict[str, Any]:
     return {k: v for k, v in plain.items() if v is not None and k not in without}
 
 
+def _job(place: str, *arguments: Any) -> dict[str, Any]:
+    """Audit a class in a process of its own, or in the caller's."""
+    with at_home(place):
+        return _class(*arguments)
+
+
 def _class(
     cfg: RunConfig, points: dict[str, RunConfig], wanted: dict[tuple[int, int], list[str]],
-    forget: int, oracles: int, home: str, keep: bool,
+    forget: int, oracles: int, keep: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """Audit everything of one class; a job of its own process."""
-    import os
-
-    os.environ["HELPERS_HOME"] = home
+    """Audit everything of one class."""
     unlearning.set_threads(cfg)
     cfg = cfg.but(forget=forget)
     dataset = data.load_dataset(cfg, progress=False)

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers import audit, data, files, frozen, runs, unlearning
-from helpers.config import InputError, RunConfig, check, choose, get_config, home, need
+from helpers.config import InputError, RunConfig, at_home, check, choose, get_config, home, need
 
 log = logging.getLogger(__name__)
 
@@ -426,13 +426,13 @@ def _piece(
         boss: The process to work for; None for Ray, which ends its workers itself.
         whole: Whether to leave the piece to whoever is doing one of its points.
     """
-    os.environ["HELPERS_HOME"] = place
     done = {}
     for number, cfg in points:
         if boss is not None and os.name != "nt" and boss not in (os.getpid(), os.getppid()):
             os._exit(1)  # killed, and nobody will ask for the rest
         try:
-            done[number] = _outcome(cfg, sweep)
+            with at_home(place):
+                done[number] = _outcome(cfg, sweep)
         except runs.Claimed:
             if whole:
                 break

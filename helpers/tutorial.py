@@ -13,12 +13,12 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers import audit, files, plots, report, runs, statistics
-from helpers.config import InputError, RunConfig, need
+from helpers.config import InputError, RunConfig, at_home, need
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +73,7 @@ def play(
     for folder in (root, root / "results", notebooks, notebooks / "solutions") if write else ():
         files.try_folder(folder)
     costs, done = {}, {}
-    with tempfile.TemporaryDirectory() as fresh, _home(fresh if write else None):
+    with tempfile.TemporaryDirectory() as fresh, at_home(fresh) if write else nullcontext():
         for name in SERIES:
             path = notebooks / f"{name}.ipynb"
             notebook, costs[name] = execute(path, cfg.preset)
@@ -94,21 +94,6 @@ def play(
             save(solutions(notebook), solutions_path(path))
     kept = "" if write else f"    Records: {every[0].folder.parent}/*/run.json"
     say(f"Pages: {pages}/*.html{kept}")
-
-
-@contextmanager
-def _home(folder: str | None) -> Iterator[None]:
-    """Let runs be kept elsewhere while the context lasts; None changes nothing."""
-    before = os.environ.get("HELPERS_HOME")
-    if folder is not None:
-        os.environ["HELPERS_HOME"] = folder
-    try:
-        yield
-    finally:
-        if folder is not None:
-            os.environ.pop("HELPERS_HOME")
-            if before is not None:
-                os.environ["HELPERS_HOME"] = before
 
 
 def _keep(cfg: RunConfig, root: Path, costs: dict[str, Any], table: pd.DataFrame) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -287,6 +289,17 @@ def test_home_is_found_from_a_subfolder(tmp_path, monkeypatch):
     assert config.home() == tmp_path
     monkeypatch.setenv("HELPERS_HOME", str(tmp_path / "else"))
     assert config.home() == tmp_path / "else"
+
+
+@pytest.mark.parametrize("before", ["x", None])
+def test_another_home_lasts_as_long_as_its_context(tmp_path, monkeypatch, before):
+    monkeypatch.delenv("HELPERS_HOME")
+    if before is not None:
+        monkeypatch.setenv("HELPERS_HOME", before)
+    with contextlib.suppress(KeyError), config.at_home(str(tmp_path)):
+        assert config.home() == tmp_path
+        raise KeyError
+    assert os.environ.get("HELPERS_HOME") == before
 
 
 def test_paths_of_users_who_do_not_exist_are_refused(monkeypatch):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 
 import pytest
 import torch
@@ -110,7 +111,7 @@ def made_up(monkeypatch):
     """Margins without training: each method has a mean of its own."""
     asked, mean = [], {"retrain": 0.0, "original": 30.0, "lora": 0.0}
 
-    def margin(cfg, place):
+    def margin(cfg):
         asked.append((cfg.method, cfg.rank, cfg.seed))
         draw = torch.Generator().manual_seed(100 * cfg.seed + len(cfg.method))
         return torch.randn(30, generator=draw, dtype=torch.float64) + mean[cfg.method]
@@ -131,6 +132,13 @@ def test_every_method_gets_its_own_networks(cfg, made_up):
     assert facts == {"forget": [3], "networks": 24, "targets": 10, "images": 30}
     assert record.keys() >= runs.environment().keys()
     json.dumps(record, allow_nan=False)
+
+
+def test_afterwards_other_folders_have_homes_of_their_own(cfg, made_up, tmp_path, monkeypatch):
+    monkeypatch.delenv("HELPERS_HOME")
+    monkeypatch.chdir(tmp_path)
+    shadows.run(cfg, ["lora"], 20, 5, progress=False)
+    assert "HELPERS_HOME" not in os.environ
 
 
 def test_a_method_can_be_attacked_in_several_settings(cfg, made_up):
@@ -176,7 +184,7 @@ def tiny(cfg):
 def test_margins_are_kept_and_read_back(tiny, home, monkeypatch):
     asked = {name: tiny.but(method=name) for name in ("retrain", "original", "logit_mask")}
     asked["oracles"] = asked["retrain"].but(seed=study.ORACLE_SEED)
-    found = {name: shadows._margin(one, str(home)) for name, one in asked.items()}
+    found = {name: shadows._margin(one) for name, one in asked.items()}
     assert all(values.shape == (30,) for values in found.values())
     assert not torch.equal(found["oracles"], found["retrain"]), "two sets of networks"
     assert found["original"].mean() > found["oracles"].mean(), "it was trained on them"
@@ -185,20 +193,20 @@ def test_margins_are_kept_and_read_back(tiny, home, monkeypatch):
     assert len(kept) == len(asked)
     monkeypatch.setattr(unlearning, "unlearn", lambda *_, **__: pytest.fail("trained again"))
     for name, one in asked.items():
-        assert torch.equal(shadows._margin(one, str(home)), found[name])
+        assert torch.equal(shadows._margin(one), found[name])
     for path in kept:
         path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(FileProblem, match=r"\.safetensors"):
-        shadows._margin(asked["oracles"], str(home))
+        shadows._margin(asked["oracles"])
     for path in kept:
         files.save_tensors(path, {"weights": torch.zeros(2)})
     with pytest.raises(FileProblem, match="no margins"):
-        shadows._margin(asked["oracles"], str(home))
+        shadows._margin(asked["oracles"])
 
 
 def test_paper_mode_judges_with_the_published_normalisation(tiny, home):
     paper = tiny.but(mode="paper")
-    found = [shadows._margin(one.but(method="retrain"), str(home)) for one in (tiny, paper)]
+    found = [shadows._margin(one.but(method="retrain")) for one in (tiny, paper)]
     dataset = data.load_dataset(tiny)
     fed = runs.as_evaluated(dataset, paper)
     model = unlearning.unlearn(None, dataset, tiny.but(method="retrain")).model
@@ -215,9 +223,9 @@ def test_margins_are_those_of_the_network_that_the_configuration_starts_from(
     real, started = runs.run, []
     monkeypatch.setattr(runs, "run", lambda cfg, *rest, **how: started.append(cfg) or real(
         cfg, *rest, **how))  # fmt: skip
-    shadows._margin(tiny.but(method="logit_mask", seed=5, original_seed=1), str(home))
+    shadows._margin(tiny.but(method="logit_mask", seed=5, original_seed=1))
     assert [(one.method, one.seed) for one in started] == [("original", 1)]
     started.clear()
     again = tiny.but(method="logit_mask", forget=5, seed=5, earlier=(8,), original_seed=1)
-    shadows._margin(again, str(home))
+    shadows._margin(again)
     assert (started[0].method, started[0].forget, started[0].earlier) == ("logit_mask", 8, ())

@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import math
+import os
 import shutil
 
 import numpy as np
@@ -196,6 +197,14 @@ def test_a_study_that_was_stopped_goes_on(whole, tiny, trained, counted, monkeyp
     same(found, whole[0])
     assert go(tiny).table.equals(found.table)
     assert len(counted) == 4
+
+
+def test_afterwards_other_folders_have_homes_of_their_own(tiny, trained, monkeypatch):
+    monkeypatch.delenv("HELPERS_HOME")
+    monkeypatch.chdir(trained)
+    go(tiny, ["original"], (3,))
+    assert (trained / "artifacts" / "audits").is_dir()
+    assert "HELPERS_HOME" not in os.environ
 
 
 def test_two_studies_may_add_to_one_class_at_once(whole, tiny, trained, counted, monkeypatch):

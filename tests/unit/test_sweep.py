@@ -274,6 +274,15 @@ def test_a_sweep_gives_what_single_runs_give(calm, home):
         assert row["folder"] == one.folder.relative_to(home).as_posix()
 
 
+def test_afterwards_other_folders_have_homes_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.delenv("HELPERS_HOME")
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        sweep.run(GRID | {"method": ["original"]}, "smoke", progress=False)
+        assert (tmp_path / name / "artifacts").is_dir()
+
+
 def test_two_workers_give_the_same_and_nothing_is_done_twice(calm, home):
     records, found = calm
     again = sweep.run(GRID, "smoke", workers=2, progress=False)
