@@ -51,6 +51,7 @@ GROUPS = [COLORS[name] for name in ("retrain", "prunelora", "prunelora_channels"
 STORED, LIVE = GROUPS[1], GROUPS[2]  # of the explorer's two layers, beside ORACLE
 HATCHES = ["", "//", "\\\\", "||", "--", "++", "xx", "oo", "..", "**", "OO"]
 EDGE = 6.0  # half-widths of a band; what lies beyond is written at the edge
+DASHES = ["-", "--", ":", "-."]
 UNKNOWN = "#d9d9d9"  # cells without a measurement, or without anything to decide
 
 
@@ -66,6 +67,12 @@ def style() -> None:
 
 def _axes(ax: Axes | None, size: tuple[float, float] = (7, 3.5)) -> Axes:
     return ax if ax is not None else plt.subplots(figsize=size)[1]
+
+
+def _look(method: str) -> tuple[str, str]:
+    """Return colour and marker: of a composition its last part's, of a free label grey ones."""
+    known = method.rpartition("+")[2]
+    return COLORS.get(known, CHANCE), MARKERS.get(known, "|")
 
 
 def power_law(
@@ -159,10 +166,9 @@ def learning_curves(
     """
     ax = _axes(ax)
     frame = pd.DataFrame(history)
-    dashes = ["-", "--", ":", "-."]
     for i, (column, label) in enumerate(keys.items()):
         color = FORGET if "forget" in column else ORACLE
-        ax.plot(frame["epoch"], frame[column], dashes[i % 4], color=color, label=label)
+        ax.plot(frame["epoch"], frame[column], DASHES[i % 4], color=color, label=label)
     ax.set(xlabel="epoch", ylabel="accuracy", ylim=(-0.02, 1.02))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.yaxis.set_major_formatter(PercentFormatter(1))
@@ -280,11 +286,14 @@ def roc(
     """
     ax = _axes(ax, (5.5, 4))
     low, high = (1e-3, 1.05) if log else (-0.02, 1.02)
+    used = []
     for method, (false, true) in curves.items():
         first = max(int(np.searchsorted(false, low, side="right")) - 1, 0)  # the last at the edge
         x, y = (np.maximum(rates[first:], low) for rates in (false, true))
-        ax.plot(x, y, color=COLORS[method], label=method, marker=MARKERS[method], markevery=0.1,
-                ms=6)  # fmt: skip
+        color, marker = look = _look(method)
+        ax.plot(x, y, DASHES[used.count(look) % 4], color=color, label=method, marker=marker,
+                markevery=0.1, ms=6)  # fmt: skip
+        used.append(look)
     ax.plot([max(low, 0), 1], [max(low, 0), 1], color=CHANCE, ls=":", lw=1.2, label="guessing")
     ax.set(xlabel="false positive rate", ylabel="true positive rate")
     if log:
@@ -370,17 +379,17 @@ def destinations(
         [(m, c, v) for m, row in shares.items() for c, v in zip(names, row, strict=True)],
         columns=["method", "class", "share"],
     )
-    sns.barplot(frame, x="class", y="share", hue="method",
-                palette={m: COLORS[m] for m in shares}, ax=ax)  # fmt: skip
+    colors = {method: _look(method)[0] for method in shares}
+    sns.barplot(frame, x="class", y="share", hue="method", palette=colors, ax=ax)
     ax.set(xlabel="predicted class", ylabel="share of its test images", ylim=(0, 1))
     if max(map(len, classes)) > 4:  # names, not digits: side by side they would touch
         ax.tick_params(axis="x", rotation=30)
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     keys, used = ax.legend(title="").legend_handles, []
-    for bars, key, method in zip(ax.containers, keys, shares, strict=True):
+    for bars, key, color in zip(ax.containers, keys, colors.values(), strict=True):
         for bar in (*bars, key):
-            bar.set(hatch=HATCHES[used.count(COLORS[method]) % len(HATCHES)], edgecolor="white")
-        used.append(COLORS[method])
+            bar.set(hatch=HATCHES[used.count(color) % len(HATCHES)], edgecolor="white")
+        used.append(color)
     return ax
 
 
@@ -443,8 +452,9 @@ def _panel(ax: Axes, values: Mapping[str, pd.Series], band: bool) -> None:
             edge, side = (0.02, "left") if mean < low else (0.98, "right")
             ax.text(edge, place, text, transform=ax.get_yaxis_transform(), ha=side, va="center")
         elif len(seeds):
-            ax.plot(seeds, [place] * len(seeds), ".", color=COLORS[name], alpha=0.5)
-            ax.plot(mean, place, MARKERS[name], color=COLORS[name])
+            color, marker = _look(name)
+            ax.plot(seeds, [place] * len(seeds), ".", color=color, alpha=0.5)
+            ax.plot(mean, place, marker, color=color)
             drawn.append(seeds)
     shown = pd.concat(drawn)
     margin = max(0.12 * (shown.max() - shown.min()), 0.002)
@@ -771,10 +781,10 @@ def tradeoff(
     ax.plot(front["cost"], _at_edge(front["away"]), "s-", color=CHANCE, lw=1.5, mfc="none", ms=11,
             label="Pareto front", zorder=1)  # fmt: skip
     for method, part in table.groupby("method", sort=False):
-        known = method.rpartition("+")[2]  # of a composition the last part
-        edge = {"mec": "white", "mew": 0.5} if MarkerStyle(MARKERS[known]).is_filled() else {}
-        ax.plot(part["cost"], _at_edge(part["away"]), MARKERS[known], color=COLORS[known],
-                label=method, ms=7, alpha=0.85, **edge)  # fmt: skip
+        color, marker = _look(method)
+        edge = {"mec": "white", "mew": 0.5} if MarkerStyle(marker).is_filled() else {}
+        ax.plot(part["cost"], _at_edge(part["away"]), marker, color=color, label=method, ms=7,
+                alpha=0.85, **edge)  # fmt: skip
     top = int(np.clip(np.ceil(table["away"].max() if len(table) else 2), 2, EDGE))
     ax.set(xlabel=literal(cost), ylabel="distance to the oracles (half-widths)",
            ylim=(-0.3, top + 0.3))  # fmt: skip

@@ -389,7 +389,7 @@ def threshold(scores: Mapping[str, tuple[Tensor, Tensor]]) -> View:
     Lesson: 05_evaluation, "The membership attack".
     """
     for name in scores:
-        choose("network", name, plots.COLORS)
+        unlearning.method(name)
     pairs = {m: [group.detach().double().cpu() for group in pair] for m, pair in scores.items()}
     pooled = torch.cat([group for pair in pairs.values() for group in pair])
     check("scores", "nan or inf", bool(pooled.isfinite().all()), "every score must be finite")

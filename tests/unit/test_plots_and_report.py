@@ -38,6 +38,28 @@ PAPER = {n: c for n, c in plots.COLORS.items()
 ALL = PAPER | {unlearning.METHODS[n].family: c for n, c in plots.COLORS.items() if n not in PAPER}
 
 
+FREE = ["prunelora", "prunelora+scrub", "scrub", "prunelora, all blocks", "finetune@3"]
+
+
+def test_compositions_and_free_labels_are_drawn_too(table):
+    names = dict(zip(["lora", "prunelora+ssd", *FREE], unlearning.METHODS, strict=False))
+    known = table.set_index("method")
+    rows = [known.loc[[old]].reset_index().assign(method=new) for new, old in names.items()]
+    (ax,) = plots.comparison(pd.concat(rows), ["UA"])
+    markers = [line.get_marker() for line in ax.get_lines()[1::2]]
+    assert markers[:3] == [plots.MARKERS[name] for name in ("lora", "ssd", "prunelora")]
+    ax = plots.destinations({name: [0.25, 0.75] for name in FREE}, ["cat", "dog"])
+    _all_differ([(p.get_facecolor(), p.get_hatch()) for p in ax.get_legend().get_patches()])
+    ax = plots.roc({name: ([0.0, 1.0], [0.0, 1.0]) for name in FREE})
+    lines = ax.get_lines()[: len(FREE)]
+    _all_differ([(one.get_color(), one.get_marker(), one.get_linestyle()) for one in lines])
+    assert lines[1].get_color() == lines[2].get_color() == plots.COLORS["scrub"]
+
+
+def _all_differ(looks):
+    assert len({*looks}) == len(looks) == len(FREE)
+
+
 # Viénot, Brettel & Mollon 1999: linear RGB as seen without L cones (protan) and M cones (deutan)
 SEEN = {
     "protan": [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],

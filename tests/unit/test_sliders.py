@@ -311,8 +311,14 @@ def test_thresholds_of_scores_that_hardly_differ_stay_apart():
     assert len(thresholds) >= 2
 
 
+def test_threshold_takes_compositions(drive):
+    view = sliders.threshold(groups(("prunelora+scrub",)))
+    color = to_hex(next(drive(view))[1][0].get_lines()[0].get_color())
+    assert color == plots.COLORS["scrub"].lower()
+
+
 def test_threshold_refuses_unknown_networks_and_broken_scores():
-    with pytest.raises(InputError, match="network"):
+    with pytest.raises(InputError, match=r"method = 'mine' .* known are original, "):
         sliders.threshold(groups(("mine",)))
     broken = (torch.tensor([0.0] * 19 + [float("nan")]), torch.zeros(20))
     with pytest.raises(InputError, match="finite"):
