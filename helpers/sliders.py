@@ -97,12 +97,14 @@ def sparsity(
         accuracies and the ledger. Its detail has a row a filter: layer, filter, norm, gone.
 
     Raises:
-        InputError: If the kind is another one, or a sparsity is not allowed.
+        InputError: If the kind is another one, or there is no sparsity or one that is not allowed.
 
     Source: arXiv 2411.11907, section 3; :func:`helpers.pruning.prune`.
     Lesson: 02_pruning, "How much can go".
     """
     choose("kind", kind, ("mask_structured", "channels"))
+    values = list(values)
+    check("values", values, bool(values), "at least one sparsity")
     names, part, rows, filters = models.layers(model).prunable, split.validation_retain, [], []
     norms = {n: model.get_submodule(n).weight.detach().flatten(1).norm(dim=1).cpu() for n in names}
     for share in values:
@@ -192,16 +194,14 @@ def rank(changes: Mapping[str, Tensor]) -> View:
         length kept, relative error; and one for all layers together.
 
     Raises:
-        InputError: If there is no change, or one that is zero.
+        InputError: If there is no change, or one that is zero, not finite or no weight of a layer.
 
     Source: Eckart & Young 1936; the parameters as in Hu et al. 2021 (arXiv 2106.09685).
     Lesson: 03_lora_adaptation, "Rank".
     """
-    check("changes", list(changes), bool(changes), "at least one layer")
-    energy = {}
-    for name, change in changes.items():
-        energy[name] = torch.linalg.svdvals(change.detach().flatten(1).cpu().double()).square()
-        check(f"change of {name}", 0.0, bool(energy[name].sum() > 0), "a change that is not zero")
+    ok = bool(changes) and ALL not in changes
+    check("changes", list(changes), ok, f"at least one layer, and none called {ALL!r}")
+    energy = {name: _energy(f"change of {name}", change) for name, change in changes.items()}
     rows, total = [], sum(float(e.sum()) for e in energy.values())
     for r in range(1, min(len(e) for e in energy.values()) + 1):
         for name, change in changes.items():
@@ -217,6 +217,16 @@ def rank(changes: Mapping[str, Tensor]) -> View:
     table["kept"] = (table["kept"] / table.pop("whole")).clip(upper=1.0)
     table["error"] = (1 - table["kept"]).clip(lower=0.0) ** 0.5
     return _rank_view(table)
+
+
+def _energy(field: str, change: Tensor) -> Tensor:
+    """Return the squared singular values of a weight change."""
+    shape = tuple(change.shape)
+    check(field, shape, len(shape) > 1 and change.numel() > 0, "(out, in, ...), of a layer")
+    check(field, "nan or inf", bool(change.isfinite().all()), "every number must be finite")
+    energy = torch.linalg.svdvals(change.detach().flatten(1).cpu().double()).square()
+    check(field, 0.0, bool(energy.sum() > 0), "a change that is not zero")
+    return energy
 
 
 def _rank_view(table: pd.DataFrame) -> View:
@@ -295,7 +305,8 @@ def both(
         and ``retain``, trainable parameters and zeros (a share) of the network.
 
     Raises:
-        InputError: If the method has no rank and sparsity, or a combination cannot be run.
+        InputError: If the method has no rank and sparsity, there is no combination, or one that
+            cannot be run.
 
     Source: arXiv 2411.11907; :func:`helpers.runs.run`.
     Lesson: 04_class_unlearning, "How it goes".
@@ -304,6 +315,9 @@ def both(
     ok = chosen.adapt == "lora" and chosen.prune != "none" and cfg.method != rival
     check("method", cfg.method, ok, "one that prunes and adapts, such as prunelora")
     check("earlier", cfg.earlier, not cfg.earlier, "(): the curves begin at the original")
+    for field, values in (("ranks", ranks), ("sparsities", sparsities)):
+        ok = 0 < len(values) == len({*values})
+        check(field, list(values), ok, "at least one, and each once")
     start = runs.run(cfg.but(method="original", seed=cfg.start_seed), dataset, progress)
     first = {"epoch": 0, **{part: start.history[-1][part] for part in ("forget", "retain")}}
     cache, rows = frozen.Cache(cfg.cache_mb * 1_000_000), []
@@ -383,19 +397,19 @@ def threshold(scores: Mapping[str, tuple[Tensor, Tensor]]) -> View:
         same at every threshold). Its detail has the curves: network, fpr, tpr.
 
     Raises:
-        InputError: If a method is unknown, a group is too small or a score is not finite.
+        InputError: If there is no method or an unknown one, a group is too small or a score is not
+            finite.
 
     Source: the usual figure; ``sklearn.metrics.roc_curve``.
     Lesson: 05_evaluation, "The membership attack".
     """
+    check("scores", [*scores], bool(scores), "at least one network")
     for name in scores:
         unlearning.method(name)
     pairs = {m: [group.detach().double().cpu() for group in pair] for m, pair in scores.items()}
-    pooled = torch.cat([group for pair in pairs.values() for group in pair])
-    check("scores", "nan or inf", bool(pooled.isfinite().all()), "every score must be finite")
-    steps = _steps(pooled)
+    curves = {name: attacks.roc(*pair) for name, pair in pairs.items()}  # which are checked there
+    steps = _steps(torch.cat([group for pair in pairs.values() for group in pair]))
     table = pd.concat([_counts(m, *pair, steps) for m, pair in pairs.items()], ignore_index=True)
-    curves = {name: attacks.roc(*pair) for name, pair in pairs.items()}
     detail = pd.concat(
         [pd.DataFrame({"network": m, "fpr": c.fpr, "tpr": c.tpr}) for m, c in curves.items()]
     )

@@ -169,6 +169,8 @@ def test_masked_filters_are_the_weakest_of_their_layer_and_stand_left_of_the_cut
 def test_a_kind_that_does_not_take_filters_is_refused(trained, dataset, split):
     with pytest.raises(InputError, match="mask_structured, channels"):
         sliders.sparsity(trained, dataset, split, "mask_nm")
+    with pytest.raises(InputError, match="at least one sparsity"):
+        sliders.sparsity(trained, dataset, split, values=[])
 
 
 def test_rank_draws_its_table(drive):
@@ -212,11 +214,22 @@ def test_the_table_of_ranks_is_the_best_approximation(rank):
     assert here["parameters"][sliders.ALL] == here["parameters"][:-1].sum()
 
 
-def test_rank_refuses_what_is_no_change():
-    with pytest.raises(InputError, match="at least one"):
-        sliders.rank({})
-    with pytest.raises(InputError, match="change of a"):
-        sliders.rank({"a": torch.zeros(3, 3)})
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "at least one layer"),
+        ({"a": torch.zeros(3, 3)}, "change of a = 0.0 .* not zero"),
+        ({"b": torch.eye(3), "a": torch.full((3, 3), math.nan)}, "change of a .* finite"),
+        ({"a": torch.full((3, 3), math.inf)}, "change of a .* finite"),
+        ({"a": torch.ones(3)}, r"change of a = \(3,\) .* \(out, in, \.\.\.\)"),
+        ({"a": torch.ones(0, 3)}, r"change of a = \(0, 3\) .* \(out, in, \.\.\.\)"),
+        ({sliders.ALL: torch.eye(3)}, "none called 'all together'"),
+    ],
+)
+def test_rank_refuses_what_is_no_change(given, message, capfd):
+    with pytest.raises(InputError, match=message):
+        sliders.rank(given)
+    assert capfd.readouterr() == ("", ""), "the library complained, too"
 
 
 def test_both_draws_its_table(grid, drive):
@@ -261,6 +274,13 @@ def test_both_refuses_methods_without_rank_and_sparsity(cfg, dataset):
             sliders.both(cfg.but(method=method), dataset)
     with pytest.raises(InputError, match="begin at the original"):
         sliders.both(cfg.but(method="prunelora", earlier=(1,)), dataset)
+
+
+@pytest.mark.parametrize(("field", "values"), [("ranks", ()), ("sparsities", (0.5, 0.5))])
+def test_both_refuses_no_position_before_training(cfg, dataset, home, field, values):
+    with pytest.raises(InputError, match=f"{field} = .* at least one, and each once"):
+        sliders.both(cfg.but(method="prunelora"), dataset, **{field: values})
+    assert not home.exists()
 
 
 def test_threshold_draws_its_table(drive):
@@ -323,6 +343,10 @@ def test_threshold_refuses_unknown_networks_and_broken_scores():
     broken = (torch.tensor([0.0] * 19 + [float("nan")]), torch.zeros(20))
     with pytest.raises(InputError, match="finite"):
         sliders.threshold({"original": broken})
+    with pytest.raises(InputError, match="at least one network"):
+        sliders.threshold({})
+    with pytest.raises(InputError, match="at least one, all finite"):
+        sliders.threshold({"original": (torch.zeros(0), torch.zeros(0))})
 
 
 def test_the_static_figure_is_the_one_of_the_panel(drive):
