@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import reprlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -611,6 +612,46 @@ def _short(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
+def _check_table(rows: list[list[Any]], columns: list[str]) -> None:
+    """Refuse a table that :func:`save` did not write, with a ValueError that names the column."""
+    if not all(map(_is_text, columns)) or len({*columns}) < len(columns):
+        raise ValueError("its columns have no names, or two of them the same")
+    if not {"method", "forget"} <= {*columns} or any(len(r) != len(columns) for r in rows):
+        raise ValueError("its rows and columns do not fit")
+    for name, values in zip(columns, zip(*rows, strict=True), strict=False):  # or no rows at all
+        for holds, what, names in _HOLDS:
+            wrong = [v for v in values if not holds(v)] if name in names else []
+            if wrong:
+                raise ValueError(f"its column {name!r} holds {reprlib.repr(wrong[0])}, not {what}")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_whole(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**31  # no bool
+
+
+def _is_number(value: object) -> bool:
+    return value is None or (type(value) in (int, float) and abs(value) < 1e300)
+
+
+def _is_counts(value: object) -> bool:
+    return value is None or (isinstance(value, list) and all(map(_is_whole, value)) and any(value))
+
+
+# what a column holds; all but the first two are empty where a network could not be judged
+_HOLDS = (
+    (_is_text, "text", {"method"}),
+    (_is_whole, "a whole number from 0", {"forget", "original_seed", "seed", "repetition"}),
+    (_is_counts, "whole numbers, not all of them 0, or nothing", {"predicted"}),
+    (_is_number, "a finite number or nothing",
+     {*audit.METRICS, *COSTS, "wall", "rank", "sparsity", "zeros", "channels", "parameters", "macs",
+      "file_bytes", "patch_bytes"}),
+)  # fmt: skip
+
+
 def load(path: Path) -> Study:
     """Read what :func:`save` wrote.
 
@@ -631,8 +672,7 @@ def load(path: Path) -> Study:
     record = files.read_json(path, ("columns", "rows", "bands", "oracles"))
     try:
         rows, columns = record.pop("rows"), record.pop("columns")
-        if not {"method", "forget"} <= {*columns} or any(len(r) != len(columns) for r in rows):
-            raise ValueError("its rows and columns do not fit")
+        _check_table(rows, columns)
         table = pd.DataFrame(rows, columns=columns)
         numbers = [c for c in (*audit.METRICS, "rank", "sparsity") if c in columns]
         table = table.astype(dict.fromkeys(numbers, float))

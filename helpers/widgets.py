@@ -176,6 +176,9 @@ class Explorer:
         for field, mine in here.items():
             check(f"{field} of the record", about.get(field), about.get(field) == mine,
                   f"{mine}, which the live networks are trained on")  # fmt: skip
+        known = {*range(len(dataset.classes))}
+        check("forget of the record", stored.classes, {*stored.classes} <= known,
+              f"from 0 to {max(known)}")  # fmt: skip
         self.grid, self.cfg, self.dataset = stored, cfg, dataset
         self.judged = runs.as_evaluated(dataset, cfg)  # what the networks are shown
         self.lives: dict[tuple[grid.Point, int], grid.Live] = {}

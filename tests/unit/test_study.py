@@ -482,6 +482,43 @@ def test_damaged_studies_are_refused(whole, tmp_path):
         study.load(tmp_path / "nothing.json")
 
 
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("method", [None, 5, ["lora"]]),
+        ("forget", [None, "3", [3], {}, True, -1, 2.5]),
+        ("seed", [None, "0", 10**400]), ("original_seed", [None, [0]]), ("repetition", ["0"]),
+        ("TA", [[0.5], {}, "0.5", True, math.nan]),
+        ("seconds", ["1", [1], {}, False, math.inf]), ("zeros", ["x"]), ("channels", [[5]]),
+        ("macs", [10**400]), ("patch_bytes", ["many"]), ("wall", [{}]),
+        ("predicted", [5, "x", ["x"], [None], [], [0, 0]]),
+    ],
+)  # fmt: skip
+def test_a_column_that_holds_something_else_is_named(whole, tmp_path, column, values):
+    path = tmp_path / "study.json"
+    study.save(whole[0], path)
+    record = json.loads(path.read_text())
+    place = record["columns"].index(column)
+    for value in values:
+        record["rows"][-1][place] = value
+        path.write_text(json.dumps(record))
+        with pytest.raises(FileProblem, match=f"its column '{column}' holds ") as told:
+            study.load(path)
+        assert len(str(told.value).splitlines()) == 1
+        assert "study.json" in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["method", 5, None, ["TA"]])
+def test_columns_have_names_of_their_own(whole, tmp_path, name):
+    path = tmp_path / "study.json"
+    study.save(whole[0], path)
+    record = json.loads(path.read_text())
+    record["columns"][-1] = name
+    path.write_text(json.dumps(record))
+    with pytest.raises(FileProblem, match=r"study\.json: its columns have no names, or two"):
+        study.load(path)
+
+
 # ------------------------------------------------------------------------------------------------
 # what it says, worked out by hand
 

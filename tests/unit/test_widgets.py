@@ -155,6 +155,9 @@ def test_records_that_do_not_fit_are_refused(cfg, tmp_path):
             other = study.Study(found.table, found.bands, 5, about)
             with pytest.raises(InputError, match=f"{field} of the record = .*live networks"):
                 widgets.explorer(cfg, other)
+    table = found.table.replace({"forget": {8: 99}})
+    with pytest.raises(InputError, match=r"forget of the record = \[3, 99\] .* from 0 to 9"):
+        widgets.explorer(cfg, study.Study(table, found.bands, 5, found.about))
     with pytest.raises(FileProblem, match="does not exist"):
         widgets.explorer(cfg, tmp_path / "nothing.json")
     study.save(found, tmp_path / "grid.json")
