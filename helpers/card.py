@@ -16,6 +16,7 @@ import json
 import math
 import re
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -165,8 +166,10 @@ def _check_plain(value: object, field: str, depth: int = 0) -> None:
             _check_plain(part, f"{field}.{key}", depth + 1)
         return
     ok = value is None or isinstance(value, str | bool | int | float)
-    ok = ok and not (isinstance(value, float) and not math.isfinite(value))
-    check(field, value, ok, "plain data with finite numbers; measure it again")
+    ok = ok and not (_number(value) and not abs(value) <= sys.float_info.max)
+    huge = not ok and isinstance(value, int)  # Python need not write all its digits
+    shown = f"a number of {value.bit_length():,} bits" if huge else value
+    check(field, shown, ok, "plain data with finite numbers; measure it again")
 
 
 def _number(value: object) -> bool:
@@ -217,9 +220,14 @@ def _check_about(about: Mapping[str, Any]) -> None:
     ok = isinstance(classes, list) and isinstance(forgotten, list) and len(forgotten) > 0
     ok = ok and all(isinstance(c, int) and 0 <= c < len(classes) for c in forgotten)
     check("about.forgotten", forgotten, ok, "a list of indices into about.classes")
+    for key in ("data", "data_sha256"):
+        check(f"about.{key}", about[key], isinstance(about[key], str), "text")
+    taken = about.get("taken", [])
+    check("about.taken", taken, isinstance(taken, list | tuple), "a list of names of parts")
     counts = about["images"]
-    ok = all(isinstance(counts[key], int) and counts[key] > 0 for key in KEYS["images"])
-    check("about.images", dict(counts), ok, "whole numbers of images, at least one each")
+    ok = all(isinstance(n, int) and n >= (key in KEYS["images"]) for key, n in counts.items())
+    allowed = f"whole numbers of images, at least one each of {', '.join(KEYS['images'])}"
+    check("about.images", dict(counts), ok, allowed)
     ok = _number(about["level"]) and 0 < about["level"] < 1
     check("about.level", about["level"], ok, "a confidence level between 0 and 1")
 
@@ -680,10 +688,14 @@ def _clean(text: str) -> str:
     return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
 
 
+# a single _ between letters or digits marks nothing; of http:// and www. GitHub makes links
+_SPECIAL = re.compile(r"[\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])|://|(?<=www)\.", re.IGNORECASE)
+
+
 def _marked(text: str) -> str:
     """Escape everything that Markdown, or HTML inside of it, would take for a mark."""
     text = escape(_clean(text), quote=False)
-    return re.sub(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w)|://)", r"\\\1", text)
+    return _SPECIAL.sub(r"\\\g<0>", text)
 
 
 def markdown(record: Mapping[str, Any]) -> str:

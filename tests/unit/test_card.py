@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from helpers import card, files
 from helpers.config import InputError
@@ -342,7 +343,7 @@ def markdown_tables(text):
 
 
 def unmarked(text):
-    text = re.sub(r"\\([^\w\s])", r"\1", text)
+    text = re.sub(r"\\([^\w\s]|_)", r"\1", text)
     return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
 
 
@@ -486,6 +487,27 @@ def test_nothing_from_outside_becomes_a_mark(text, tmp_path):
     assert json.loads(paths["report.json"].read_text())["date"] == text
 
 
+def rendered(name):
+    return MarkdownIt("commonmark").render(card.markdown(record(classes=["a", "b", "c", name])))
+
+
+@pytest.mark.parametrize("name", ["__cat__", "_cat_", "___a___ b", "a__b__ (c)", "x_y_z", "*_a_*"])
+def test_no_name_of_a_class_is_emphasised(name):
+    plain, page = rendered("cat"), rendered(name)
+    assert f"“{name}”" in page
+    for mark in ("<em>", "<strong>"):
+        assert page.count(mark) == plain.count(mark)
+
+
+@pytest.mark.parametrize("name", ["www.evil.com", "(WWW.evil.com)", "http://evil.com", "ftp://a.b"])
+def test_no_name_of_a_class_is_a_link(name):
+    """GitHub finds bare addresses; no library here does, but none is left as it was."""
+    markdown = card.markdown(record(classes=["a", "b", "c", name]))
+    assert name not in markdown
+    assert f"“{name}”" in unmarked(markdown)
+    assert f"“{name}”" in rendered(name)
+
+
 @given(st.text(max_size=30))
 @settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 def test_any_name_of_a_class_can_be_shown(text):
@@ -607,6 +629,14 @@ def test_numbers_that_are_not_finite_are_refused_by_name(path, number, tmp_path)
     (("about", "forgotten"), [], "a list of indices into about.classes"),
     (("about", "level"), 95, "a confidence level between 0 and 1"),
     (("about", "images", "forget"), 0, "whole numbers of images"),
+    (("about", "images", "validation_forget"), "x", "about.images = .*whole numbers of images"),
+    (("about", "data"), ["digits"], r"about.data = \['digits'\] is not allowed: text"),
+    (("about", "data_sha256"), None, "about.data_sha256 = None is not allowed: text"),
+    (("about", "data_sha256"), [], r"about.data_sha256 = \[\] is not allowed: text"),
+    (("about", "taken"), 5, "about.taken = 5 is not allowed: a list of names of parts"),
+    (("networks", "model", "zeros"), 10**400, r"model\.zeros = 'a number of 1,329 bits' .* finite"),
+    (("metrics", 0, "oracles"), [-(10**5000)], r"oracles\.0 = 'a number of 16,610 bits' .* finite"),
+    (("costs", "seconds"), 10**400, r"record\.costs\.seconds = 'a number of .* finite numbers"),
     (("how", "config"), [1], "how.config = .1. is not allowed: settings by name"),
     (("costs", "macs"), "many", "costs.macs = 'many' is not allowed: a number"),
     (("hardware",), None, "hardware = None is not allowed"),
