@@ -202,11 +202,13 @@ def look(model: nn.Module, split: ClassSplit, seed: int = 0, draws: int = 1) -> 
         Metrics, predictions, features' likeness and information, relearning curves.
 
     Raises:
-        InputError: If the outputs are not one finite number a class, or there are too few images.
+        InputError: If the outputs are not one finite number a class, there are too few images, or
+            no draws.
 
     Source: the papers named at each metric.
     Lesson: 05_evaluation, "The oracle band".
     """
+    check("draws", draws, draws >= 1, "at least 1")
     found, inputs = _predictions(model, split, inside=True)
     found.own = _classic(found, seed) | _attacked(found, seed)
     found.stranger = predict(models.fresh(model, seed), split.forget, split.dataset)
@@ -655,7 +657,8 @@ def audit(
 
     Raises:
         InputError: If the networks cannot be judged: too few oracles, an oracle that knows the
-            class or lacks another one, outputs in another order or not finite, too few images.
+            class or lacks another one, outputs in another order or not finite, too few images, or
+            no draws.
 
     Source: the papers named at each metric; the band is this project's.
     Lesson: 05_evaluation, "Audit your own model".

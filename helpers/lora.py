@@ -155,7 +155,7 @@ def attach(
 
     Raises:
         InputError: If a layer does not exist or peft handles it wrongly, the rank is not possible,
-            or an adapter takes no part in the output.
+            a mask fits no layer, or an adapter takes no part in the output.
 
     Source: Hu et al. 2021 (arXiv 2106.09685), section 4; rsLoRA (arXiv 2312.03732); DoRA
         (arXiv 2402.09353); SparsePEFT (EMNLP 2024) for the mask; peft's LoraConfig.
@@ -182,6 +182,7 @@ def attach(
     check_rank(model, rank, [name for name in limited if name not in ranks])
     for name in set(ranks) & set(limited):
         check_rank(model, ranks[name], [name])
+    _check_masks(known, masks or {})
     _check_dropout(dropout, kind, masks)
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout,
@@ -240,6 +241,13 @@ def _train_in_full(model: nn.Module, names: Iterable[str]) -> None:
         place = model.get_submodule(parent)
         setattr(place, last, ModulesToSaveWrapper(getattr(place, last), "default"))
         getattr(place, last).set_adapter("default")
+
+
+def _check_masks(known: Mapping[str, nn.Module], masks: Masks) -> None:
+    weights = {name: getattr(layer, "weight", None) for name, layer in known.items()}
+    wrong = [name for name, mask in masks.items()
+             if weights.get(name) is None or weights[name].shape != mask.shape]  # fmt: skip
+    check("masks", sorted(wrong), not wrong, "names of layers, with masks as large as the weights")
 
 
 def _check_dropout(dropout: float, kind: str, masks: Masks | None) -> None:

@@ -425,6 +425,14 @@ def test_too_few_oracles_are_refused(networks, split):
         audit.audit(used[0], used[1], used[2:], split)
 
 
+def test_at_least_one_draw_is_needed(networks, split):
+    used = [networks[name] for name in ("head_only", "original", *ORACLES[:3])]
+    with refused("^draws = 0 is not allowed: at least 1$"):
+        audit.look(used[0], split, draws=0)
+    with refused("^draws = 0 is not allowed: at least 1$"):
+        audit.audit(used[0], used[1], used[2:], split, draws=0)
+
+
 def test_an_oracle_that_saw_the_class_is_refused(judge, networks):
     def saw(_):
         return row_of(copy.deepcopy(networks["original"]), 0, 0.01)

@@ -336,6 +336,14 @@ def test_rank_and_alpha_of_single_layers(original, layers):
         lora.attach(original, 2, layers.adaptable, alpha=4, ranks={first: 17})
 
 
+def test_masks_that_fit_no_layer_are_refused(original, layers):
+    first = layers.adaptable[0]
+    for name, mask in (("nowhere", torch.ones(2).bool()), (first, torch.ones(2).bool()),
+                       ("", torch.ones(2).bool())):  # fmt: skip
+        with pytest.raises(InputError, match=rf"masks = \['{name}'\] is not allowed: names of lay"):
+            lora.attach(original, 2, [first], alpha=4, masks={name: mask}, dropout=0.5)
+
+
 def test_a_name_is_not_read_as_a_pattern():
     """`a.b` must not give its rank to `axb`."""
     model = nn.ModuleDict({"a": nn.ModuleDict({"b": nn.Linear(8, 8)}), "axb": nn.Linear(8, 8)})
