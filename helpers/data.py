@@ -175,10 +175,7 @@ class Dataset:
         Lesson: 04_class_unlearning, "Forget set and retain set".
         """
         names = ", ".join(f"{i} {n}" for i, n in enumerate(self.classes))
-        try:
-            chosen = (operator.index(forgotten),)  # of numpy or torch, too
-        except TypeError:
-            chosen = tuple(sorted({operator.index(c) for c in forgotten}))
+        chosen = indices(forgotten)
         check("classes", names, len(self.classes) > 1, "at least two; nothing would be retained")
         ok = bool(chosen) and all(0 <= c < len(self.classes) for c in chosen)
         shown = chosen[0] if len(chosen) == 1 else chosen
@@ -203,6 +200,24 @@ class Dataset:
         Lesson: 01_baseline_training, "Limits and pitfalls".
         """
         return replace(self, std=self.std * factor.to(self.std))
+
+
+def indices(classes: int | Iterable[int]) -> tuple[int, ...]:
+    """Read the index of a class, or of several.
+
+    Args:
+        classes: Whole numbers, of numpy or torch, too.
+
+    Returns:
+        Python's own whole numbers, each once and in ascending order.
+
+    Source: :func:`operator.index`.
+    Lesson: 04_class_unlearning, "Forget set and retain set".
+    """
+    try:
+        return (operator.index(classes),)
+    except TypeError:
+        return tuple(sorted({operator.index(c) for c in classes}))
 
 
 def batches(

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from helpers import models
 from helpers.config import InputError, check
-from helpers.data import Dataset, ImageSet, batches, per_pass
+from helpers.data import Dataset, ImageSet, batches, indices, per_pass
 
 HEAD_INPUT = "features"  # the key of what the classifier receives, whatever the network calls it
 LOGITS = "logits"  # the key of what the network returns
@@ -409,7 +409,7 @@ def prototype_attack(
     weight = weight.detach().double().cpu()
     bias = torch.zeros(len(weight)).double() if bias is None else bias.detach().double().cpu()
     _check_head(weight, bias, train, labels)
-    gone = sorted(_classes(forgotten))
+    gone = indices(forgotten)
     others = [c for c in range(len(weight)) if c not in gone]
     check("classes", len(weight), bool(others), "at least one that is not forgotten")
     _check_finite("weight", weight[others])  # the class's own row may hold anything
@@ -441,10 +441,6 @@ def _check_head(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor) 
     check("classifier", [tuple(weight.shape), tuple(bias.shape)], ok, fit)
 
 
-def _classes(forgotten: int | Iterable[int]) -> set[int]:
-    return {forgotten} if isinstance(forgotten, int) else {int(c) for c in forgotten}
-
-
 def _counts(labels: Tensor) -> dict[int, int]:
     classes, counts = labels.unique(return_counts=True)
     return dict(zip(classes.tolist(), counts.tolist(), strict=True))
@@ -473,7 +469,7 @@ def _checked(
         _check_rows(name, rows, own)
     ok = train.shape[1] == test.shape[1]
     check("features", [train.shape[1], test.shape[1]], ok, "as many in training as in test images")
-    labels, truth, gone = labels.cpu(), truth.cpu(), _classes(forgotten)
+    labels, truth, gone = labels.cpu(), truth.cpu(), {*indices(forgotten)}
     present = sorted(set(labels.tolist()))
     check("labels", present, len(present) > 1, "at least two classes among the training images")
     ok = bool(gone) and gone <= set(present) & set(truth.tolist())

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from helpers import features, models, outputs
 from helpers.config import check
-from helpers.data import Dataset, ImageSet, at_most, per_pass
+from helpers.data import Dataset, ImageSet, at_most, indices, per_pass
 
 # The same for every network. Chosen on digits, classes 1 and 8: with all weights the original is
 # back at 80 % after 5 to 8 steps, the oracle after 11 to 15; faster rates make some networks swing.
@@ -109,7 +109,7 @@ def relearn(
     """
     check("steps", steps, steps >= 1, "at least 1")
     check("lr", lr, 0 < lr < float("inf"), "a number above 0")
-    gone = {forgotten} if isinstance(forgotten, int) else {int(c) for c in forgotten}
+    gone = {*indices(forgotten)}
     _check_parts(part, test, gone, per_class)
     chosen = [part.where(part.labels == c).sample(per_class, seed) for c in part.labels.unique()]
     images = dataset.normalise(torch.cat([few.images[:] for few in chosen]))

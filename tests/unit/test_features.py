@@ -215,6 +215,7 @@ def test_the_linear_probe_equals_scikit_learns_ridge(per_class, width):
     assert np.allclose(features._ridge(x.double(), y, t.double()).numpy(), scores, atol=1e-9)
     wanted = float((scores.argmax(1)[u == 1] == 1).mean())
     assert features.linear_probe(x, y, t, u, 1) == wanted
+    assert features.linear_probe(x, y, t, u, np.int64(1)) == wanted
 
 
 @settings(max_examples=25)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -218,6 +219,11 @@ def test_several_classes_and_a_wrapped_network(dataset, split, original):
     both = dataset.split([3, 5])
     curve = relearn(original, dataset.train, both.test_forget, dataset, [3, 5], steps=10)
     assert curve.accuracies[0] < 0.3 < curve.accuracies[-1]
+    same = [np.int64(5), torch.tensor(3)]
+    assert curve == relearn(original, dataset.train, both.test_forget, dataset, same, steps=10)
+    test = split.test_forget
+    one = [relearn(original, dataset.train, test, dataset, c, steps=1) for c in (3, np.int64(3))]
+    assert one[0] == one[1]
     outer = nn.Sequential(original)
     assert curve_of(outer, dataset, split) == curve_of(original, dataset, split)
 
