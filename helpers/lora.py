@@ -522,14 +522,15 @@ def merge(model: PeftModel, masks: Masks | None = None, refill: str = "refuse") 
         The network in evaluation mode, with the classifier and norms of the adapter.
 
     Raises:
-        InputError: If the adapters would refill masked weights; merge without ``masks`` to let
-            them.
+        InputError: If a mask fits no layer, or the adapters would refill masked weights; merge
+            without ``masks`` to let them.
 
     Source: Hu et al. 2021, section 4.1; peft's ``merge_and_unload`` for the classifier and norms.
     Lesson: 03_lora_adaptation, "The zeros survive the merge".
     """
     choose("refill", refill, ("refuse", "mask"))
     masks, weights = masks or {}, {}
+    _check_masks(dict(model.get_base_model().named_modules()), masks)
     for name, layer in adapters(model):
         mask = masks.get(name)
         mask = mask if mask is None else mask.to(layer.weight.device)

@@ -340,8 +340,13 @@ def test_masks_that_fit_no_layer_are_refused(original, layers):
     first = layers.adaptable[0]
     for name, mask in (("nowhere", torch.ones(2).bool()), (first, torch.ones(2).bool()),
                        ("", torch.ones(2).bool())):  # fmt: skip
-        with pytest.raises(InputError, match=rf"masks = \['{name}'\] is not allowed: names of lay"):
+        message = rf"masks = \['{name}'\] is not allowed: names of layers"
+        with pytest.raises(InputError, match=message):
             lora.attach(original, 2, [first], alpha=4, masks={name: mask}, dropout=0.5)
+        adapted = lora.attach(original, 2, [first], alpha=4)
+        with pytest.raises(InputError, match=message):
+            lora.merge(adapted, {name: mask})
+        assert [*lora.adapters(adapted)], "it is not used up"
 
 
 def test_a_name_is_not_read_as_a_pattern():
