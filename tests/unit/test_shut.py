@@ -152,6 +152,14 @@ class ByKeyword(nn.Module):
 def test_however_an_activation_is_called_it_is_looked_into(kind, dataset):
     gates = shut.find(with_two_shut(kind), dataset.train.where(torch.arange(50)), dataset)
     assert len(gates) == 2
+
+
+def test_what_opens_a_batchnorm_is_plain_numbers(dataset):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4), nn.Linear(4, 10))
+    with torch.no_grad():
+        network[2].weight[2:] = 0
+    gates = shut.find(network.eval(), dataset.train.where(torch.arange(50)), dataset)
+    assert len(gates) == 2
     assert not any(t.requires_grad for found in gates.opens.values() for t in found)
 
 
