@@ -147,7 +147,11 @@ def execute(path: Path, preset: str) -> tuple[NotebookNode, dict[str, float]]:
                    if k not in ("MPLBACKEND", "PYTHONDONTWRITEBYTECODE")}  # fmt: skip
     environment["HELPERS_PRESET"] = preset
     started = time.perf_counter()
-    with tqdm(total=cells, desc=path.stem, unit="cell", leave=False) as bar, _memory() as peak:
+    with (
+        tqdm(total=cells, desc=path.stem, unit="cell", leave=False) as bar,
+        _memory() as peak,
+        _quiet(),
+    ):
         client = _client(
             notebook, timeout=CELL_SECONDS.get(preset), kernel_name="python3",
             extra_arguments=["--log-level=ERROR"],  # not that loopback TCP is unencrypted
@@ -165,9 +169,6 @@ def _client(notebook: NotebookNode, **settings: Any) -> NotebookClient:
     """Make a client that can be stopped by Ctrl-C, for which ``asyncio.run`` cancels it."""
     from nbclient import NotebookClient
     from nbclient.exceptions import DeadKernelError
-    from traitlets.log import get_logger
-
-    get_logger().setLevel(logging.CRITICAL)  # what nbclient says there, it raises as well
 
     class Client(NotebookClient):
         @asynccontextmanager
@@ -205,6 +206,20 @@ def _client(notebook: NotebookNode, **settings: Any) -> NotebookClient:
                 ) from error
 
     return Client(notebook, **settings)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep from the screen what nbclient and jupyter_client say there: they raise it as well."""
+    from traitlets.log import get_logger
+
+    log = get_logger()
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 @contextmanager

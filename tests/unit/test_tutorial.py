@@ -10,6 +10,7 @@ import time
 import nbformat.v4 as v4
 import psutil
 import pytest
+from traitlets.log import get_logger
 
 from helpers import exercises, tutorial
 from helpers.config import InputError
@@ -143,8 +144,10 @@ def test_a_kernel_that_does_not_start_is_one_line(
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     path = tmp_path / "x.ipynb"
     tutorial.save(lesson(v4.new_code_cell("1")), path)
+    level = get_logger().level
     with pytest.raises(InputError, match="jupyter kernelspec list") as caught:
         tutorial.execute(path, "smoke")
+    assert get_logger().level == level, "what others log is theirs"
     said = str(caught.value)
     assert said.startswith("x.ipynb failed: the kernelspec python3 does not start: ")
     assert reason in said
