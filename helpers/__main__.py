@@ -259,7 +259,7 @@ def _run(options: argparse.Namespace) -> int:
     from helpers import audit, data, parallel, report, runs, statistics, unlearning
 
     unlearning.method(cfg.method)
-    _say_unused([cfg], options)
+    _remark([cfg], options)
     dataset = data.load_dataset(cfg, progress=not options.quiet)
     start = cfg.seed if cfg.method == "original" else cfg.start_seed
     first = cfg.but(seed=start, original_seed=None)  # what the method starts from
@@ -280,8 +280,8 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _say_unused(points: Sequence[RunConfig], options: argparse.Namespace) -> None:
-    """Say which of the options that were given none of the methods uses."""
+def _remark(points: Sequence[RunConfig], options: argparse.Namespace) -> None:
+    """Say which of the given options no method uses, and which methods were not tuned."""
     from helpers import runs
 
     given = [name for name, value in vars(options).items() if value is not None]
@@ -289,6 +289,10 @@ def _say_unused(points: Sequence[RunConfig], options: argparse.Namespace) -> Non
     if words := [f"--{name.replace('_', '-')}" for name in given if name in unused]:
         methods = ", ".join(dict.fromkeys(point.method for point in points))
         log.warning("%s on %s: not used: %s", methods, points[0].data, ", ".join(words))
+    untuned = [p.method for p in points if p.mode == "default" and p.tuned and not p.tuned_recipe
+               and {"lr", "epochs"} - {*runs.unused(p, ("lr", "epochs"))}]  # fmt: skip
+    if names := ", ".join(dict.fromkeys(untuned)):
+        log.warning("%s: not tuned for %s, has the paper's recipe", names, points[0].tuned)
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
@@ -319,7 +323,7 @@ def _sweep(options: argparse.Namespace) -> int:
         for name, value in given.items() if value is not None
     }  # fmt: skip
     kinds = {name: grid[name] for name in ("method", "mode", "data") if name in grid}
-    _say_unused([get_config(options.preset, **dict(zip(kinds, values, strict=True)))
+    _remark([get_config(options.preset, **dict(zip(kinds, values, strict=True)))
                  for values in itertools.product(*kinds.values())], options)  # fmt: skip
     done = sweep.run(grid, options.preset, options.workers, options.ray,
                      options.skip_impossible, not options.quiet)  # fmt: skip
@@ -358,7 +362,7 @@ def _report(options: argparse.Namespace) -> int:
 
     out = _folder("out", options.out)
     files.try_folder(out, *card.NAMES)
-    _say_unused([cfg], options)
+    _remark([cfg], options)
     dataset = data.load_dataset(cfg, progress=not options.quiet)
     record = study.audit_run(cfg, options.oracles, dataset, not options.quiet)
     _write_card(record, out)

@@ -571,14 +571,20 @@ class RunConfig:
     @property
     def unlearn(self) -> Recipe:
         """The recipe of the unlearning stage: tuned or the paper's, with the overrides applied."""
-        recipe = PAPER_UNLEARN
-        if self.mode == "default" and self.tuned:
-            known = TUNED[self.tuned]  # of prunelora+scrub, if it has none itself, that of scrub
-            own = self.method.rpartition("+")[2]
-            recipe = known.get(self.method, known.get(own, PAPER_UNLEARN))
-            recipe = known.get(f"{self.method}@{self.epochs}", recipe)  # tuned for so few epochs
         changes = {"epochs": self.epochs, "lr": self.lr}
-        return dataclasses.replace(recipe, **{k: v for k, v in changes.items() if v is not None})
+        return dataclasses.replace(
+            self.tuned_recipe or PAPER_UNLEARN,
+            **{k: v for k, v in changes.items() if v is not None},
+        )
+
+    @property
+    def tuned_recipe(self) -> Recipe | None:
+        """The recipe that was tuned for this method, before overrides; None has the paper's."""
+        if self.mode != "default" or not self.tuned:
+            return None
+        known, own = TUNED[self.tuned], self.method.rpartition("+")[2]
+        # tuned for so few epochs, for all; of prunelora+scrub, if it has none itself, that of scrub
+        return known.get(f"{self.method}@{self.epochs}", known.get(self.method, known.get(own)))
 
     @property
     def lora_alpha(self) -> float:

@@ -121,21 +121,24 @@ def dampen(
         model: Any network that :func:`torch.func.vmap` can differentiate image by image.
         split: Gives the forget set.
         dataset: Gives all training images and the normalisation.
-        strength: How many times as important to the forget set a weight must be to be chosen; 10
-            unless given.
+        strength: How many times as important to the forget set a weight must be to be chosen.
+            Below all images / images to forget: more is impossible, since the forget set is among
+            all. None is 10 as published, or half of what is possible where that is less.
 
     Returns:
         Images that had to be passed through the network, a backward pass counted as two.
 
     Raises:
-        InputError: If the strength is not positive.
+        InputError: If the strength is out of that range, and nothing could be chosen.
 
     Source: Foster et al. 2023, SSD (arXiv 2308.07707), equations 3 and 4, with lambda = 1.
     Lesson: 04_class_unlearning, "A table of methods".
     """
-    alpha = 10.0 if strength is None else strength
-    check("strength", alpha, alpha > 0, "above 0")
     every = split.retain.with_all(split.forget)
+    most = len(every) / len(split.forget)
+    alpha = min(10.0, most / 2) if strength is None else strength
+    check("strength", alpha, 0 < alpha < most,
+          f"above 0 and below {most:.4g}, all images / those to forget")  # fmt: skip
     mine, all_ = (objectives.fisher(model, part, dataset) for part in (split.forget, every))
     for name, weight in model.named_parameters():
         chosen = mine[name] > alpha * all_[name]

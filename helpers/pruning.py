@@ -79,7 +79,8 @@ def prune(
             (``mask_nm``: 0.25, 0.5 or 0.75), of the channels of each layer (``channels``).
         kind: One of ``KINDS``. Masks leave the network its size; ``channels`` makes it smaller.
         criterion: What makes a weight or filter weak: its ``l2`` or ``l1`` norm, chance
-            (``random``), or ``taylor``, the first-order change of the loss on ``part``.
+            (``random``), or ``taylor``, the most that the loss on ``part`` can change to first
+            order: the sum of the absolute values of weight times gradient.
         scope: Of ``mask_unstructured``: weights compete within their ``layer`` or ``global``ly.
         part: The images that may choose what is pruned and on which BatchNorm is measured anew: for
             unlearning those to retain, because a mask chosen with the forget set leaks it. None

@@ -195,7 +195,7 @@ def standing(
         and as a multiple of the method's; then a row for each metric: the mean difference of the
         distances and its 95 % interval, and ``closer`` or ``further`` instead of ``undecided`` only
         where that holds among all comparisons of the table: at most 5 % of those that are decided
-        are expected to be wrong.
+        are expected to be wrong, as long as comparisons that depend on each other go together.
 
     Raises:
         InputError: If one was not measured in every cell.
@@ -646,7 +646,7 @@ def audits() -> str:
         "`@3`: three epochs in batches of 32, about as many steps as PruneLoRA's, tuned for that. "
         "Differences of the distances to the oracles' centre, above or below it, with their 95 % "
         "intervals over seeds and classes: below zero PruneLoRA is closer. Decided is what remains "
-        "when at most one in twenty of all decisions of the table may be wrong (false discovery "
+        "when on average at most one in twenty decisions of the table is wrong (false discovery "
         f"rate). Cost: multiply-accumulates of pruning and training. {provenance(found.about)}\n"
     )
 
@@ -690,8 +690,9 @@ def photographs() -> str:
         f"{markdown_table(_protocol_cells(record, _COUNTED))}\n"
         f"{markdown_table(_inside_cells(found))}\n"
         f"{record['data']}, {record['model']}. Networks unlearned with each method: {several}, "
-        f"a class and a training seed each; {found.oracles} oracles a class. Test accuracy of the "
-        f"originals: {right}. TMACs: 10^12 multiply-accumulates. By the clock, with "
+        f"a class and a training seed each; {found.oracles} oracles a class (in their row the Avg "
+        "Gap is that of each to the others, on average). Test accuracy of the originals: "
+        f"{right}. TMACs: 10^12 multiply-accumulates. By the clock, with "
         f"other jobs beside it, training these and the oracles took {hours:.1f} hours of a core, "
         f"unlearning and its audits {record['core_seconds'] / 3600:.1f}. {provenance(record)}\n"
     )
@@ -809,10 +810,10 @@ def _protocol_cells(record: Mapping[str, Any], costs: _Costs) -> list[list[str]]
     names = dict(enumerate(record["classes"]))
     for forget, seeds in record["bands"].items():
         ends = next(iter(seeds.values()))  # of these metrics the same for every original
-        center = [f"{100 * ends[m][2]:.2f}" for m in audit.GAP_METRICS]
+        center = [f"{100 * ends[m][2]:.2f}" for m in _WITH_GAP]
         oracles = f"{record['oracles']} oracles"
         without = ["–"] * len(costs)
-        made.append(["retrain", names[int(forget)], *center, "0.00", *without, oracles])
+        made.append(["retrain", names[int(forget)], *center, *without, oracles])
     for (method, forget), group in table.groupby(["method", "forget"], sort=False):
         epochs = record["settings"][method].get("epochs")
         shown = [_spread(100 * group[m].astype(float)) for m in _WITH_GAP]

@@ -105,7 +105,7 @@ def band(
     Returns:
         Mean ± Student's t quantile (n - 1 degrees of freedom) * sd * sqrt(1 + 1/n), widened where
         needed to the resolution and to the values themselves. The last makes it hold more than the
-        level asks for where that is low or the oracles are many (over 40 for 95 %). Values that
+        level asks for where that is low or the oracles are many (20 and more for 95 %). Values that
         are each an oracle's mean distance to the others depend on each other, and it holds less:
         84 to 90 % with three, 91 to 94 % with ten (simulated, in one dimension and in twenty).
 
@@ -158,7 +158,8 @@ def bootstrap(
         seed: Of the draws.
 
     Returns:
-        The mean and its interval, infinite for a single value.
+        The mean and its interval, infinite for a single value. Where all values are the same it
+        is that one: how far others would scatter, such values do not tell.
 
     Raises:
         InputError: If the values have other dimensions or one is not finite.

@@ -55,6 +55,17 @@ def test_a_run_names_its_class_and_the_options_that_its_method_does_not_use(home
     assert "lora on digits: not used: --image-size" in caplog.text
 
 
+def test_a_method_without_a_tuned_recipe_is_named(home, tmp_path, caplog):
+    for method in ("scrub", "prunelora+scrub", "lora", "ssd", "retrain"):
+        missing = ["--data", f"folder:{tmp_path / 'none'}", "--method", method]
+        assert main(["run", "--preset", "cifar", *missing]) == 2
+        said = f"{method}: not tuned for cifar, has the paper's recipe" in caplog.text
+        assert said == ("scrub" in method)
+        caplog.clear()
+    assert main([*RUN, "--method", "scrub"]) == 0
+    assert "not tuned" not in caplog.text
+
+
 def test_a_sweep_names_the_options_that_none_of_its_methods_uses(home, tmp_path, caplog):
     out = ["--out", str(tmp_path / "table"), "--preset", "smoke", "--quiet", "--epochs", "1"]
     assert main(["sweep", *out, "--method", "finetune,lora", "--rank", "1,2"]) == 0

@@ -342,6 +342,25 @@ def test_dampening_follows_its_definition(dataset, split, original):
     assert 0 < changed < models.count_parameters(original)
 
 
+def test_dampening_by_itself_changes_weights_however_large_the_class(dataset, original):
+    ten = dataset.split(3)
+    half = dataclasses.replace(ten, retain=ten.retain.sample(1))
+    for split in (ten, half):  # a tenth of all images, most of them
+        network = copy.deepcopy(original)
+        edits.dampen(network, split, dataset)
+        pairs = zip(network.parameters(), original.parameters(), strict=True)
+        assert any(bool((new != old).any()) for new, old in pairs)
+
+
+def test_dampening_refuses_a_strength_that_no_weight_can_have(dataset, split, original):
+    before, most = copy.deepcopy(original), len(dataset.train) / len(split.forget)
+    for strength in (most, 100, 0):
+        with pytest.raises(InputError, match=rf"strength = .* above 0 and below {most:.4g}, all"):
+            edits.dampen(original, split, dataset, strength)
+    assert all(map(torch.equal, original.parameters(), before.parameters()))
+    edits.dampen(original, split, dataset, most * 0.999)
+
+
 # ------------------------------------------------------------------------------------------------
 # in the table of methods
 

@@ -353,7 +353,7 @@ def test_the_papers_numbers_are_called_the_papers(monkeypatch, tmp_path):
             for s in (0, 2)]  # fmt: skip
     columns = ["method", "forget", "original_seed", "UA", "RA", "TA", "MIA", "Avg Gap", "seconds",
                "memory_mb"]  # fmt: skip
-    band = {m: [0.9, 1.0, 0.99] for m in ("UA", "RA", "TA", "MIA")}
+    band = {m: [0.9, 1.0, 0.99] for m in ("UA", "RA", "TA", "MIA")} | {"Avg Gap": [None, 1, 0.002]}
     model = {"rows": rows, "columns": columns, "bands": {"3": {"0": band}}, "oracles": 3,
              "classes": ["plane", "car", "bird", "cat"],
              "settings": {"prunelora, 5 epochs": {"epochs": 5}}}  # fmt: skip
@@ -366,6 +366,7 @@ def test_the_papers_numbers_are_called_the_papers(monkeypatch, tmp_path):
     wanted = "| prunelora, 5 epochs | cat | 100.00 ± 0.00 | 98.00 ± 0.00 | 96.00 ± 1.41 |"
     assert line.startswith(wanted)
     assert line.endswith("| 1.20 ± 0.00 | 10.0 | 5.5 | 2 |")
+    assert "| retrain | cat | 99.00 | 99.00 | 99.00 | 99.00 | 0.20 | – | – | 3 oracles |" in text
 
 
 def test_networks_at_the_papers_size_stand_beside_their_own_oracles(monkeypatch, tmp_path):
@@ -407,7 +408,8 @@ def test_the_audit_on_photographs_is_told_as_it_was_recorded(monkeypatch, tmp_pa
                "Avg Gap", "head_refit", "gmacs", "trainable", "file_bytes"]  # fmt: skip
     rows = [["lora", c, s, s, 0, 1.0, 0.9, 0.8 + s / 100, 1.0, 0.02, 0.5 * s, 12340, 5678, 91e3]
             for c, s in ((3, 0), (3, 2), (1, 0))]  # fmt: skip
-    band = {m: [0.8, 0.81, 0.805] for m in ("UA", "RA", "TA", "MIA")} | {"head_refit": [0, 0.1, 0]}
+    band = {m: [0.8, 0.81, 0.805] for m in ("UA", "RA", "TA", "MIA")}
+    band |= {"head_refit": [0, 0.1, 0], "Avg Gap": [None, 0.01, 0.004]}
     training = [{"method": "original", "seconds": 1800, "accuracy": 0.9 + s} for s in (0, 0.01)]
     training.append({"method": "retrain", "seconds": 3600, "accuracy": 0.95})
     record = runs.environment("cpu") | {
@@ -420,9 +422,12 @@ def test_the_audit_on_photographs_is_told_as_it_was_recorded(monkeypatch, tmp_pa
     text = report.photographs()
     row = "| lora | cat | 100.00 ± 0.00 | 90.00 ± 0.00 | 81.00 ± 1.41 | 100.00 ± 0.00 |"
     assert f"{row} 2.00 ± 0.00 | 12.3 | 5,678 | 91 | 2 |" in text
+    assert (
+        "| retrain | cat | 80.50 | 80.50 | 80.50 | 80.50 | 0.40 | – | – | – | 3 oracles |" in text
+    )
     assert "| lora | car | 100.00 | 90.00 | 80.00 | 100.00 | 2.00 | 12.3 | 5,678 | 91 | 1 |" in text
-    # TA is inside in 2 of 3, UA, RA and MIA nowhere: 1 / 6; the refitted head in 2 of 3
-    assert "| lora | 17 | 67 |" in text
+    # TA is inside in 2 of 3, UA, RA, MIA and Avg Gap nowhere: 2 / 15; the refitted head in 2 of 3
+    assert "| lora | 13 | 67 |" in text
     assert "unlearned with each method: 3," in text
     assert "originals: 90.00 %, 91.00 %." in text
     assert "training these and the oracles took 2.0 hours of a core" in text
