@@ -2,7 +2,8 @@
 # versions changes. Without make, the README has the same as plain commands.
 PYTHON ?= python3
 RUN = env -u PYTHONDONTWRITEBYTECODE -u MPLBACKEND .venv/bin/python
-READY = .venv/.ready
+# named after the folder, whose path is written into the environment's scripts
+READY = .venv/.ready-$(shell pwd | cksum | cut -d' ' -f1)
 AS_ROOT = $(shell test "$$(id -u)" != 0 || echo --allow-root)  # as in a container
 
 .PHONY: tutorial test lab app results lint
@@ -28,7 +29,8 @@ lint: $(READY)
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit("python %d.%d is not enough: have 3.11 or newer, and say make PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv --clear .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
 	env -u PYTHONDONTWRITEBYTECODE UV_COMPILE_BYTECODE=1 .venv/bin/python -m uv pip install --python .venv/bin/python -r constraints.txt
 	env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m uv pip install --python .venv/bin/python --no-deps -e .

@@ -189,7 +189,7 @@ def _add_images(parser: argparse.ArgumentParser, several: bool = False) -> None:
     add("--forget", metavar="CLASS", help="class to forget: 0 to number of classes - 1; "
         + (at_once if several else "or several, as in 3,5"))  # fmt: skip
     add("--seed", type=whole, metavar="N", help="0 to 2147483647")
-    add("--device", help=f"{', '.join(DEVICES)}; auto takes CUDA where there is one")
+    add("--device", help=f"{', '.join(DEVICES)}; auto takes CUDA where there is one, else the CPU")
     add("--threads", type=whole, metavar="N", help="CPU threads: 1 and up; 0 leaves torch's choice")
     add("--image-size", type=whole, metavar="PX", help="side of a folder's images: 8 to 512 pixels")
     add("--on-corrupt", help="images of a folder that cannot be read: stop (default) or skip")

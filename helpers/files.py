@@ -15,6 +15,7 @@ import os
 import secrets
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 LARGEST_JSON = 128 * 2**20  # bytes; parsing takes a multiple of it
 ASKED_SECONDS = 0.5  # how often whoever waits for a lock is asked whether to go on
 _MARK = "sha256:"  # begins the metadata of files that have a digest, and no JSON
+_WAITS = 10 if os.name == "nt" else 0  # of a tenth of a second, for whoever reads the old file
 TRIES = 10  # of a folder that other processes make and remove at the same time
 
 
@@ -57,13 +59,23 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
         rights = stat.S_IMODE(temporary.stat().st_mode)
         write(temporary)
         temporary.chmod(rights)  # safetensors puts a file in its place that is the owner's alone
-        os.replace(temporary, path)
+        _replace(temporary, path)
     except OSError as error:
         raise FileProblem(_cannot_write(path, error)) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
     return path
+
+
+def _replace(part: Path, path: Path) -> None:
+    """Rename. Windows refuses while another process reads the old file: wait until it has."""
+    for _ in range(_WAITS):
+        with contextlib.suppress(PermissionError):
+            os.replace(part, path)
+            return
+        time.sleep(0.1)
+    os.replace(part, path)
 
 
 def _part(path: Path) -> Path:
@@ -305,7 +317,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # copied: the library's own are the file itself, mapped, and change when it does
+            tensors = {n: file.get_tensor(n).clone() for n in file.keys()}  # noqa: SIM118
         text = header.get("helpers", "null")
         if text.startswith(_MARK):
             stated, _, text = text.removeprefix(_MARK).partition(" ")

@@ -126,7 +126,8 @@ def bootstrap(where: Origin) -> str:
 import subprocess
 import sys
 
-if importlib.util.find_spec("helpers") is None:  # as in Colab; replaces nothing
+found = importlib.util.find_spec("helpers")
+if found is None or found.origin is None:  # as in Colab, or a mere folder; replaces nothing
     address = "git+{where.address}@{where.tag}"
     keep = [{names}]
     pip = [sys.executable, "-m", "pip"]

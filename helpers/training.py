@@ -605,7 +605,10 @@ def _compiler_named() -> Iterator[None]:
     try:
         yield
     except TorchDynamoException as error:
-        reason = str(error).strip().splitlines()[0]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = " ".join(
+            lines[: 2 if lines[0].endswith(":") else 1]
+        )  # "backend raised:", and what
         raise InputError(
             f"compile = True is not allowed: {reason}; torch.compile needs a C++ compiler (on CUDA "
             "a C compiler and Triton): install one, or leave compile out"

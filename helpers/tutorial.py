@@ -235,7 +235,7 @@ def _memory() -> Iterator[list[int]]:
             for process in (me, *me.children(recursive=True)):
                 try:
                     total += process.memory_info().rss
-                except psutil.NoSuchProcess:  # ended since it was listed
+                except psutil.Error:  # ended since it was listed, or not ours to look at
                     continue
             peak[0] = max(peak[0], total)
 

@@ -122,7 +122,7 @@ def test_the_conda_environment_agrees_with_the_package():
     python, pip, extra = environment["dependencies"]
     assert python == f"python{PROJECT['project']['requires-python']}"
     assert pip == "pip"
-    assert extra == {"pip": ["-e .[dev]"]}
+    assert extra == {"pip": ["-r constraints.txt", "-e ."]}, "as without conda"
     assert "pytorch" not in environment["channels"], "that channel ended with torch 2.5"
 
 

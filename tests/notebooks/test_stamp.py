@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -114,6 +116,17 @@ def run_bootstrap(monkeypatch, installed):
 
 def test_the_bootstrap_does_nothing_where_the_package_is(monkeypatch):
     assert run_bootstrap(monkeypatch, ["torch==2.11.0"]) == []
+
+
+def test_a_mere_folder_of_that_name_is_not_the_package(monkeypatch, tmp_path):
+    (tmp_path / "helpers" / "results").mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(sys, "meta_path", [importlib.machinery.PathFinder])
+    for name in [n for n in sys.modules if n.partition(".")[0] == "helpers"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert importlib.util.find_spec("helpers") is not None, "a namespace"
+    (command,) = run_bootstrap(monkeypatch, ["torch==2.11.0"])
+    assert command[-1].startswith("git+")
 
 
 def test_the_bootstrap_pins_what_is_installed_in_colab_and_elsewhere(monkeypatch):

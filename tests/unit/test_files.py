@@ -33,6 +33,35 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_tensors_that_were_read_stay_when_the_file_changes(tmp_path):
+    path = files.save_tensors(tmp_path / "a.safetensors", {"w": torch.ones(5000)})
+    other = files.save_tensors(tmp_path / "b.safetensors", {"w": torch.zeros(5000)})
+    tensors, _ = files.load_tensors(path)
+    with path.open("r+b") as file:  # in place, as cp does
+        file.write(other.read_bytes())
+    assert files.load_tensors(path)[0]["w"].sum() == 0
+    assert tensors["w"].sum() == 5000
+
+
+def test_where_readers_keep_a_file_from_being_replaced_it_is_tried_again(tmp_path, monkeypatch):
+    path, tries, replace = files.write_json(tmp_path / "a.json", {"old": 1}), [], os.replace
+
+    def busy(source, target):
+        tries.append(source)
+        if len(tries) < 4:
+            raise PermissionError(errno.EACCES, "Access is denied")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", busy)
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    with pytest.raises(FileProblem, match="Access is denied"):
+        files.write_json(path, {"new": 2})
+    assert len(tries) == 1, "elsewhere that is no matter of time"
+    monkeypatch.setattr(files, "_WAITS", 5)
+    assert files.read_json(files.write_json(path, {"new": 2})) == {"new": 2}
+    assert len(tries) == 4
+
+
 @pytest.mark.skipif(os.name == "nt", reason="rights of POSIX systems")
 @pytest.mark.parametrize(("umask", "rights"), [(0o077, 0o600), (0o002, 0o664), (0o022, 0o644)])
 def test_the_umask_says_who_may_read_and_write_a_file(tmp_path, umask, rights):

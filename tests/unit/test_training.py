@@ -468,6 +468,17 @@ def test_compiled_training_takes_the_same_steps(cfg, dataset, split, inductor):
     assert not compiled.training
 
 
+def test_what_a_compiler_lacks_may_stand_below_its_first_line():
+    from torch._dynamo.exc import TorchDynamoException
+
+    said = "backend='inductor' raised:\nModuleNotFoundError: No module named 'setuptools'\n\nSet X"
+    named = pytest.raises(
+        InputError, match=r"raised: ModuleNotFoundError: .*'setuptools'; torch\.c"
+    )
+    with named, training._compiler_named():
+        raise TorchDynamoException(said)
+
+
 def test_without_a_compiler_it_says_what_is_missing(cfg, dataset, split, inductor):
     without = {"cpp.cxx": (None, "/no/such/compiler"), "force_disable_caches": True}
     if cfg.device == "cuda":
