@@ -242,14 +242,14 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any = None
 
     Args:
         path: The file to write.
-        tensors: Name -> tensor, any dtype and device; views are copied.
+        tensors: Name -> tensor, any dtype of safetensors, any device; views are copied.
         metadata: Plain data that JSON can hold; kept in the header of the file.
 
     Returns:
         ``path``.
 
     Raises:
-        FileProblem: If it cannot be written.
+        FileProblem: If it cannot be written, or safetensors has no such dtype.
 
     Source: https://huggingface.co/docs/safetensors.
     Lesson: 00_start_here, "Where results are kept".
@@ -260,6 +260,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any = None
     def write(part: Path) -> None:
         try:
             save_file(plain, part, metadata=header)
+        except KeyError as error:  # its answer to a dtype that it does not know
+            kind = error.args[0]
+            names = ", ".join(name for name, t in plain.items() if t.dtype == kind)
+            raise OSError(f"safetensors cannot hold {kind} ({names})") from error
         except SafetensorError as error:  # its name for a full disk, among others
             raise OSError(str(error)) from error
 

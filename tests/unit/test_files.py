@@ -43,6 +43,13 @@ def test_tensors_that_were_read_stay_when_the_file_changes(tmp_path):
     assert tensors["w"].sum() == 5000
 
 
+def test_a_dtype_that_safetensors_does_not_have_is_named(tmp_path):
+    tensors = {"w": torch.ones(2), "turns": torch.ones(2, dtype=torch.complex128)}
+    with pytest.raises(FileProblem, match=r"cannot hold torch.complex128 \(turns\)"):
+        files.save_tensors(tmp_path / "a.safetensors", tensors)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_where_readers_keep_a_file_from_being_replaced_it_is_tried_again(tmp_path, monkeypatch):
     path, tries, replace = files.write_json(tmp_path / "a.json", {"old": 1}), [], os.replace
 
