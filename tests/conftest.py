@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
+from pathlib import Path
 
 import matplotlib as mpl
 import pytest
 from hypothesis import settings
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # its scripts import each other
 
 # Before anything reads them: results of tests go to an empty folder, never into the clone.
 _HOME = tempfile.TemporaryDirectory(prefix="helpers-tests-")

@@ -9,24 +9,21 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-import pytest
-import torch
-
-from helpers import audit, data, files, models, recording, runs, study
-from helpers.config import InputError, get_config
-from helpers.data import Dataset
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import audit_cifar
 import faults
 import images
 import measure
 import precision
+import pytest
 import sweep
+import torch
 import tune_cifar
 import tune_digits
+
+from helpers import audit, data, files, models, recording, runs, study
+from helpers.config import InputError, get_config
+from helpers.data import Dataset
 
 
 def test_the_plain_way_yields_the_same_pixels():

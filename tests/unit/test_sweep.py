@@ -12,13 +12,13 @@ import signal
 import threading
 import time
 
+import faults
 import psutil
 import pytest
+import sweep as measuring
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import faults
-from benchmarks import sweep as measuring
 from helpers import files, models, pruning, report, runs, statistics, sweep, unlearning
 from helpers.__main__ import main
 from helpers.config import InputError, get_config
