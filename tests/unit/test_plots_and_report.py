@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -232,6 +233,31 @@ def test_tables_as_text_and_markdown():
     assert report.markdown_table(rows).splitlines() == [
         "| method | UA % |", "| --- | ---: |", "| original | 1.0 |", "| retrain | 100.0 |",
     ]  # fmt: skip
+
+
+def test_metrics_beside_the_oracles_band_say_what_lies_outside():
+    band = statistics.Band(0.125, 0.5, 0.25, n=4)
+    above = statistics.Band(-math.inf, 0.25, 0.125, n=4)
+    bands = {"UA": band, "TV": above, "JS": above}
+    found = {"lora": {"UA": 0.25, "TV": 0.25, "JS": 0.75}, "theirs": {"TV": 0.5}}
+    table = report.beside_bands(found, bands, "outputs")
+    assert table.to_dict("index") == {
+        "TV": {"oracles' band": " – 0.250", "lora": "0.250", "theirs": "0.500 ✗"},
+        "JS": {"oracles' band": " – 0.250", "lora": "0.750 ✗", "theirs": ""},
+    }
+    (row,) = report.beside_bands(found, bands, "classic").to_dict("index").values()
+    assert row == {"oracles' band": "12.5 % – 50.0 %", "lora": "25.0 %"}
+
+
+def test_the_attacks_on_single_images_as_a_table():
+    found = {"auc": 0.625, "auc_interval": [0.5, 0.75], "tpr": 0.1234, "klom": 1.25,
+             "klom_oracles": 0.5}  # fmt: skip
+    table = report.shadow_table({"networks": 32, "targets": 10, "methods": {"lora": found}})
+    assert table.columns.name == "32 networks a method, 10 attacked"
+    assert table.to_dict("index") == {"lora": {
+        "U-LiRA AUC": "0.62 (0.50 – 0.75)", "hits at 1 % false alarms": "12.3%",
+        "KLoM": "1.2", "oracles' own": "0.5",
+    }}  # fmt: skip
 
 
 def ledger_rows():
