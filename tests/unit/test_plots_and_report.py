@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 from pathlib import Path
@@ -167,26 +168,48 @@ def test_a_roc_curve_keeps_its_points():
     assert ax.get_lines()[0].get_xdata().min() > 0, "a rate of 0 has no logarithm"
 
 
-def test_every_function_draws_where_it_is_told(dataset):
-    history = [{"epoch": 1, "forget": 0.5}]
+PLACED = [name for name, function in inspect.getmembers(plots, inspect.isfunction)
+          if "ax" in inspect.signature(function).parameters
+          and inspect.signature(function).parameters["ax"].default is None]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def arguments(dataset):
+    """What each function that can be told where to draw takes besides."""
     frame = pd.DataFrame({"x": [1, 2], "y": [0.1, 0.5], "of": ["a"] * 2})
     norms = pd.DataFrame({"layer": ["a", "a"], "norm": [1.0, 2.0], "gone": [True, False]})
-    calls = {
-        "sample_images": lambda ax: plots.sample_images(dataset, 3, ax),
-        "learning_curves": lambda ax: plots.learning_curves(history, {"forget": "f"}, ax),
-        "layer_sparsity": lambda ax: plots.layer_sparsity([{"layer": "a", "sparsity": 1}], ax),
-        "curves": lambda ax: plots.curves(frame, "x", "y", "of", labels=("x", "y"), ax=ax),
-        "filter_norms": lambda ax: plots.filter_norms(norms, ax),
-        "roc": lambda ax: plots.roc({"lora": ([0, 1], [0, 1])}, ax, log=False),
-        "destinations": lambda ax: plots.destinations({"lora": [1.0]}, ["a"], ax),
-    }  # fmt: skip
-    for name, draw in calls.items():
-        ax = plt.subplots()[1]
-        assert draw(ax) is ax, name
-        assert plt.get_fignums() == [ax.figure.number], f"{name} opened another figure"
-        plt.close("all")
-        assert isinstance(draw(None), Axes)
-        plt.close("all")
+    band = {"name": "UA", "title": "UA", "value": 0.5, "band": [0.4, 0.6], "inside": True,
+            "oracles": [0.5], "original": 0.5}  # fmt: skip
+    cell = {"method": "lora", "family": "paper", "metric": "UA", "title": "UA", "group": "classic",
+            "inside": 1.0, "text": "1"}  # fmt: skip
+    point = {"method": "lora", "rank": 1, "sparsity": 0.5, "away": 0.5, "text": "1",
+             "front": True, "cost": 1.0}  # fmt: skip
+    law = {"factor": 1.0, "exponent": 1.0, "lowest": 1.0, "highest": 1.0}
+    return {
+        "curves": {"table": frame, "x": "x", "y": "y", "hue": "of", "labels": ("x", "y")},
+        "destinations": {"shares": {"lora": [1.0]}, "classes": ["a"]},
+        "filter_norms": {"table": norms},
+        "label_shares": {"classes": ["a"]},
+        "layer_sparsity": {"rows": [{"layer": "a", "sparsity": 1}]},
+        "learning_curves": {"history": [{"epoch": 1, "forget": 0.5}], "keys": {"forget": "f"}},
+        "ledger": {"rows": ledger_rows()},
+        "lie_detector": {"table": pd.DataFrame([cell])},
+        "oracle_bands": {"metrics": [band]},
+        "power_law": {"points": [(1, 1), (2, 2)], "law": law, "xlabel": "x", "ylabel": "y"},
+        "roc": {"curves": {"lora": ([0, 1], [0, 1])}, "log": False},
+        "sample_images": {"dataset": dataset, "per_class": 3},
+        "surface": {"table": pd.DataFrame([point])},
+        "tradeoff": {"table": pd.DataFrame([point]), "cost": "seconds"},
+    }
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_every_function_draws_where_it_is_told(name, arguments):
+    draw, ax = getattr(plots, name), plt.subplots()[1]
+    assert draw(**arguments[name], ax=ax) is ax
+    assert plt.get_fignums() == [ax.figure.number], "it opened another figure"
+    plt.close("all")
+    assert isinstance(draw(**arguments[name]), Axes)
 
 
 def test_sample_images_shows_one_class_a_row(dataset):

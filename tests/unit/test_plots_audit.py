@@ -2,11 +2,9 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import Rectangle
 
@@ -246,14 +244,3 @@ def test_a_large_panel_fits_its_texts_into_their_cells():
 def test_a_damaged_table_is_refused(change, message):
     with pytest.raises(InputError, match=message):
         plots.lie_detector(change(table()))
-
-
-@pytest.mark.parametrize("draw", [
-    lambda ax: plots.oracle_bands([metric(0.5)], ax), lambda ax: plots.lie_detector(table(), ax),
-], ids=["oracle_bands", "lie_detector"])  # fmt: skip
-def test_both_draw_where_they_are_told(draw):
-    ax = plt.subplots()[1]
-    assert draw(ax) is ax
-    assert plt.get_fignums() == [ax.figure.number]
-    plt.close("all")
-    assert isinstance(draw(None), Axes)
