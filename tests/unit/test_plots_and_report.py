@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 
 from helpers import audit, plots, report, runs, statistics, unlearning
 from helpers.files import FileProblem
@@ -60,24 +59,6 @@ def test_compositions_and_free_labels_are_drawn_too(table):
 
 def _all_differ(looks):
     assert len({*looks}) == len(looks) == len(FREE)
-
-
-# Viénot, Brettel & Mollon 1999: linear RGB as seen without L cones (protan) and M cones (deutan)
-SEEN = {
-    "protan": [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
-    "deutan": [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]],
-}
-
-
-@pytest.mark.parametrize("kind", SEEN)
-def test_colour_blind_readers_can_tell_the_methods_apart(kind):
-    linear = {m: np.array(to_rgb(c)) ** 2.2 for m, c in ALL.items()}
-    seen = {m: (np.array(SEEN[kind]) @ c).clip(0, 1) ** (1 / 2.2) for m, c in linear.items()}
-    names = list(seen)
-    distance = {
-        (a, b): np.linalg.norm(seen[a] - seen[b]) for i, a in enumerate(names) for b in names[:i]
-    }
-    assert min(distance.values()) > 0.1, min(distance, key=distance.get)
 
 
 def test_the_comparison_draws_the_numbers_of_the_table(table):
