@@ -69,12 +69,9 @@ def prototype(
     """
     head, kept = _head(model), []
     hook = head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
-    try:
-        with models.evaluating(model):
-            for images, _ in batches(split.forget, per_pass(split.forget.images)):
-                model(dataset.normalise(images))
-    finally:
-        hook.remove()
+    with hook, models.evaluating(model):
+        for images, _ in batches(split.forget, per_pass(split.forget.images)):
+            model(dataset.normalise(images))
     features = torch.cat(kept)
     others = [c for c in range(len(head.bias)) if c not in split.forgotten]
     for row in split.forget.labels.unique().tolist():  # of earlier requests no image is left

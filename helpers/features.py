@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -70,22 +71,19 @@ def collect(
 
 def _outputs(model: nn.Module, images: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
     """Pass one batch through the network and catch what was asked for."""
-    known, caught, hooks = dict(model.named_modules()), {}, []
+    known, caught = dict(model.named_modules()), {}
     for name in names:
         hidden = name in (HEAD_INPUT, LOGITS)
         check("names", name, hidden or name in known, f"a module of the network or {HEAD_INPUT!r}")
-    try:
+    with ExitStack() as hooks:
         for name in names:
             if name == HEAD_INPUT:
-                hooks.append(known[models.layers(model).head].register_forward_pre_hook(
+                hooks.enter_context(known[models.layers(model).head].register_forward_pre_hook(
                     lambda _, inputs: caught.__setitem__(HEAD_INPUT, inputs[0])))  # fmt: skip
             elif name != LOGITS:
-                hooks.append(known[name].register_forward_hook(
+                hooks.enter_context(known[name].register_forward_hook(
                     lambda _, __, out, name=name: caught.__setitem__(name, out)))  # fmt: skip
         caught[LOGITS] = model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
     for name in names:
         check("names", name, name in caught, "a module that the network calls")
         ok = isinstance(caught[name], Tensor) and len(caught[name]) == len(images)
@@ -146,14 +144,12 @@ def _ends(model: nn.Module, images: Tensor) -> list[str]:
         if isinstance(out, Tensor) and out.ndim > 1 and len(out) == len(images):
             order.append(name)
 
-    hooks = [module.register_forward_hook(lambda _, __, out, name=name: note(out, name))
-             for name, module in model.named_modules() if name]  # fmt: skip
-    try:
-        with models.evaluating(model):
-            model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, models.evaluating(model):
+        for name, module in model.named_modules():
+            if name:
+                hooks.enter_context(module.register_forward_hook(
+                    lambda _, __, out, name=name: note(out, name)))  # fmt: skip
+        model(images)
     return list(dict.fromkeys(reversed(order)))[::-1]  # of a module called twice the last counts
 
 

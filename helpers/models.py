@@ -12,7 +12,7 @@ import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -517,11 +517,8 @@ def check_head_is_last(model: nn.Module, images: Tensor) -> None:
     hook = model.get_submodule(name).register_forward_hook(
         lambda _, inputs, found: made.append(found)
     )
-    try:
-        with evaluating(model):
-            answers = model(images)
-    finally:
-        hook.remove()
+    with hook, evaluating(model):
+        answers = model(images)
     # what follows it may scale or normalise, which leaves the order of the classes
     same = bool(made) and (
         made[-1].shape != answers.shape or torch.equal(made[-1].argsort(1), answers.argsort(1))
@@ -624,16 +621,11 @@ def call_order(model: nn.Module) -> list[str]:
     Lesson: 03_lora_adaptation, "Which layers".
     """
     order: list[str] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda _, __, name=name: order.append(name))
-        for name, module in model.named_modules()
-    ]
-    try:
-        with torch.no_grad(), evaluating(model):
-            model(example(model))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, torch.no_grad(), evaluating(model):
+        for name, module in model.named_modules():
+            hooks.enter_context(module.register_forward_pre_hook(
+                lambda _, __, name=name: order.append(name)))  # fmt: skip
+        model(example(model))
     return list(dict.fromkeys(order))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -136,14 +137,11 @@ def _head_alone(
     """Train the classifier alone on scaled features; return the accuracies. The network stays."""
     head, caught = model.get_submodule(models.layers(model).head), []
     hook = head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0].double()))
-    try:
-        with torch.no_grad():
-            model(images)
-            few = caught.pop()
-            for batch in unseen.split(per_pass(unseen)):
-                model(batch)
-    finally:
-        hook.remove()
+    with hook, torch.no_grad():
+        model(images)
+        few = caught.pop()
+        for batch in unseen.split(per_pass(unseen)):
+            model(batch)
     scale = features.scale(few)
     scale = scale / (few * scale).square().sum(1).mean().sqrt().clamp_min(1e-300)
     few, rows = few * scale, torch.cat(caught) * scale
@@ -209,19 +207,16 @@ def _unit_variance(model: nn.Module, images: Tensor) -> None:
 
 def _pairs(model: nn.Module, images: Tensor) -> list[tuple[nn.Module, nn.Module]]:
     """Find the layers whose output goes straight into a BatchNorm, each with that BatchNorm."""
-    made, found, hooks = {}, [], []
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            hooks.append(module.register_forward_hook(
-                lambda m, _, output: made.__setitem__(id(output), (m, output))))  # fmt: skip
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
-            hooks.append(module.register_forward_pre_hook(
-                lambda m, inputs: found.append((made.get(id(inputs[0])), m))))  # fmt: skip
-    try:
+    made, found = {}, []
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                hooks.enter_context(module.register_forward_hook(
+                    lambda m, _, output: made.__setitem__(id(output), (m, output))))  # fmt: skip
+            elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+                hooks.enter_context(module.register_forward_pre_hook(
+                    lambda m, inputs: found.append((made.get(id(inputs[0])), m))))  # fmt: skip
         model(images[:2])
-    finally:
-        for hook in hooks:
-            hook.remove()
     pairs = [(made_by[0], norm) for made_by, norm in found if made_by is not None]
     users = [id(m) for pair in pairs for m in pair]
     return [pair for pair in pairs if all(users.count(id(m)) == 1 for m in pair)]

@@ -93,16 +93,9 @@ def opened(model: nn.Module, gates: Gates) -> Iterator[None]:
 @contextlib.contextmanager
 def _passing(model: nn.Module, mode: _Passes) -> Iterator[None]:
     """Let a mode see the calls of a network's passes; a copy takes these hooks along."""
-    hooks = [
-        model.register_forward_pre_hook(lambda *_: mode.begin()),
-        model.register_forward_hook(lambda *_: mode.end(), always_call=True),
-    ]
-    try:
-        with mode:
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    begin = model.register_forward_pre_hook(lambda *_: mode.begin())
+    with begin, model.register_forward_hook(lambda *_: mode.end(), always_call=True), mode:
+        yield
 
 
 class _Passes(TorchFunctionMode):
