@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from helpers import models
+from helpers import files, models
 from helpers.config import InputError, check, home
 from helpers.data import Dataset, ImageSet, batches
 from helpers.store import Spilled, Stored
@@ -144,9 +144,8 @@ def _trains_alike(
 
     Tracing sees one path: noise, or a branch, that is there in training alone would be lost.
     """
-    buffers = [(b, b.clone()) for b in adapted.buffers()]
     outputs, cards = [], [images.device] if images.is_cuda else []
-    with models.evaluating(adapted), torch.random.fork_rng(cards):
+    with models.evaluating(adapted), models.unmoved(adapted), torch.random.fork_rng(cards):
         for module in adapted.modules():
             module.training = not isinstance(module, nn.modules.batchnorm._BatchNorm)
         # the front as its features are made: what it draws or normalises in training is missed
@@ -156,8 +155,6 @@ def _trains_alike(
                 with torch.cuda.device(card):
                     torch.cuda.manual_seed(0)
             outputs.append(network(images))
-    for buffer, before in buffers:
-        buffer.copy_(before)
     size = outputs[0].abs().max()
     return bool((outputs[0] - outputs[1]).abs().max() <= 1e-3 * size + 1e-6)
 
@@ -393,13 +390,8 @@ def fingerprint(part: ImageSet, dataset: Dataset) -> str:
     Source: this project.
     Lesson: 03_lora_adaptation, "The frozen part, computed once".
     """
-    box = nn.Module()
     images = part.images
+    box = {"labels": part.labels, "mean": dataset.mean, "std": dataset.std}
     if isinstance(images, Stored):  # which file and which of its rows say as much as the pixels
-        box.register_buffer("file", torch.tensor(list(os.fsencode(images.path))))
-        images = images.rows
-    box.register_buffer("images", images)
-    box.register_buffer("labels", part.labels)
-    box.register_buffer("mean", dataset.mean)
-    box.register_buffer("std", dataset.std)
-    return models.fingerprint(box)
+        box["file"], images = torch.tensor(list(os.fsencode(images.path))), images.rows
+    return files.digest(box | {"images": images})

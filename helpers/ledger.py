@@ -153,20 +153,15 @@ def saved_bytes(model: nn.Module, images: Tensor) -> int:
     Source: ``torch.autograd.graph.saved_tensors_hooks``.
     Lesson: 02_pruning, "The ledger".
     """
-    before = {k: v.clone() for k, v in model.named_buffers()}  # BatchNorm's statistics move
     labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
     cuda = [images.device] if images.device.type == "cuda" else []
-    with models.evaluating(model):  # puts every mode back, whatever happens
+    with models.evaluating(model), models.unmoved(model):  # which put everything back
         model.train()
-        try:
-            with torch.random.fork_rng(cuda), count_saved(model) as total, torch.enable_grad():
-                found = model(images)
-                check("answer while training", type(found).__name__, isinstance(found, Tensor),
-                      "a tensor, as in evaluation; switch further heads off")  # fmt: skip
-                F.cross_entropy(found, labels)
-        finally:
-            for name, buffer in model.named_buffers():
-                buffer.copy_(before[name])
+        with torch.random.fork_rng(cuda), count_saved(model) as total, torch.enable_grad():
+            found = model(images)
+            check("answer while training", type(found).__name__, isinstance(found, Tensor),
+                  "a tensor, as in evaluation; switch further heads off")  # fmt: skip
+            F.cross_entropy(found, labels)
     return total[0]
 
 

@@ -441,6 +441,26 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def unmoved(model: nn.Module) -> Iterator[None]:
+    """Put the buffers of a network back afterwards, such as the statistics of BatchNorm.
+
+    Args:
+        model: The network; its parameters are left alone, and a buffer made meanwhile stays.
+
+    Source: this project.
+    Lesson: 02_pruning, "The ledger".
+    """
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                if name in before:  # by name: some networks put a new tensor in its place
+                    buffer.copy_(before[name])
+
+
 def check_float32(name: str, model: nn.Module) -> None:
     """Refuse weights of another type: images are float32, and torch's own message names neither.
 

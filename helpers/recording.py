@@ -7,12 +7,11 @@ to do it. A CUDA graph holds all operations of a pass, and is started as one.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from helpers import models
 from helpers.config import InputError
 
 EAGER = 2  # steps before the recording: the optimiser has its memory then, and a peak was seen
@@ -115,7 +114,7 @@ class Recorded(nn.Module):
         amp = torch.autocast(device.type, self.dtype, enabled=half, cache_enabled=False)
         random = torch.random.fork_rng([device] if device.type == "cuda" else [])
         _warn_of_streams(False)
-        with _unmoved(self.model), random, amp:
+        with models.unmoved(self.model), random, amp:
             torch.cuda.empty_cache()  # what the plain steps took is taken by the recording
             example = images.clone()
             try:
@@ -147,7 +146,7 @@ class Recorded(nn.Module):
         for turn, batch in enumerate((images, images.flip(0))):
             found = []
             for called in (passes, self.model):
-                with _unmoved(self.model):
+                with models.unmoved(self.model):
                     torch.manual_seed(turn)
                     found.append(called(batch).detach().float().clone())
             away = float((found[0] - found[1]).abs().max())
@@ -168,18 +167,6 @@ class _Passes(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images)
-
-
-@contextmanager
-def _unmoved(model: nn.Module) -> Iterator[None]:
-    """Put the buffers of a network back afterwards, such as the statistics of BatchNorm."""
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
 
 
 def _warn_of_streams(wanted: bool) -> None:

@@ -398,13 +398,10 @@ class _Loop:
         self.model.train()
         for module in self.frozen:
             module.eval()
-        before = [(b, b.clone()) for b in self.model.buffers()]
         counter = FlopCounterMode(display=False)
-        with counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        plain = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+        with models.unmoved(self.model), counter, plain:
             objective(self.model, images, labels, 0.0).backward()
-        with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
         self.optimizer.zero_grad(set_to_none=True)
         return counter.get_total_flops() // 2
 

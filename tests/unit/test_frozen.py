@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -352,3 +353,12 @@ def test_checkpoints_with_and_without_a_cache_do_not_meet(
     apart = 0 if cfg.device == "cpu" else 1e-4
     for a, b in zip(*ends, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=apart)
+
+
+def test_kept_features_keep_their_names_from_one_version_to_the_next(dataset):
+    part = ImageSet(torch.arange(24, dtype=torch.uint8).reshape(2, 3, 2, 2), torch.tensor([3, 1]))
+    scaled = dataclasses.replace(dataset, mean=torch.full((3,), 0.5), std=torch.full((3,), 0.25))
+    filed = store.Stored(Path("images.npy"), torch.tensor([1, 0]), torch.device("cpu"))
+    found = [frozen.fingerprint(ImageSet(images, part.labels), scaled)[:16]
+             for images in (part.images, filed)]  # fmt: skip
+    assert found == ["bf8bec0984eb3280", "e8726feb8374d2ea"]

@@ -276,3 +276,23 @@ def test_plain_files_that_do_not_fit_are_refused(original, tmp_path):
         models.load(path, copy.deepcopy(base).half())
     with pytest.raises(FileProblem, match="does not exist"):
         models.load(tmp_path / "nothing.safetensors", base)
+
+
+def test_buffers_are_put_back_those_that_a_network_replaces_too():
+    class Average(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(1)
+            self.register_buffer("mean", torch.zeros(()))
+            self.register_buffer("last", None)
+
+        def forward(self, images):
+            self.mean, self.last = 0.5 * self.mean + images.mean(), images
+            return self.norm(images)
+
+    model, images = Average().train(), torch.ones(2, 1, 2, 2)
+    with models.unmoved(model):
+        model(images)
+        assert model.mean == model.norm.num_batches_tracked == 1
+    assert model.mean == model.norm.num_batches_tracked == model.norm.running_mean.sum() == 0
+    assert model.last is images, "it was not there before"
