@@ -743,8 +743,7 @@ def _intervals(
     for name, metric in METRICS.items():
         if metric.part and name in value:
             n = len(getattr(split, metric.part))
-            hits = round(value[name] * n)
-            interval = statistics.image_interval([1.0] * hits + [0.0] * (n - hits))
+            interval = statistics.share_interval(round(value[name] * n), n)
             ends[name] = [interval.low, interval.high]
     for one in range(seed + 1, seed + ATTACKS):
         again = replace(found)

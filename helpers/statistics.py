@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +30,6 @@ class Band:
         low: Lower end; -inf where only large values are bad.
         high: Upper end; inf where only small values are bad.
         center: Mean of the oracles.
-        n: Number of oracles.
-        side: ``both``, or the one end that the band has: ``upper`` or ``lower``.
 
     Source: from :func:`band`.
     Lesson: 05_evaluation, "The oracle band".
@@ -40,8 +38,6 @@ class Band:
     low: float
     high: float
     center: float
-    n: int
-    side: str = "both"
 
     def holds(self, value: float) -> bool:
         """Return whether a network's value lies in the band, its ends included.
@@ -72,7 +68,7 @@ class Interval:
         low: Lower end, at most the mean; -inf if nothing can be said.
         high: Upper end, at least the mean; inf if nothing can be said.
 
-    Source: from :func:`bootstrap` or :func:`image_interval`.
+    Source: from :func:`bootstrap` or :func:`share_interval`.
     Lesson: 05_evaluation, "The comparison".
     """
 
@@ -131,13 +127,11 @@ def band(
         low=-math.inf if side == "upper" else low,
         high=math.inf if side == "lower" else high,
         center=center,
-        n=n,
-        side=side,
     )
 
 
 def bootstrap(
-    values: Mapping[Any, Mapping[Any, float]] | np.ndarray | Sequence[Any],
+    values: np.ndarray | Sequence[Any],
     level: float = 0.95,
     repeats: int = 2000,
     seed: int = 0,
@@ -152,7 +146,7 @@ def bootstrap(
 
     Args:
         values: (T, C) or (T, C, U) finite numbers, training seed x class x unlearning seed, such
-            as the differences of two methods; or training seed -> class -> number.
+            as the differences of two methods.
         level: Of confidence, in (0, 1).
         repeats: Number of draws, at least 100.
         seed: Of the draws.
@@ -177,7 +171,7 @@ def bootstrap(
 
 
 def p_value(
-    values: Mapping[Any, Mapping[Any, float]] | np.ndarray | Sequence[Any],
+    values: np.ndarray | Sequence[Any],
     repeats: int = 2000,
     seed: int = 0,
 ) -> float:
@@ -212,40 +206,32 @@ def p_value(
     return max(1 - without, 1e-12)
 
 
-def image_interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> Interval:
-    """Bound a mean over images, such as an accuracy on the test set.
+def share_interval(hits: int, n: int, level: float = 0.95) -> Interval:
+    """Bound a share of images, such as an accuracy on the test set, by Wilson's interval.
 
     It says how the number would move with other images, nothing about other seeds.
 
     Args:
-        values: (N,) finite numbers, one an image; N at least 1.
+        hits: Images that count, from 0 to ``n``.
+        n: Images, at least 1.
         level: Of confidence, in (0, 1).
-        seed: Of the bootstrap.
 
     Returns:
-        Wilson's interval if all values are 0 or 1, else the percentile bootstrap over images
-        (2,000 draws), infinite for a single image.
+        The share and its interval.
 
     Raises:
-        InputError: If there are no images or a value is not finite.
+        InputError: If there are no images, or more hits than images.
 
-    Source: Wilson 1927; Efron 1979; ``scipy.stats.binomtest``.
+    Source: Wilson 1927; ``scipy.stats.binomtest``.
     Lesson: 05_evaluation, "Four classic numbers".
     """
-    import numpy as np
     from scipy import stats
 
     _check_level(level)
-    numbers = _numbers("values", values, dims=(1,))
-    n, mean = len(numbers), float(numbers.mean())
-    if bool(np.isin(numbers, (0, 1)).all()):
-        ends = stats.binomtest(int(numbers.sum()), n).proportion_ci(level, method="wilson")
-        return _between(mean, ends.low, ends.high)
-    if n == 1:
-        return Interval(mean, -math.inf, math.inf)
-    draw = np.random.default_rng(seed)
-    means = np.array([numbers[draw.integers(n, size=n)].mean() for _ in range(2000)])
-    return _between(mean, *np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
+    check("n", n, n >= 1, "at least 1")
+    check("hits", hits, 0 <= hits <= n, f"from 0 to {n}")
+    ends = stats.binomtest(hits, n).proportion_ci(level, method="wilson")
+    return _between(hits / n, ends.low, ends.high)
 
 
 def variance_components(values: np.ndarray | Sequence[Any]) -> dict[str, Any]:
@@ -288,13 +274,7 @@ def variance_components(values: np.ndarray | Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def crossed(
-    table: pd.DataFrame,
-    value: str,
-    rows: str = "train_seed",
-    columns: str = "forget",
-    inner: str = "seed",
-) -> np.ndarray:
+def crossed(table: pd.DataFrame, value: str, rows: str, columns: str, inner: str) -> np.ndarray:
     """Bring a tidy table of one method's runs into a balanced array.
 
     Args:
@@ -322,11 +302,11 @@ def crossed(
         "missing columns", absent, not absent, f"the table has {', '.join(map(str, table.columns))}"
     )
     check("table", "no runs", len(table) > 0, "at least one run")
-    keys = [tuple(map(_plain, key)) for key in zip(*(table[name] for name in names), strict=True)]
+    keys = [*table[list(names)].itertuples(index=False, name=None)]
     twice = sorted({str(key) for key, n in Counter(keys).items() if n > 1})
     check("runs that occur twice", twice, not twice, f"one row for each {names}, of one method")
     cells = dict(zip(keys, table[value].astype(float), strict=True))
-    axes = [sorted({key[axis] for key in keys}, key=_several) for axis in range(3)]
+    axes = [sorted({key[axis] for key in keys}) for axis in range(3)]
     wanted = list(itertools.product(*axes))
     missing = [key for key in wanted if not math.isfinite(cells.get(key, math.nan))]
     check(f"missing {names}", missing, not missing, f"run these too, with a finite {value}")
@@ -382,22 +362,11 @@ def _numbers(field: str, values: Any, dims: tuple[int, ...]) -> np.ndarray:
     return numbers
 
 
-def _as_rows(values: Any) -> Any:
-    """Return training seed -> class -> number as rows; anything else as it is."""
-    if not isinstance(values, Mapping):
-        return values
-    classes = [set(row) for row in values.values()]
-    ok = bool(classes) and all(row == classes[0] for row in classes)
-    check("classes of the training seeds", classes, ok, "the same classes for every training seed")
-    first = next(iter(values.values()))
-    return [[row[name] for name in first] for row in values.values()]
-
-
 def _redrawn(values: Any, repeats: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return crossed numbers as (T, C, U), and their means with rows and columns drawn anew."""
     import numpy as np
 
-    cube = _numbers("values", _as_rows(values), dims=(2, 3))
+    cube = _numbers("values", values, dims=(2, 3))
     cube = cube.reshape(*cube.shape[:2], -1)
     draw, (t, c, u) = np.random.default_rng(seed), cube.shape
     rows = draw.integers(t, size=(repeats, t, 1, 1))
@@ -468,13 +437,3 @@ def _mean_squares(cube: np.ndarray) -> tuple[float, float, float, float]:
     interaction = u * (rest**2).sum() / ((t - 1) * (c - 1))
     within = ((cube - cells[:, :, None]) ** 2).sum() / (t * c * (u - 1)) if u > 1 else 0.0
     return float(rows), float(columns), float(interaction), float(within)
-
-
-def _plain(key: Any) -> Any:
-    """Return a key of a table as a hashable value: a list, as read from a record, as a tuple."""
-    return tuple(key) if isinstance(key, list) else key
-
-
-def _several(key: Any) -> tuple[Any, ...]:
-    """Return a key that sorts 3 before (3, 5)."""
-    return key if isinstance(key, tuple) else (key,)

@@ -717,8 +717,7 @@ def test_the_intervals_are_those_of_a_bootstrap_over_images(looks):
 def test_the_interval_of_a_share_is_wilsons(audited, split):
     rows = by_name(audited[0])
     n = len(split.test_forget)
-    hits = [1.0] * round(rows["knn_probe"]["value"] * n)
-    wanted = statistics.image_interval(hits + [0.0] * (n - len(hits)))
+    wanted = statistics.share_interval(round(rows["knn_probe"]["value"] * n), n)
     assert rows["knn_probe"]["interval"] == pytest.approx([wanted.low, wanted.high])
     low, high = rows["relearn_steps"]["interval"]
     assert (low, high) == (int(low), int(high)), "of three draws, the least and the most"

@@ -240,8 +240,8 @@ def test_tables_as_text_and_markdown():
 
 
 def test_metrics_beside_the_oracles_band_say_what_lies_outside():
-    band = statistics.Band(0.125, 0.5, 0.25, n=4)
-    above = statistics.Band(-math.inf, 0.25, 0.125, n=4)
+    band = statistics.Band(0.125, 0.5, 0.25)
+    above = statistics.Band(-math.inf, 0.25, 0.125)
     bands = {"UA": band, "TV": above, "JS": above}
     found = {"lora": {"UA": 0.25, "TV": 0.25, "JS": 0.75}, "theirs": {"TV": 0.5}}
     table = report.beside_bands(found, bands, "outputs")
