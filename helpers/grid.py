@@ -18,12 +18,12 @@ import torch
 
 from helpers import (
     audit,
-    ledger,
     models,
     outputs,
     patches,
     runs,
     statistics,
+    study,
     training,
     unlearning,
 )
@@ -624,14 +624,9 @@ def train(
         centers = {name: band[2] for name, band in bands.items()}
         metrics["Avg Gap"] = audit.average_gap(metrics, centers)
         metrics["ToW"] = audit.tow(metrics, centers)
-    row = ledger.measure(model, "live", models.layers(model).prunable)
-    patch = None if outcome.patch is None else patches.size(outcome.patch)
-    costs = {
-        "zeros": row["sparsity"], "channels": sum(row["channels"].values()),
-        "parameters": row["parameters"], "macs": row["macs"], "file_bytes": row["file_bytes"],
-        "seconds": outcome.seconds, "gmacs": outcome.macs / 1e9,
-        "memory_mb": outcome.fit.peak_memory / 1e6, "trainable": outcome.trainable,
-    } | ({} if patch is None else {"patch_bytes": patch})  # fmt: skip
+    costs = study.weight(model, models.layers(model).prunable) | outcome.costs
+    if outcome.patch is not None:
+        costs["patch_bytes"] = patches.size(outcome.patch)
     shares = outputs.label_histogram(seen.logits["test_forget"]).tolist()
     _leave_if(stop)
     return Live(point, seed, metrics, costs, shares, time.perf_counter() - started,

@@ -492,23 +492,32 @@ def _row(
         )
         model = outcome.model
         size = None if outcome.patch is None else patches.size(outcome.patch)
-        costs = {
-            "seconds": outcome.seconds, "gmacs": outcome.macs / 1e9,
-            "memory_mb": outcome.fit.peak_memory / 1e6, "trainable": outcome.trainable,
-        }  # fmt: skip
+        costs = outcome.costs
+    weighs = weight(model, models.layers(original).prunable)
     known = cfg.method == "original" and judged is dataset and cfg.seed == cfg.start_seed
     seen = before if known else audit.look(model, split)
     found = audit.against(seen, oracles, before)
     return {
-        **_place(cfg), **found, **costs, **_weight(model, original), "patch_bytes": size,
+        **_place(cfg), **found, **costs, **weighs, "patch_bytes": size,
         "predicted": seen.logits["test_forget"].argmax(1).bincount(
             minlength=len(dataset.classes)).tolist(),
     }  # fmt: skip
 
 
-def _weight(model: nn.Module, dense: nn.Module) -> dict[str, Any]:
-    """Say what a finished network weighs, from the network itself."""
-    row = ledger.measure(model, "", models.layers(dense).prunable)
+def weight(model: nn.Module, names: Iterable[str]) -> dict[str, Any]:
+    """Say what a finished network weighs, from the network itself.
+
+    Args:
+        model: The network.
+        names: Of the layers whose zeros and channels count.
+
+    Returns:
+        zeros (share, in [0, 1]), channels, parameters, macs (of one image), file_bytes.
+
+    Source: :func:`helpers.ledger.measure`.
+    Lesson: 02_pruning, "The ledger".
+    """
+    row = ledger.measure(model, "", names)
     return {"zeros": row["sparsity"], "channels": sum(row["channels"].values()),
             "parameters": row["parameters"], "macs": row["macs"],
             "file_bytes": row["file_bytes"]}  # fmt: skip

@@ -191,6 +191,12 @@ class Outcome:
         """Multiply-accumulates before the training and of it, of all processes together."""
         return self.before.macs + self.fit.macs
 
+    @property
+    def costs(self) -> dict[str, float]:
+        """What it cost, in the columns of a study: seconds, gmacs, memory_mb, trainable."""
+        return {"seconds": self.seconds, "gmacs": self.macs / 1e9,
+                "memory_mb": self.fit.peak_memory / 1e6, "trainable": self.trainable}  # fmt: skip
+
 
 def method(name: str) -> Method:
     """Look a method up, or compose one of two.
