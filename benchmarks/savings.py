@@ -52,7 +52,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import frozen, ledger, lora, models, pruning, training, unlearning
+from helpers import frozen, ledger, lora, models, objectives, pruning, training, unlearning
 from helpers.config import Recipe
 from helpers.data import Dataset
 
@@ -393,12 +393,12 @@ def macs_of_a_step(name: str, targets: str, cache_mb: int, batch: int = 8) -> in
 @contextlib.contextmanager
 def recording(losses: list[float]) -> Iterator[None]:
     """Let the method ``recorded``, which is ``lora``, note the loss of every step."""
-    unlearning.OBJECTIVES["recorded"] = lambda task: recorded(losses)
+    objectives.OBJECTIVES["recorded"] = lambda task: recorded(losses)
     unlearning.METHODS["recorded"] = unlearning.Method(adapt="lora", objective="recorded")
     try:
         yield
     finally:
-        del unlearning.OBJECTIVES["recorded"], unlearning.METHODS["recorded"]
+        del objectives.OBJECTIVES["recorded"], unlearning.METHODS["recorded"]
 
 
 SECTIONS: dict[str, Callable[..., dict[str, Any]]] = {

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from helpers import data
+from helpers import data, outputs
 from helpers.config import check, choose
 
 if TYPE_CHECKING:
@@ -64,13 +64,13 @@ def score(logits: Tensor, labels: Tensor, kind: str, compat: bool = False) -> Te
     """
     choose("kind", kind, SCORES)
     logits, labels = _predictions(logits, labels)
+    if kind == "confidence":
+        return outputs.confidence(logits, labels)
     p = logits.softmax(1)
     if kind == "prob":
         return p
     if kind == "correctness":
         return (p.argmax(1) == labels).double()
-    if kind == "confidence":
-        return p.gather(1, labels[:, None]).squeeze(1)
     if kind == "entropy":
         return -torch.special.xlogy(p, p).sum(1)
     return _published_m_entropy(p, labels) if compat else _m_entropy(p, labels)

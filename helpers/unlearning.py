@@ -46,7 +46,7 @@ class Method:
         prune: ``none``, or a kind of pruning; the configuration can name another kind.
         edit: Name of a change without training in ``helpers.edits.EDITS``, or ``none``.
         adapt: ``full`` (every weight trains), ``lora``, or ``head`` (the classifier alone).
-        objective: Name of the loss in ``OBJECTIVES``; ``none`` does not train.
+        objective: Name of the loss in ``objectives.OBJECTIVES``; ``none`` does not train.
         salient: Whether only the weights that matter most to the forget set move.
         summary: One line for tables and ``--help``.
 
@@ -64,8 +64,6 @@ class Method:
     salient: bool = False
     summary: str = ""
 
-
-OBJECTIVES = objectives.OBJECTIVES
 
 METHODS: dict[str, Method] = {
     "original": Method(
@@ -492,7 +490,7 @@ def _objective(
 ) -> tuple[training.Objective, int]:
     """Build the loss of a method, with the teachers that it asks; and the bytes of these."""
     chosen = method(cfg.method)
-    name, builder = chosen.objective, OBJECTIVES[chosen.objective]
+    name, builder = chosen.objective, objectives.OBJECTIVES[chosen.objective]
     if original is None or name == "cross_entropy":
         return builder(None), 0
     asked, teachers = objectives.TEACHERS.get(name, ()), dict.fromkeys(("original", "stranger"))

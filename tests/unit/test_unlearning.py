@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import models, pruning, runs, training, unlearning
+from helpers import models, objectives, pruning, runs, training, unlearning
 from helpers.config import InputError
 from helpers.unlearning import METHODS, unlearn
 
@@ -65,7 +65,7 @@ def test_no_method_ever_trains_on_the_forgotten_class(name, cfg, dataset, origin
         seen.update(labels.tolist())
         return training.cross_entropy(model, images, labels)
 
-    monkeypatch.setitem(unlearning.OBJECTIVES, "cross_entropy", lambda task: spy)
+    monkeypatch.setitem(objectives.OBJECTIVES, "cross_entropy", lambda task: spy)
     short = cfg.but(method=name, epochs=1)
     unlearn(original, dataset, short)
     assert seen == set(range(10)) - {cfg.forget}
