@@ -127,10 +127,8 @@ def _as_classes(configuration: RunConfig) -> None:
         if field == "forget":
             several = several[0] if len(several) == 1 else tuple(sorted(several))
         object.__setattr__(configuration, field, several)
-    both = set(configuration.forgotten) if configuration.earlier else ()
-    ok = not both or len(both) == len(configuration.earlier) + len(
-        {configuration.forget} if isinstance(configuration.forget, int) else configuration.forget
-    )
+    newest = configuration.forget
+    ok = {*(newest if isinstance(newest, tuple) else [newest])}.isdisjoint(configuration.earlier)
     check("earlier", configuration.earlier, ok, f"{configuration.forget} is forgotten only now")
 
 

@@ -193,6 +193,21 @@ def test_the_copy_changes_and_the_original_does_not():
         cfg.rank = 3
 
 
+@pytest.mark.parametrize(
+    ("forget", "earlier", "hint"),
+    [
+        (5, (3, 3), "several different ones"),
+        ((5, 7), (3, 1, 3), "several different ones"),
+        (3, (3,), "3 is forgotten only now"),
+        ((5, 7), (1, 7), r"\(5, 7\) is forgotten only now"),
+    ],
+)
+def test_an_earlier_request_is_neither_repeated_nor_the_newest(forget, earlier, hint):
+    with pytest.raises(InputError, match=f"^earlier = .* is not allowed: .*{hint}"):
+        get_config("cpu", forget=forget, earlier=earlier)
+    assert get_config("cpu", forget=forget, earlier=(1, 0)).earlier == (1, 0)
+
+
 def test_paper_mode_has_the_published_settings():
     cfg = get_config("cpu", mode="paper")
     wanted = Recipe(epochs=10, lr=1e-3, optimizer="adam", batch_size=128, schedule="constant")
