@@ -493,39 +493,6 @@ def _right(scores: Tensor, truth: Tensor) -> float:
 # similarity and information
 
 
-def cka(one: Tensor, other: Tensor) -> float:
-    """Compute the linear centred kernel alignment of two sets of features of the same images.
-
-    It does not change when either set is rotated, shifted or multiplied by a number.
-
-    Args:
-        one: (N, K) float; N at least 2.
-        other: (N, L) float, of the same images in the same order.
-
-    Returns:
-        A number in [0, 1]; 1 for the same features up to rotation, shift and scale. 0 where a set
-        is constant: a dead layer tells nothing about the images, so it has nothing in common with
-        a living one.
-
-    Raises:
-        InputError: If the sizes do not fit, there is one image only, or a feature is not finite.
-
-    Source: Kornblith et al. 2019 (arXiv 1905.00414), section 3, HSIC with linear kernels.
-    Lesson: 05_evaluation, "What the features still know".
-    """
-    for name, rows in (("one", one), ("other", other)):
-        _check_rows(name, rows)
-    ok = len(one) == len(other) >= 2
-    check("images", [len(one), len(other)], ok, "the same images in both, at least two")
-    x, y = (_centred(rows.detach().double().cpu()) for rows in (one, other))
-    if len(x) < max(x.shape[1], y.shape[1]):
-        first, second = x @ x.T, y @ y.T
-        common, sizes = (first * second).sum(), first.norm() * second.norm()
-    else:
-        common, sizes = (x.T @ y).square().sum(), (x.T @ x).norm() * (y.T @ y).norm()
-    return min(1.0, (common / sizes).item()) if sizes > 0 else 0.0
-
-
 def gram(rows: Tensor) -> Tensor:
     """Compute the likeness of every image to every other, from features.
 
@@ -547,7 +514,10 @@ def gram(rows: Tensor) -> Tensor:
 
 
 def alignment(one: Tensor, other: Tensor, picks: Tensor | None = None) -> float:
-    """Compute :func:`cka` from the images' grams, which is quick for many networks or choices.
+    """Compute the linear centred kernel alignment (CKA) of two sets of features of the same images.
+
+    It does not change when either set is rotated, shifted or multiplied by a number. From the
+    images' grams it is quick for many networks or choices of images.
 
     Args:
         one: (N, N) float64, from :func:`gram`.
@@ -555,9 +525,11 @@ def alignment(one: Tensor, other: Tensor, picks: Tensor | None = None) -> float:
         picks: (M,) int64 indices of images, which may repeat; None takes all, each once.
 
     Returns:
-        A number in [0, 1]; 0 where a set is constant.
+        A number in [0, 1]; 1 for the same features up to rotation, shift and scale. 0 where a set
+        is constant: a dead layer tells nothing about the images, so it has nothing in common with
+        a living one.
 
-    Source: Kornblith et al. 2019 (arXiv 1905.00414), equations 1 and 3.
+    Source: Kornblith et al. 2019 (arXiv 1905.00414), equations 1 and 3, with linear kernels.
     Lesson: 05_evaluation, "What the features still know".
     """
     if picks is not None:  # all of them are centred already
