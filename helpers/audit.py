@@ -7,6 +7,7 @@ beside the band that held-out oracles span. Closer to the oracles is better, not
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,10 @@ class Metric:
             ``lower``.
         what: One sentence.
         part: The images that it is a share of; empty if it is no share.
+        unit: How it is written: in per cent (``%``), in per cent points (``pp``), or, if empty, as
+            the number that it is.
+        decimals: How many are written.
+        most: The largest number that it can be; the smallest is 0.
 
     Source: this project.
     Lesson: 05_evaluation, "The lie detector".
@@ -56,6 +61,12 @@ class Metric:
     side: str
     what: str
     part: str = ""
+    unit: str = "%"
+    decimals: int = 1
+    most: float = 1.0
+
+
+_PLAIN: dict[str, Any] = {"unit": "", "decimals": 3}
 
 
 METRICS: dict[str, Metric] = {
@@ -79,23 +90,30 @@ METRICS: dict[str, Metric] = {
         "forget",
     ),
     "Avg Gap": Metric(
-        "classic", "Avg Gap", "upper", "mean distance of UA, RA, TA and MIA-Eff. to the oracles"
+        "classic", "Avg Gap", "upper", "mean distance of UA, RA, TA and MIA-Eff. to the oracles",
+        unit="pp", decimals=2,
     ),
     "ToW": Metric(
-        "classic", "ToW", "lower", "tug of war: product of 1 - distance of UA, RA and TA"
+        "classic", "ToW", "lower", "tug of war: product of 1 - distance of UA, RA and TA",
+        **_PLAIN,
     ),
     "TV": Metric(
         "outputs", "TV", "upper",
         "total variation between the labels given to the class's test images and the oracles'",
+        **_PLAIN,
     ),
-    "JS": Metric("outputs", "JS", "upper", "Jensen-Shannon divergence of the same, in bits"),
+    "JS": Metric(
+        "outputs", "JS", "upper", "Jensen-Shannon divergence of the same, in bits", **_PLAIN
+    ),
     "activation": Metric(
         "outputs", "activation", "upper",
         "distance of the softmax outputs on the forget set to the oracles'",
+        **_PLAIN, most=math.inf,
     ),
     "ZRF": Metric(
         "outputs", "ZRF", "both",
         "zero retrain forgetting: likeness of the outputs on the forget set to random ones",
+        **_PLAIN,
     ),
     "linear_probe": Metric(
         "features", "linear probe", "upper",
@@ -113,15 +131,17 @@ METRICS: dict[str, Metric] = {
         "features", "CKA forget", "lower",
         "centred kernel alignment: likeness of the layers to the oracles' on test images of the "
         "class",
+        **_PLAIN,
     ),
     "CKA_retain": Metric(
-        "features", "CKA retain", "lower", "the same on test images of the other classes"
+        "features", "CKA retain", "lower", "the same on test images of the other classes", **_PLAIN
     ),
     "IDI": Metric(
         "features", "IDI", "upper",
         "information difference index: information on the class in the layers, 0 where none has "
         "more than the oracles', 1 as in the original; less in a layer counts as 0, so that single "
         "oracles lie above it",
+        **_PLAIN, most=math.inf,
     ),
     "prototype_attack": Metric(
         "relearning", "few-image recall", "upper",
@@ -131,6 +151,7 @@ METRICS: dict[str, Metric] = {
     "relearn_steps": Metric(
         "relearning", "steps back", "lower",
         "optimiser steps until the class is recognised again, on a few images of each class",
+        unit="", most=math.inf,
     ),
     "relearn_area": Metric(
         "relearning", "relearned", "upper", "mean accuracy on the class over these steps",
@@ -147,6 +168,7 @@ METRICS: dict[str, Metric] = {
         "privacy", "ε", "upper",
         "worst case over thresholds on the confidence, against the oracles, forget set; in nats, "
         "for n images at most about log 2n: compare within one data set",
+        **_PLAIN, most=math.inf,
     ),
 }  # fmt: skip
 # distances or likenesses to the oracles by themselves; for every other metric one is computed
@@ -755,8 +777,7 @@ def _intervals(
     for name, values in _over_images(found, oracles, seed).items():
         # images that repeat shift these numbers; how far they scatter is what is asked for
         off = np.quantile(values, [0.025, 0.975]) - np.mean(values)
-        most = np.inf if name in ("activation", "epsilon") else 1.0
-        ends[name] = np.clip(value[name] + off, 0, most).tolist()
+        ends[name] = np.clip(value[name] + off, 0, METRICS[name].most).tolist()
     draws = [
         against(replace(found, curves=[curve], information=dict(zip(
             found.information, ([v] for v in told), strict=True))), oracles, original)
@@ -975,17 +996,31 @@ def shown(name: str, value: float) -> str:
     """Write a metric's number for a person.
 
     Args:
-        name: One of ``METRICS``.
+        name: One of ``METRICS``; another one is taken for a share.
         value: The number.
 
     Returns:
-        Shares in per cent, steps with one decimal, everything else with two or more.
+        Shares in per cent, everything else in its unit and with its decimals; never a minus zero.
 
     Source: this project.
     Lesson: 05_evaluation, "The lie detector".
     """
-    if METRICS[name].part:
-        return f"{100 * value:.1f} %"
-    if name == "Avg Gap":
-        return f"{100 * value:.2f} pp"
-    return f"{value:.1f}" if name == "relearn_steps" else f"{value:.3f}"
+    metric = form(name)
+    text = f"{100 * value if metric.unit else value:.{metric.decimals}f}"
+    text = text.removeprefix("-") if not float(text) else text
+    return f"{text} {metric.unit}".rstrip()
+
+
+def form(name: str) -> Metric:
+    """Return how a metric is written.
+
+    Args:
+        name: One of ``METRICS``; or another one, as the record of another version may have.
+
+    Returns:
+        The metric; for another name a share.
+
+    Source: this project.
+    Lesson: 05_evaluation, "The lie detector".
+    """
+    return METRICS.get(name, Metric("", name, "both", ""))

@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import math
 import re
 import statistics
 import sys
@@ -25,7 +24,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from helpers import files
+from helpers import audit, files
 from helpers.config import check
 
 PAGE, RECORD, TEXT = NAMES = ("report.html", "report.json", "report.md")
@@ -56,10 +55,6 @@ CLAIMS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 ALWAYS_RIGHT = [*CLAIMS.values()][1:3]  # what a constant answer passes where one class is kept
-
-# metrics that are no shares -> decimals
-DECIMALS = {"TV": 3, "JS": 3, "activation": 3, "ZRF": 3, "CKA_*": 3, "IDI": 3, "ToW": 3,
-            "relearn_steps": 2, "epsilon": 2}  # fmt: skip
 
 COSTS = {
     "seconds": ("time of unlearning", lambda v: f"{v:,.2f} s"),
@@ -123,25 +118,16 @@ def number(name: str, value: float | None) -> str:
     """Write a value of a metric as the page does.
 
     Args:
-        name: The metric's name; those in ``DECIMALS`` are plain numbers, all others shares.
+        name: The metric's name.
         value: The value, or None for none.
 
     Returns:
-        Shares in per cent with one decimal, plain numbers with two or three decimals.
+        As :func:`helpers.audit.shown`; a dash for none.
 
     Source: this project.
     Lesson: 05_evaluation, "Audit your own model".
     """
-    if value is None:
-        return "–"
-    places = _decimals(name)
-    text = f"{100 * value:.1f}" if places is None else f"{value:.{places}f}"
-    text = text.removeprefix("-") if not float(text) else text  # no minus zero
-    return f"{text} %" if places is None else text
-
-
-def _decimals(name: str) -> int | None:
-    return next((places for known, places in DECIMALS.items() if fnmatchcase(name, known)), None)
+    return "–" if value is None else audit.shown(name, value)
 
 
 # ------------------------------------------------------------------------------- what may come in
@@ -284,24 +270,24 @@ def _beyond(metric: Mapping[str, Any], value: float) -> float:
 
 def _band(metric: Mapping[str, Any]) -> str:
     ends = _bounds(metric)
-    # a prediction may reach below zero, which nothing here is, and beyond what a share can be
-    most = 1.0 if _decimals(metric["name"]) is None else math.inf
+    # a prediction may reach below zero, which nothing here is, and beyond what a metric can be
+    most = audit.form(metric["name"]).most
     ends = tuple(end if end is None else min(max(end, 0.0), most) for end in ends)
     low, high = (number(metric["name"], end) for end in ends)
     if ends[0] == ends[1]:
         return "no bound" if ends[0] is None else f"exactly {low}"
     if "–" in (low, high):
         return f"at most {high}" if low == "–" else f"at least {low}"
-    return f"{low.removesuffix(' %')} to {high}"
+    return f"{low.split()[0]} to {high}"  # the unit once
 
 
 def _size(name: str, size: float) -> str:
     """Write a difference of two values of a metric."""
-    places = _decimals(name)
-    shown = f"{100 * size:.1f}" if places is None else f"{size:.{places}f}"
+    form = audit.form(name)
+    shown = f"{100 * size if form.unit else size:.{form.decimals}f}"
     if not float(shown):
-        shown = f"less than {10.0 ** -(1 if places is None else places):g}"
-    return f"{shown} percentage points" if places is None else shown
+        shown = f"less than {10.0**-form.decimals:g}"
+    return f"{shown} percentage points" if form.unit else shown
 
 
 def _inside(metric: Mapping[str, Any]) -> str:
@@ -580,7 +566,7 @@ def _width(metrics: Sequence[Mapping[str, Any]], oracles: int) -> str:
     """Say how wide bands from few oracles are."""
     text = f"The bands rest on {_count(oracles, 'oracle')} alone, fewer than {ENOUGH}."
     spans = {m["title"]: m["band"][1] - m["band"][0] for m in metrics
-             if None not in _bounds(m) and _decimals(m["name"]) is None}  # fmt: skip
+             if None not in _bounds(m) and audit.form(m["name"]).unit}  # fmt: skip
     if spans:
         widest = max(spans, key=spans.__getitem__)
         half = _size("", statistics.median(spans.values()))

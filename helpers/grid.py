@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 AXES = ("rank", "sparsity")
 FAR = 6.0  # half-widths; what is further away counts as that far
-# beside the shares; every metric is at least 0
-_AT_MOST_1 = ("Avg Gap", "ToW", "TV", "JS", "ZRF", "CKA_forget", "CKA_retain")
 _NEEDED = ("method", "forget", "original_seed", "seed", "predicted", *AXES)
 # column -> (what it is, unit, factor from the record to the unit); MACs: multiply-accumulates
 COSTS: dict[str, tuple[str, str, float]] = {
@@ -486,8 +484,7 @@ def interval(name: str, values: Iterable[float]) -> tuple[float | None, float | 
     if len({*numbers}) == 1:
         return numbers[0], None, None
     found = _bootstrap(numbers)
-    most = 1.0 if audit.METRICS[name].part or name in _AT_MOST_1 else math.inf
-    return found.mean, max(found.low, 0.0), min(found.high, most)
+    return found.mean, max(found.low, 0.0), min(found.high, audit.METRICS[name].most)
 
 
 @lru_cache(maxsize=4096)

@@ -782,8 +782,8 @@ def test_every_metric_belongs_to_a_claim_and_is_written_as_what_it_is():
     for name, metric in audit.METRICS.items():
         claims = [c for c, names in card.CLAIMS.items() if any(fnmatchcase(name, n) for n in names)]
         assert len(claims) == (name not in sums), name
-        plain = any(fnmatchcase(name, known) for known in card.DECIMALS)
-        assert plain != (bool(metric.part) or name == "Avg Gap"), name
+        assert metric.unit == ("pp" if name == "Avg Gap" else "%" if metric.part else ""), name
+        assert metric.most == 1 or not metric.part, "a share is at most 1"
         assert metric.part in ("", *audit.PARTS)
         assert metric.side in ("both", "upper", "lower")
     groups = [name for name, _ in groupby(m.group for m in audit.METRICS.values())]
@@ -797,6 +797,7 @@ def test_every_metric_belongs_to_a_claim_and_is_written_as_what_it_is():
     [
         ("UA", 0.98765, "98.8 %"), ("Avg Gap", 0.012345, "1.23 pp"), ("ToW", 0.98765, "0.988"),
         ("relearn_steps", 7.333, "7.3"), ("epsilon", 4.77912, "4.779"), ("IDI", 1.0, "1.000"),
+        ("IDI", -0.0001, "0.000"), ("UA", -0.0001, "0.0 %"), ("theirs", 0.5, "50.0 %"),
     ],
 )  # fmt: skip
 def test_numbers_for_a_person(name, value, text):

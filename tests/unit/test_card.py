@@ -200,7 +200,7 @@ def test_only_the_end_that_counts_of_a_one_sided_metric_is_judged():
     change(rec, "epsilon", band=[0.4, 1.5], value=0.0, interval=None)
     row = card.claims(rec)[6]
     assert row["status"] == "supported"
-    assert "epsilon 0.00 (band at most 1.50)" in row["because"]
+    assert "epsilon 0.000 (band at most 1.500)" in row["because"]
 
 
 @given(st.sets(st.sampled_from([m[0] for m in METRICS])), st.data())
@@ -275,13 +275,23 @@ def test_how_often_an_oracle_itself_misses_a_band_stands_in_the_verdict():
 
 @pytest.mark.parametrize(("name", "value", "text"), [
     ("UA", 1.0, "100.0 %"), ("TA", 0.97849, "97.8 %"), ("prototype_attack", 0.0, "0.0 %"),
-    ("Avg Gap", -0.00001, "0.0 %"), ("TV", 0.1, "0.100"), ("CKA_retain", 0.98765, "0.988"),
-    ("IDI", -0.0001, "0.000"), ("IDI", -0.5, "-0.500"), ("relearn_steps", 12, "12.00"),
-    ("epsilon", 1.005, "1.00"), ("relearn_area", 0.5, "50.0 %"), ("MIA_m_entropy", 0.123, "12.3 %"),
-    ("TA", None, "–"),
+    ("Avg Gap", -0.00001, "0.00 pp"), ("TV", 0.1, "0.100"), ("CKA_retain", 0.98765, "0.988"),
+    ("IDI", -0.0001, "0.000"), ("IDI", -0.5, "-0.500"), ("relearn_steps", 12, "12.0"),
+    ("epsilon", 1.5, "1.500"), ("relearn_area", 0.5, "50.0 %"), ("MIA_m_entropy", 0.123, "12.3 %"),
+    ("TA", None, "–"), ("theirs", 0.5, "50.0 %"),
 ])  # fmt: skip
 def test_a_value_is_written_in_the_form_of_its_metric(name, value, text):
     assert card.number(name, value) == text
+
+
+@pytest.mark.parametrize(("name", "band", "side", "text"), [
+    ("UA", [0.9, 1.1], "both", "90.0 to 100.0 %"), ("theirs", [0, 2], "both", "0.0 to 100.0 %"),
+    ("Avg Gap", [0, 0.5], "upper", "at most 50.00 pp"),
+    ("Avg Gap", [0.1, 0.5], "both", "10.00 to 50.00 pp"),
+    ("TV", [-1, 1.2], "both", "0.000 to 1.000"), ("activation", [0, 1.2], "upper", "at most 1.200"),
+])  # fmt: skip
+def test_a_band_is_written_within_what_its_metric_can_be(name, band, side, text):
+    assert card._band({"name": name, "band": band, "side": side}) == text
 
 
 def test_the_band_of_a_share_is_not_written_beyond_what_a_share_can_be():
