@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import hashlib
 import io
 import json
 import re
@@ -587,25 +586,10 @@ def _costs_section(record: Mapping[str, Any]) -> Section:
     return Section("Costs", [], [Table(title, rows, "numbers")])
 
 
-def config_hash(config: Mapping[str, Any]) -> str:
-    """Compute the SHA-256 of settings, whatever their order.
-
-    Args:
-        config: Plain data.
-
-    Returns:
-        64 hexadecimal digits, of the JSON with sorted keys in UTF-8.
-
-    Source: FIPS 180-4.
-    Lesson: 05_evaluation, "Audit your own model".
-    """
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-
-
 def _hashes_section(record: Mapping[str, Any]) -> Section:
     how = record["how"]
     rows = [["what", "SHA-256"], ["data", record["about"]["data_sha256"]]]
-    rows.append(["settings", config_hash(how["config"]) if how else "–"])
+    rows.append(["settings", files.digest_json(how["config"]) if how else "–"])
     rows += [[name, network["sha256"]] for name, network in _networks(record)]
     networks = [["network", "architecture", "parameters", "zeros"]]
     networks += [[name, str(n["architecture"]), f"{n['parameters']:,}", f"{n['zeros']:.1%}"]

@@ -274,6 +274,21 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any = None
     return write_atomically(path, write)
 
 
+def digest_json(plain: Any) -> str:
+    """Compute what identifies plain data, in whatever order its keys stand.
+
+    Args:
+        plain: What can be written as JSON.
+
+    Returns:
+        SHA-256 (64 hexadecimal digits) of the JSON with sorted keys.
+
+    Source: FIPS 180-4.
+    Lesson: 00_start_here, "Where results are kept".
+    """
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """Compute what identifies tensors.
 

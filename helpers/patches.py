@@ -8,8 +8,6 @@ unlearned network; the base itself never changes, or is restored bit for bit.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -426,7 +424,7 @@ _FIELDS: dict[str, type] = {
 def _digest(plain: Mapping[str, Any]) -> str:
     """Compute the SHA-256 of everything that patch.json says, but itself."""
     content = {name: plain[name] for name in _FIELDS if name != "digest"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return files.digest_json(content)
 
 
 def _check_tensors(

@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -265,8 +264,7 @@ def folder_of(cfg: RunConfig, dataset: data.Dataset) -> Path:
     Source: this project.
     Lesson: 00_start_here, "Where results are kept".
     """
-    text = json.dumps(identity(cfg, dataset.fingerprint), sort_keys=True)
-    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    key = files.digest_json(identity(cfg, dataset.fingerprint))[:16]
     return home() / "artifacts" / cfg.preset / key
 
 

@@ -6,8 +6,6 @@ That takes tens of networks for each method, so it is done on small networks and
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,7 +116,7 @@ def _margin(cfg: RunConfig) -> Tensor:
 def _path(cfg: RunConfig, dataset: data.Dataset) -> Path:
     # what starts from scratch is the same network in both modes, and judged otherwise
     plain = [runs.identity(cfg, dataset.fingerprint), list(cfg.forgotten), cfg.mode]
-    key = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    key = files.digest_json(plain)[:16]
     return home() / "artifacts" / "shadows" / f"{key}.safetensors"
 
 

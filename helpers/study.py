@@ -429,7 +429,7 @@ def _key(point: RunConfig) -> str:
     settings["cache"] = bool(point.cache_mb)
     if point.mode != "default":  # of those that start from scratch it changes what they are fed
         settings["mode"] = point.mode
-    return _hash(settings)
+    return files.digest_json(settings)[:16]
 
 
 def folder_of(cfg: RunConfig, dataset: data.Dataset, oracles: int) -> Path:
@@ -450,16 +450,8 @@ def folder_of(cfg: RunConfig, dataset: data.Dataset, oracles: int) -> Path:
     first = cfg.but(method="original", seed=0, original_seed=None)
     oracle = first.but(method="retrain")
     plain = [runs.identity(one, dataset.fingerprint) for one in (first, oracle)]
-    what = _hash([*plain, oracles, audit.VERSION, *audit.METRICS])
+    what = files.digest_json([*plain, oracles, audit.VERSION, *audit.METRICS])[:16]
     return home() / "artifacts" / "audits" / what
-
-
-def _hash(plain: Any) -> str:
-    import hashlib
-    import json
-
-    text = json.dumps(plain, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _paths(folder: Path, seeds: Iterable[tuple[int, int]]) -> list[Path]:

@@ -417,11 +417,9 @@ def test_every_number_of_the_record_is_on_the_page():
 
 
 def test_the_hash_of_the_settings_is_that_of_the_sorted_json():
-    # sha256 of {"a": 1, "b": [2, null]} by coreutils
-    expected = "c8caf5ad035ad1d6a15b14c79b2f86a75c47cb4eb04c32a063e979eb1849b3bb"
-    assert card.config_hash({"b": [2, None], "a": 1}) == expected
-    assert card.config_hash({"a": 1, "b": [2, None]}) == expected
-    assert card.config_hash({"a": 2, "b": [2, None]}) != expected
+    rec = record()
+    rec["how"]["config"] = {"b": [2, None], "a": 1}  # as in test_files, by coreutils
+    assert "c8caf5ad035ad1d6a15b14c79b2f86a75c47cb4eb04c32a063e979eb1849b3bb" in card.markdown(rec)
 
 
 def test_a_network_that_somebody_else_made_has_no_method_and_no_costs():

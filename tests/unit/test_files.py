@@ -295,3 +295,11 @@ def test_missing_files_are_named(tmp_path):
         files.read_json(tmp_path / "no.json")
     with pytest.raises(FileProblem, match="does not exist"):
         files.load_tensors(tmp_path / "no.safetensors")
+
+
+def test_the_digest_of_plain_data_is_that_of_the_sorted_json():
+    # sha256 of {"a": 1, "b": [2, null]} by coreutils
+    expected = "c8caf5ad035ad1d6a15b14c79b2f86a75c47cb4eb04c32a063e979eb1849b3bb"
+    assert files.digest_json({"b": [2, None], "a": 1}) == expected
+    assert files.digest_json({"a": 1, "b": [2, None]}) == expected
+    assert files.digest_json({"a": 2, "b": [2, None]}) != expected
