@@ -71,15 +71,13 @@ from scipy import stats
 from torch import nn
 from torch.autograd import DeviceType
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import prune
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 from torchvision.datasets import CIFAR10, VisionDataset
 
-from helpers import data, models, plots, training, unlearning
+from helpers import data, ledger, models, plots, training, unlearning
 from helpers.config import InputError, Recipe
 from helpers.data import Dataset, ImageSet
 
@@ -484,8 +482,7 @@ def trainer(name: str, batch: int, half: torch.dtype | None) -> Callable[[], Non
 
 
 def count_flops(step: Callable[[], None]) -> int:
-    counter = FlopCounterMode(display=False)
-    with sdpa_kernel(SDPBackend.MATH), counter:  # the fused attention is not counted
+    with ledger.counting() as counter:
         step()
     return counter.get_total_flops()
 

@@ -48,9 +48,7 @@ from measure import (
 )
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import frozen, ledger, lora, models, objectives, pruning, training, unlearning
 from helpers.config import Recipe
@@ -383,8 +381,7 @@ def macs_of_a_step(name: str, targets: str, cache_mb: int, batch: int = 8) -> in
     cfg = cfg.but(targets=targets, cache_mb=cache_mb)
     for epochs in (1, 2):
         recipe = Recipe(epochs=epochs, lr=1e-3, batch_size=batch)
-        counter = FlopCounterMode(display=False)
-        with sdpa_kernel(SDPBackend.MATH), counter:  # the fused attention is not counted
+        with ledger.counting() as counter:
             unlearning.unlearn(build(name), to_forget(data), cfg, recipe=recipe)
         counts.append(counter.get_total_flops() // 2)
     return counts[1] - counts[0]

@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from torch.nn import functional as F
 
 from helpers import models
 from helpers.config import check
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 Row = dict[str, Any]
 BATCH = 32  # images of the timed batch
@@ -84,15 +87,28 @@ def macs(model: nn.Module, batch: int = BATCH, images: Tensor | None = None) -> 
     Source: ``torch.utils.flop_counter.FlopCounterMode``.
     Lesson: 02_pruning, "The ledger".
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     images = models.example(model, batch) if images is None else images
-    counter = FlopCounterMode(display=False)
-    # the fused attention of inference is not counted, that of the plain formula is
-    plain = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-    with models.evaluating(model), torch.no_grad(), plain, counter:
+    with models.evaluating(model), torch.no_grad(), counting() as counter:
         model(images)
     return counter.get_total_flops() // (2 * len(images))
+
+
+@contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    """Count, while the context lasts, multiplications and additions, those of attention too.
+
+    Yields:
+        The counter of PyTorch.
+
+    Source: ``torch.utils.flop_counter.FlopCounterMode``.
+    Lesson: 02_pruning, "The ledger".
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # fused attention is not counted, that of the plain formula is
+    plain = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+    with plain, FlopCounterMode(display=False) as counter:
+        yield counter
 
 
 def file_bytes(model: nn.Module) -> int:

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from helpers import files, models, parallel, recording
 from helpers.config import InputError, Recipe, check
 from helpers.data import Dataset, ImageSet, at_most, batches, per_pass
-from helpers.ledger import count_saved
+from helpers.ledger import count_saved, counting
 
 log = logging.getLogger(__name__)
 
@@ -393,14 +393,10 @@ class _Loop:
         return one + (two - one) * (len(images) - FEW) // FEW
 
     def _count(self, objective: Objective, images: Tensor, labels: Tensor) -> int:
-        from torch.utils.flop_counter import FlopCounterMode
-
         self.model.train()
         for module in self.frozen:
             module.eval()
-        counter = FlopCounterMode(display=False)
-        plain = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-        with models.unmoved(self.model), counter, plain:
+        with models.unmoved(self.model), counting() as counter:
             objective(self.model, images, labels, 0.0).backward()
         self.optimizer.zero_grad(set_to_none=True)
         return counter.get_total_flops() // 2
