@@ -119,37 +119,13 @@ def membership(
         The share of forget images called non-members, in [0, 1]; 1 where all look unseen.
 
     Raises:
-        InputError: As :func:`score` and :func:`mia_efficacy`.
+        InputError: As :func:`score` and :func:`called_unseen`.
 
     Source: ``SVC_MIA`` of OPTML-Group/Unlearn-Sparse (arXiv 2304.04934), section 3.
     Lesson: 05_evaluation, "The membership attack".
     """
     groups = [score(*group, kind, compat) for group in (members, non_members, forget)]
-    return mia_efficacy(*groups, seed=seed, balanced=balanced)
-
-
-def mia_efficacy(
-    members: Tensor, non_members: Tensor, forget: Tensor, seed: int = 0, balanced: bool = True
-) -> float:
-    """Fit a membership attack and return the share of the forget set that it calls non-members.
-
-    Args:
-        members: As :func:`called_unseen`.
-        non_members: As :func:`called_unseen`.
-        forget: As :func:`called_unseen`.
-        seed: As :func:`called_unseen`.
-        balanced: As :func:`called_unseen`.
-
-    Returns:
-        A share in [0, 1]; 1 where every forgotten image looks unseen.
-
-    Raises:
-        InputError: As :func:`called_unseen`.
-
-    Source: ``SVC_MIA`` of OPTML-Group/Unlearn-Sparse, balanced.
-    Lesson: 05_evaluation, "The membership attack".
-    """
-    return called_unseen(members, non_members, forget, seed, balanced).double().mean().item()
+    return called_unseen(*groups, seed=seed, balanced=balanced).double().mean().item()
 
 
 def called_unseen(
@@ -213,7 +189,7 @@ def attack_scores(
     Raises:
         InputError: As :func:`score`, or if a group is too small.
 
-    Source: this project; the attack is that of :func:`mia_efficacy`.
+    Source: this project; the attack is that of :func:`called_unseen`.
     Lesson: 05_evaluation, "The membership attack".
     """
     named = {"members": members, "non_members": non_members}

@@ -377,9 +377,9 @@ def evaluate(
 
     Returns:
         UA (1 - accuracy on the forget set), UA_test (the same on test images of the class), RA
-        (retain set), TA (retained test images), MIA (:func:`helpers.attacks.mia_efficacy` on
-        confidences), all in [0, 1], and ``predicted``: :func:`helpers.outputs.label_histogram` of
-        the class's test images.
+        (retain set), TA (retained test images), MIA (the share of
+        :func:`helpers.attacks.called_unseen` on confidences), all in [0, 1], and ``predicted``:
+        :func:`helpers.outputs.label_histogram` of the class's test images.
 
     Raises:
         InputError: If the class does not exist or a prediction is not finite.

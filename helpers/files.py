@@ -314,6 +314,21 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
     return hashlib.sha256(f"{digest(tensors)} {text}".encode()).hexdigest()
 
 
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; say what is the matter where it, or what it holds, is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except FileNotFoundError as error:  # so safetensors calls a file that may not be read, too
+        there = path.exists()
+        raise FileProblem(forbidden(path) if there else f"{path} does not exist") from error
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise FileProblem(cannot_read(path, error)) from error
+
+
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     """Read what :func:`save_tensors` wrote.
 
@@ -331,24 +346,16 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     Source: https://huggingface.co/docs/safetensors.
     Lesson: 00_start_here, "Where results are kept".
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            # copied: the library's own are the file itself, mapped, and change when it does
-            tensors = {n: file.get_tensor(n).clone() for n in file.keys()}  # noqa: SIM118
+    with _opened(path) as file:
+        header = file.metadata() or {}
+        # copied: the library's own are the file itself, mapped, and change when it does
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         text = header.get("helpers", "null")
         if text.startswith(_MARK):
             stated, _, text = text.removeprefix(_MARK).partition(" ")
             if stated != _digest(tensors, text):
                 raise ValueError("it does not hold what was written")
         return tensors, json.loads(text)
-    except FileNotFoundError as error:  # so safetensors calls a file that may not be read, too
-        there = path.exists()
-        raise FileProblem(forbidden(path) if there else f"{path} does not exist") from error
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise FileProblem(cannot_read(path, error)) from error
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -367,7 +374,6 @@ def tensor_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     Lesson: 02_pruning, "Channels that are gone".
     """
     import torch
-    from safetensors import SafetensorError, safe_open
 
     known = {
         "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -375,15 +381,9 @@ def tensor_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
         "BOOL": torch.bool, "C64": torch.complex64,
     }  # fmt: skip
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {n: (tuple(s.get_shape()), known.get(s.get_dtype())) for n, s in slices.items()}
-    except FileNotFoundError as error:  # so safetensors calls a file that may not be read, too
-        there = path.exists()
-        raise FileProblem(forbidden(path) if there else f"{path} does not exist") from error
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise FileProblem(cannot_read(path, error)) from error
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {n: (tuple(s.get_shape()), known.get(s.get_dtype())) for n, s in slices.items()}
 
 
 def sha256(path: Path) -> str:

@@ -45,24 +45,6 @@ class Curve:
         """Return the number of steps that were done."""
         return len(self.accuracies) - 1
 
-    def steps_to(self, level: float) -> int | None:
-        """Return after how many steps the accuracy first reached a level.
-
-        Args:
-            level: A share in (0, 1].
-
-        Returns:
-            0 to ``steps``; None if it never did.
-
-        Raises:
-            InputError: If the level is not in (0, 1].
-
-        Source: this project.
-        Lesson: 05_evaluation, "How fast it comes back".
-        """
-        check("level", level, 0 < level <= 1, "a share in (0, 1]")
-        return next((i for i, share in enumerate(self.accuracies) if share >= level), None)
-
 
 def relearn(
     model: nn.Module,
@@ -299,8 +281,8 @@ def steps_to_regain(curve: Curve, accuracy: float, share: float = SHARE) -> int:
     """
     for name, value in (("accuracy", accuracy), ("share", share)):
         check(name, value, 0 < value <= 1, "in (0, 1]")
-    found = curve.steps_to(share * accuracy)
-    return curve.steps + 1 if found is None else found
+    reached = (step for step, seen in enumerate(curve.accuracies) if seen >= share * accuracy)
+    return next(reached, curve.steps + 1)
 
 
 def area(curve: Curve) -> float:

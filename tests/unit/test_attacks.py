@@ -255,6 +255,10 @@ def confidences(mean, n, seed):
     return normal(mean, n, seed, 0.02).clamp(0, 1)
 
 
+def share_unseen(*groups, **how):
+    return attacks.called_unseen(*groups, **how).double().mean().item()
+
+
 def test_the_classic_attack_equals_its_definition():
     from sklearn.svm import SVC
 
@@ -266,19 +270,19 @@ def test_the_classic_attack_equals_its_definition():
     attack = SVC(C=3, gamma="auto", kernel="rbf")
     attack.fit(torch.cat([members, strangers])[:, None].numpy(), [1] * 40 + [0] * 40)
     wanted = float(np.mean(attack.predict(forget[:, None].numpy()) == 0))
-    assert attacks.mia_efficacy(members, strangers, forget) == wanted, "equal sizes: all are used"
+    assert share_unseen(members, strangers, forget) == wanted, "equal sizes: all are used"
     assert 0 < wanted < 1, "or the test would say nothing"
 
 
 def test_the_classic_attack_on_groups_that_can_be_told_apart_and_others():
     members, strangers = confidences(0.95, 300, 0), confidences(0.5, 200, 1)
-    assert attacks.mia_efficacy(members, strangers, confidences(0.95, 50, 2)) == 0
-    assert attacks.mia_efficacy(members, strangers, confidences(0.5, 50, 3)) == 1
+    assert share_unseen(members, strangers, confidences(0.95, 50, 2)) == 0
+    assert share_unseen(members, strangers, confidences(0.5, 50, 3)) == 1
     shares = []
     for seed in range(20):
         everyone = confidences(0.7, 900, seed)
         groups = everyone[:400], everyone[400:800], everyone[800:]
-        shares.append(attacks.mia_efficacy(*groups, seed))
+        shares.append(share_unseen(*groups, seed))
     assert abs(np.mean(shares) - 0.5) < 3 * np.std(shares) / math.sqrt(len(shares)) + 0.02
 
 
@@ -286,7 +290,7 @@ def test_the_balanced_attack_is_the_one_of_the_classic_numbers():
     groups = [
         made(n, seed, shift=shift) for n, seed, shift in ((200, 0, 1), (80, 1, 0), (60, 2, 0))
     ]
-    wanted = attacks.mia_efficacy(*(outputs.confidence(*group) for group in groups), 3)
+    wanted = share_unseen(*(outputs.confidence(*group) for group in groups), 3)
     assert attacks.membership(*groups, seed=3) == wanted
     assert 0 < wanted < 1, "or the test would say nothing"
 
@@ -324,12 +328,12 @@ def test_the_attack_refuses_too_few_and_broken_scores():
     for groups in ((good[:0], good, good), (good, good[:0], good), (good, good, good[:0]),
                    (good, good * float("nan"), good)):  # fmt: skip
         with pytest.raises(InputError, match="at least one, all finite"):
-            attacks.mia_efficacy(*groups)
+            share_unseen(*groups)
     for groups in ((good[:9], good, good), (good, good[:9], good)):
         with pytest.raises(InputError, match="'9 scores' is not allowed: at least 10"):
-            attacks.mia_efficacy(*groups)
+            share_unseen(*groups)
     with pytest.raises(InputError, match="the same for all three groups"):
-        attacks.mia_efficacy(good.view(5, 2).repeat(2, 1), good, good)
+        share_unseen(good.view(5, 2).repeat(2, 1), good, good)
     with pytest.raises(InputError, match="non_members = '9 scores'"):
         attacks.membership(made(10), made(9), made(10))
     with pytest.raises(InputError, match="logits and labels"):
@@ -348,13 +352,13 @@ def test_where_nothing_tells_the_groups_apart_nobody_is_called_unseen(size, wron
         members, strangers = group.clone(), group.clone()
         for some in (members, strangers):
             some[torch.randperm(size, generator=draw)[:wrong]] = 0
-        assert attacks.mia_efficacy(members, strangers, torch.tensor([0.0, 1, 0.5])) == 0
+        assert share_unseen(members, strangers, torch.tensor([0.0, 1, 0.5])) == 0
 
 
 def test_the_seed_chooses_what_the_published_attack_learns_from(monkeypatch):
     monkeypatch.setattr(attacks, "MOST", 60)
     groups = [normal(shift, size, [1, size]) for shift, size in ((1, 90), (0, 50), (0.5, 400))]
-    found = [attacks.mia_efficacy(*groups, seed, balanced=False) for seed in (0, 0, 1, 2, 3)]
+    found = [share_unseen(*groups, seed, balanced=False) for seed in (0, 0, 1, 2, 3)]
     assert found[0] == found[1]
     assert len({*found}) > 1
 
@@ -640,11 +644,11 @@ def test_large_groups_are_sampled_in_their_proportions(monkeypatch, balanced):
     draw = torch.Generator().manual_seed(0)
     members, others = (torch.rand(n, generator=draw) ** k for n, k in ((8000, 0.5), (4000, 2)))
     forget = torch.linspace(0, 1, 500)
-    whole = attacks.mia_efficacy(members[:5000], others[:2500], forget, balanced=balanced)
+    whole = share_unseen(members[:5000], others[:2500], forget, balanced=balanced)
     monkeypatch.setattr(attacks, "MOST", 2000)
     monkeypatch.setattr(SVC, "fit", watched)
-    sampled = attacks.mia_efficacy(members, others, forget, balanced=balanced)
+    sampled = share_unseen(members, others, forget, balanced=balanced)
     assert fitted == [(2000, 2000 if balanced else 1000)]
     assert abs(whole - sampled) < 0.05
-    attacks.mia_efficacy(members[:1900], others[:30], forget, balanced=False)
+    share_unseen(members[:1900], others[:30], forget, balanced=False)
     assert fitted[-1] == (1900, 30), "small groups are used whole"

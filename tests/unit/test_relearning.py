@@ -19,8 +19,7 @@ SHARES = st.floats(0, 1)
 def test_curves_by_hand():
     curve = Curve((0.0, 0.5, 0.75, 0.6, 1.0))
     assert curve.steps == 4
-    assert [curve.steps_to(level) for level in (0.5, 0.51, 0.76, 1.0)] == [1, 2, 4, 4]
-    assert Curve((0.0, 0.2)).steps_to(0.3) is None
+    assert [steps_to_regain(curve, level, 1) for level in (0.5, 0.51, 0.76, 1.0)] == [1, 2, 4, 4]
     assert steps_to_regain(curve, 0.9) == 2  # 0.72 is enough
     assert steps_to_regain(curve, 1.0, share=1) == 4
     assert steps_to_regain(Curve((0.0, 0.2, 0.3)), 0.9) == 3, "censored: one more than were done"
@@ -41,8 +40,7 @@ def test_more_is_regained_later(accuracies, low, high):
 def test_readings_out_of_range_are_refused():
     curve = Curve((0.0, 1.0))
     for call, why in (
-        (lambda: curve.steps_to(0), "level = 0"),
-        (lambda: curve.steps_to(1.1), "level = 1.1"),
+        (lambda: steps_to_regain(curve, 1.1), "accuracy = 1.1"),
         (lambda: steps_to_regain(curve, 0.0), "accuracy = 0.0"),
         (lambda: steps_to_regain(curve, 1.0, 1.5), "share = 1.5"),
         (lambda: relearning.area(Curve((1.0,))), "steps = 0"),
