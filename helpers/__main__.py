@@ -173,7 +173,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _shared(parser: argparse.ArgumentParser) -> None:
     presets = ", ".join(PRESETS)
-    parser.add_argument("--preset", help=f"{presets}; default: $HELPERS_PRESET, else cpu")
+    default = "$HELPERS_PRESET, else gpu in Colab with a GPU, else cpu"
+    parser.add_argument("--preset", help=f"{presets}; default: {default}")
     parser.add_argument(
         "--home", metavar="DIR", help="folder for artifacts/ and data/; default: the clone"
     )

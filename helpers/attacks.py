@@ -236,7 +236,7 @@ def _decisions(attack: SVC, scores: Tensor) -> Tensor:
 class Roc:
     """The operating points of an attacker who answers "positive" from a threshold upwards.
 
-    Args:
+    Attributes:
         fpr: (T,) float64 in [0, 1], ascending: shares of the negatives called positive.
         tpr: (T,) float64 in [0, 1], ascending: shares of the positives called positive.
         auc: Area under the curve in [0, 1]; 0.5 is chance.

@@ -559,6 +559,9 @@ def low_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     Returns:
         B (m, rank) and A (rank, n), whose product has the least squared error of all of that rank.
 
+    Raises:
+        InputError: If the matrix has no such rank.
+
     Source: Eckart & Young 1936.
     Lesson: 03_lora_adaptation, "The idea".
     """

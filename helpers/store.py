@@ -240,6 +240,9 @@ def join(several: Sequence[Stored]) -> Stored:
     Returns:
         Those of the first, then those of the second, and so on.
 
+    Raises:
+        InputError: If they are not all of one file.
+
     Source: this project.
     Lesson: 01_baseline_training, "Images as one tensor".
     """
