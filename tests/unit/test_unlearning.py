@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import models, objectives, pruning, runs, training, unlearning
+from helpers import models, objectives, pruning, runs, study, training, unlearning
 from helpers.config import InputError
 from helpers.unlearning import METHODS, unlearn
 
@@ -346,6 +346,11 @@ def test_a_run_records_all_of_the_cost(cfg, dataset, original_run, home):
     record = runs.run(one, dataset, progress=False).record
     assert record["macs"] == outcome.macs > outcome.fit.macs
     assert record["peak_memory"] == outcome.fit.peak_memory
+    assert tuple(outcome.costs) == study.COSTS
+    assert outcome.costs == {
+        "seconds": outcome.seconds, "gmacs": record["macs"] / 1e9,
+        "memory_mb": record["peak_memory"] / 1e6, "trainable": record["trainable"],
+    }  # fmt: skip
 
 
 def test_what_is_held_while_it_trains_is_part_of_the_memory(cfg, dataset, original):
