@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from helpers import ledger, models, pruning, unlearning
 
@@ -56,6 +57,15 @@ def test_a_transformer_counts_its_attention():
     linear = 4 * 16 * 32 * 32 + 2 * 16 * 32 * 128
     attention = 2 * 16 * 16 * 32
     assert ledger.macs(model) == 2 * (linear + attention) + 16 * 32 * 4 + 320
+
+
+def test_attention_is_counted_on_the_way_back_too():
+    q = torch.randn(1, 2, 4, 8, requires_grad=True)  # two heads, four tokens
+    with ledger.counting() as counter:
+        assert not torch.backends.cuda.flash_sdp_enabled(), "by the plain formula"
+        F.scaled_dot_product_attention(q, q, q).sum().backward()
+    once = 2 * 2 * (4 * 4 * 8)  # heads, products, and the size of each
+    assert counter.get_total_flops() == 3 * 2 * once, "forward, and twice as much back"
 
 
 @pytest.mark.parametrize(
