@@ -97,14 +97,16 @@ def sparsity(
         accuracies and the ledger. Its detail has a row a filter: layer, filter, norm, gone.
 
     Raises:
-        InputError: If the kind is another one, or there is no sparsity or one that is not allowed.
+        InputError: If the kind is another one, there is no sparsity or one that is not allowed, or
+            they do not ascend.
 
     Source: arXiv 2411.11907, section 3; :func:`helpers.pruning.prune`.
     Lesson: 02_pruning, "How much can go".
     """
     choose("kind", kind, ("mask_structured", "channels"))
     values = list(values)
-    check("values", values, bool(values), "at least one sparsity")
+    ok = bool(values) and values == sorted({*values})  # the first is what others stand beside
+    check("values", values, ok, "at least one sparsity, each once, ascending")
     names, part, rows, filters = models.layers(model).prunable, split.validation_retain, [], []
     norms = {n: model.get_submodule(n).weight.detach().flatten(1).norm(dim=1).cpu() for n in names}
     for share in values:
@@ -305,8 +307,8 @@ def both(
         and ``retain``, trainable parameters and zeros (a share) of the network.
 
     Raises:
-        InputError: If the method has no rank and sparsity, there is no combination, or one that
-            cannot be run.
+        InputError: If the method has no rank and sparsity, there is no combination or one that
+            cannot be run, or the values do not ascend.
 
     Source: arXiv 2411.11907; :func:`helpers.runs.run`.
     Lesson: 04_class_unlearning, "How it goes".
@@ -316,8 +318,8 @@ def both(
     check("method", cfg.method, ok, "one that prunes and adapts, such as prunelora")
     check("earlier", cfg.earlier, not cfg.earlier, "(): the curves begin at the original")
     for field, values in (("ranks", ranks), ("sparsities", sparsities)):
-        ok = 0 < len(values) == len({*values})
-        check(field, list(values), ok, "at least one, and each once")
+        ok = bool(values) and list(values) == sorted({*values})
+        check(field, list(values), ok, "at least one, each once, ascending")
     start = runs.run(cfg.but(method="original", seed=cfg.start_seed), dataset, progress)
     first = {"epoch": 0, **{part: start.history[-1][part] for part in ("forget", "retain")}}
     cache, rows = frozen.Cache(cfg.cache_mb * 1_000_000), []

@@ -171,6 +171,8 @@ def test_a_kind_that_does_not_take_filters_is_refused(trained, dataset, split):
         sliders.sparsity(trained, dataset, split, "mask_nm")
     with pytest.raises(InputError, match="at least one sparsity"):
         sliders.sparsity(trained, dataset, split, values=[])
+    with pytest.raises(InputError, match=r"\[0.5, 0.0\] is not allowed: .* ascending"):
+        sliders.sparsity(trained, dataset, split, values=(0.5, 0.0))  # 50 % would be the reference
 
 
 def test_rank_draws_its_table(drive):
@@ -276,9 +278,11 @@ def test_both_refuses_methods_without_rank_and_sparsity(cfg, dataset):
         sliders.both(cfg.but(method="prunelora", earlier=(1,)), dataset)
 
 
-@pytest.mark.parametrize(("field", "values"), [("ranks", ()), ("sparsities", (0.5, 0.5))])
-def test_both_refuses_no_position_before_training(cfg, dataset, home, field, values):
-    with pytest.raises(InputError, match=f"{field} = .* at least one, and each once"):
+@pytest.mark.parametrize(
+    ("field", "values"), [("ranks", ()), ("sparsities", (0.5, 0.5)), ("ranks", (4, 1))]
+)
+def test_both_refuses_positions_out_of_order_before_training(cfg, dataset, home, field, values):
+    with pytest.raises(InputError, match=f"{field} = .* at least one, each once, ascending"):
         sliders.both(cfg.but(method="prunelora"), dataset, **{field: values})
     assert not home.exists()
 
