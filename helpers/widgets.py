@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import gc
 import importlib
 import io
 import logging
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ RECORD = "explorer-digits.json"
 SHOWN_FIRST = "head_refit"  # a metric that tells forgetting from answering otherwise
 MOST_PINS, MOST_LIVES = 6, 8
 SIZE, DPI = (4.2, 3.1), 100
+SHEETS = 128  # kept, at half a megabyte; two for each metric are drawn of a method and class
 LEAKS = {
     "forgotten class, what leaks most": grid.leaking,
     "other classes, answers that changed": grid.changed,
@@ -100,34 +103,64 @@ def explorer(cfg: RunConfig | None = None, record: study.Study | Path | None = N
     importlib.import_module("peft")  # takes seconds, which the first live run would wait for
     if not isinstance(record, study.Study):
         record = study.load(Path(record) if record else runs.results_folder() / RECORD)
-    return Explorer(grid.Grid(record), cfg, data.load_dataset(cfg, progress=False))
+    dataset = data.load_dataset(cfg, progress=False)
+    _settle()
+    return Explorer(grid.Grid(record), cfg, dataset)
+
+
+@functools.cache  # once: what is frozen is never collected, and explorers shall be
+def _settle() -> None:
+    """Spare the collector the half million objects of the imports: a slider waits while it runs."""
+    gc.collect()
+    gc.freeze()
 
 
 class _Sheet:
-    """Axes whose still part is drawn once; what moves is drawn on a copy of it."""
+    """What of a picture stands still, drawn once; what moves is drawn on a copy of it."""
 
-    def __init__(self, draw: Callable[[Axes], Any], top: float = 0.97, left: float = 0.14) -> None:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+    def __init__(
+        self, easel: Axes, draw: Callable[[Axes], Any], top: float = 0.97, left: float = 0.14
+    ) -> None:
+        """Draw, and keep only the pixels: axes of its own for each would be slow to collect."""
+        canvas = _canvas()
+        ax = canvas.figure.add_axes((left, 0.15, 0.97 - left, top - 0.15))
+        draw(ax)
+        canvas.draw()
+        self.still = canvas.copy_from_bbox(canvas.figure.bbox)
+        self.easel, self.box = easel, ax.get_position()
+        self.limits = {"xlim": ax.get_xlim(), "ylim": ax.get_ylim()}
 
-        figure = Figure(figsize=SIZE, dpi=DPI, facecolor="white", layout="none")
-        self.canvas = FigureCanvasAgg(figure)
-        self.ax = figure.add_axes((left, 0.15, 0.97 - left, top - 0.15))
-        draw(self.ax)
-        self.canvas.draw()
-        self.still = self.canvas.copy_from_bbox(figure.bbox)
+    @property
+    def ax(self) -> Axes:
+        """Where to draw what moves: the axes that all sheets share, set up for this one."""
+        self.easel.set_position(self.box)
+        self.easel.set(autoscale_on=False, **self.limits)
+        return self.easel
 
     def picture(self, moving: Sequence[Artist], title: str, alt: str) -> str:
-        import numpy as np
-        from PIL import Image
-
-        self.canvas.restore_region(self.still)
+        canvas = self.easel.figure.canvas
+        canvas.restore_region(self.still)
         for artist in moving:
-            self.ax.draw_artist(artist)
+            self.easel.draw_artist(artist)
             artist.remove()
-        image = Image.fromarray(np.asarray(self.canvas.buffer_rgba())).convert("RGB")
-        drawn = f'<img alt="{escape(alt)}" style="max-width: 100%" src="{_png(image)}">'
-        return f"<figure><figcaption>{escape(title)}</figcaption>{drawn}</figure>"
+        self.easel.containers.clear()  # hold the bars that were removed, more with every move
+        return f"<figure><figcaption>{escape(title)}</figcaption>{_drawn(canvas, alt)}</figure>"
+
+
+def _canvas() -> FigureCanvasAgg:
+    """Open a figure that pyplot knows nothing of, so that a thread may draw on it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    return FigureCanvasAgg(Figure(figsize=SIZE, dpi=DPI, facecolor="white", layout="none"))
+
+
+def _drawn(canvas: FigureCanvasAgg, alt: str) -> str:
+    import numpy as np
+    from PIL import Image
+
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    return f'<img alt="{escape(alt)}" style="max-width: 100%" src="{_png(image)}">'
 
 
 def _png(image: Any) -> str:
@@ -185,7 +218,8 @@ class Explorer:
         self.pins: dict[str, tuple[grid.Point, int]] = {}
         self._thread: threading.Thread | None = None
         self._stop, self._said = threading.Event(), 0.0
-        self._sheet = functools.lru_cache(maxsize=24)(self._new_sheet)
+        self._easel = _canvas().figure.add_axes((0, 0, 1, 1))
+        self._sheet = functools.lru_cache(maxsize=SHEETS)(self._new_sheet)
         self.inputs = self._controls()
         self._follow_method()
         self.inputs["method"].observe(self._follow_method, names="value")
@@ -288,18 +322,18 @@ class Explorer:
     def _new_sheet(self, kind: str, *key: Any) -> tuple[_Sheet, pd.DataFrame | None]:
         if kind == "shares":
             classes = self.dataset.classes
-            return _Sheet(lambda ax: plots.label_shares(classes, ax), 0.9, 0.19), None
+            return _Sheet(self._easel, lambda ax: plots.label_shares(classes, ax), 0.9, 0.19), None
         if kind == "tradeoff":
             forget, metric, cost = key
             table = self.grid.tradeoff(forget, metric, cost)
             name, two = _cost_title(cost), cost == "utility"
-            return _Sheet(lambda ax: plots.tradeoff(table, name, two, ax), 0.84), table
+            return _Sheet(self._easel, lambda ax: plots.tradeoff(table, name, two, ax), 0.84), table
         method, forget, metric, cost = key
         table = self.grid.surface(method, forget, metric)
         front = self._sheet("tradeoff", forget, metric, cost)[1]
         table["front"] = table["point"].isin(front.loc[front["front"], "point"])
         table["text"] = ["–" if math.isnan(v) else audit.shown(metric, v) for v in table["mean"]]
-        return _Sheet(lambda ax: plots.surface(table, ax)), table
+        return _Sheet(self._easel, lambda ax: plots.surface(table, ax)), table
 
     def _pictures(
         self, point: grid.Point, seed: int, metric: str, cost: str, live: grid.Live | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import io
 import logging
 import re
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 from traitlets import TraitError
 
-from helpers import controls, files, grid, plots, runs, study, training, widgets
+from helpers import audit, controls, files, grid, plots, runs, study, training, widgets
 from helpers.config import InputError
 from helpers.files import FileProblem
 from tests import grids
@@ -65,6 +66,27 @@ def test_the_same_place_looks_the_same_again(panel):
     move(panel, rank=1, method="lora", metric="TA", forget=8)
     move(panel, rank=8, method="prunelora", metric="head_refit", forget=3)
     assert [output.value for output in panel.panel.outputs] == first, "nothing was left behind"
+
+
+def test_a_menu_that_was_walked_through_once_draws_nothing_anew(panel):
+    assert widgets.SHEETS >= 2 * len(audit.METRICS) + 1, "both pictures of every metric are kept"
+    every = [value for _, value in panel.inputs["metric"].options]
+    for metric in every:
+        move(panel, metric=metric)
+    drawn = panel._sheet.cache_info().misses
+    for metric in every:
+        move(panel, metric=metric)
+    assert panel._sheet.cache_info().misses == drawn
+    blank = widgets._canvas().figure.add_subplot()
+    assert len(panel._easel.get_children()) == len(blank.get_children()), "nothing is left behind"
+    assert not panel._easel.containers
+
+
+def test_what_was_there_before_an_explorer_is_not_collected_again(panel):
+    frozen = gc.get_freeze_count()
+    assert frozen > 0
+    widgets.explorer(panel.cfg, panel.grid.study)
+    assert gc.get_freeze_count() <= frozen, "an explorer can be collected"
 
 
 def test_axes_that_a_method_lacks_are_switched_off(panel):
