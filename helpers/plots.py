@@ -809,7 +809,7 @@ def mark_tradeoff(ax: Axes, cost: float, away: float, live: bool = False) -> lis
         live: Whether it was trained now.
 
     Returns:
-        What was added.
+        What was added; what lies outside the axes stands at their edge.
 
     Source: this project.
     Lesson: 06_explorer, "Run it live".
@@ -817,7 +817,9 @@ def mark_tradeoff(ax: Axes, cost: float, away: float, live: bool = False) -> lis
     look = {"ms": 13, "mfc": "none", "mec": "black", "mew": 2}
     if live:
         look = {"ms": 10, "mec": LIVE, "mew": 2.5}
-    return ax.plot(cost, _at_edge(away), "x" if live else "o", zorder=5, **look)
+    x, y = np.clip(cost, *ax.get_xlim()), np.clip(_at_edge(away), *ax.get_ylim())
+    still = {"scalex": False, "scaley": False}
+    return ax.plot(x, y, "x" if live else "o", zorder=5, clip_on=not live, **still, **look)
 
 
 def label_shares(classes: Sequence[str], ax: Axes | None = None) -> Axes:

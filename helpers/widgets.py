@@ -351,15 +351,18 @@ class Explorer:
         marks, mine = [], table[table["point"] == point]
         for row in mine.itertuples():
             marks += plots.mark_tradeoff(sheet.ax, row.cost, row.away)
+        outside, cross = "", ""
         if live is not None and metric in live.metrics:
             place = self._price(live, cost), self._away(live, metric)
             if not any(map(math.isnan, place)):
                 marks += plots.mark_tradeoff(sheet.ax, *place, live=True)
+                outside = " (×: beyond the edge)" if _outside(sheet.ax, *place) else ""
+                cross = f" Trained now: {place[0]:.3g} against {place[1]:.2f}{outside}."
         on = "on" if len(mine) and mine["front"].any() else "not on"
         found += sheet.picture(
-            marks, f"{title}, class {where}: distance to the oracles",
+            marks, f"{title}, class {where}: distance to the oracles{outside}",
             f"Scatter of all points of class {where}: {_cost_title(cost)} against distance to the "
-            f"oracles; the chosen point is {on} the Pareto front.",
+            f"oracles; the chosen point is {on} the Pareto front.{cross}",
         )  # fmt: skip
         return found + self._shares(point, seed, live)
 
@@ -688,6 +691,12 @@ class Explorer:
 
 # ------------------------------------------------------------------------------------------------
 # text and tables
+
+
+def _outside(ax: Axes, cost: float, away: float) -> bool:
+    """Say whether a point lies outside; the highest tick already means "this much or more"."""
+    low, high = ax.get_xlim()
+    return not low <= cost <= high or min(away, plots.EDGE) > ax.get_ylim()[1]
 
 
 def _nearest(values: Sequence[float], wanted: float) -> float:

@@ -187,6 +187,45 @@ def test_records_that_do_not_fit_are_refused(cfg, tmp_path):
     assert again.grid.points == grid.Grid(found).points, "missing ranks survive the file"
 
 
+def cross_of(panel):
+    """The second picture of the point that is chosen, and its caption and alternative text."""
+    figure = panel.panel.outputs[0].value.split("</figure>")[1]
+    caption = re.search("<figcaption>(.*?)</figcaption>", figure)[1]
+    return re.search('src="([^"]+)"', figure)[1], caption, re.search('alt="([^"]+)"', figure)[1]
+
+
+def live_of(panel, gmacs=3.0, head_refit=0.5):
+    """A run at the chosen point that was not trained."""
+    metrics = {"head_refit": head_refit, "TA": 0.92}
+    return grid.Live(panel.point, panel.seed, metrics, {"gmacs": gmacs}, [0.1] * 10, 1.0)
+
+
+def test_what_was_trained_now_is_drawn_where_it_lies_or_at_the_edge(panel):
+    move(panel, cost="gmacs", method="lora")
+    seen = [cross_of(panel)]
+    for gmacs, head_refit in ((3.0, 0.5), (5.0, 0.5), (50.0, 0.5), (3.0, 1.2)):
+        panel._keep(live_of(panel, gmacs, head_refit))
+        panel.panel.refresh()
+        seen.append(cross_of(panel))
+    nothing, here, near, dear, far = seen
+    assert len({picture for picture, _, _ in seen}) == 5, "a cross is always seen, at its place"
+    for _, caption, alt in (nothing, here, near):
+        assert "beyond the edge" not in caption + alt
+    assert "Trained now" not in nothing[2]
+    assert "Trained now: 3 against 0.50." in here[2]
+    assert "(×: beyond the edge)" in dear[1]
+    assert "Trained now: 50 against 0.50 (×: beyond the edge)." in dear[2]
+    assert "Trained now: 3 against 4.00 (×: beyond the edge)." in far[2]
+
+
+def test_a_mark_outside_the_axes_stands_at_their_edge():
+    ax = plots.tradeoff(grid.Grid(grids.made()).tradeoff(3, "head_refit", "gmacs"), "GMACs")
+    (left, right), (_, top) = ax.get_xlim(), ax.get_ylim()
+    drawn = [plots.mark_tradeoff(ax, *place, live=True)[0].get_xydata()[0].tolist()
+             for place in ((50.0, 0.5), (-9.0, 0.5), (3.0, 5.9), (3.0, 0.5))]  # fmt: skip
+    assert drawn == [[right, 0.5], [left, 0.5], [3.0, top], [3.0, 0.5]]
+
+
 # ------------------------------------------------------------------------------------------------
 # trained now
 
