@@ -217,7 +217,8 @@ class Explorer:
         self.lives: dict[tuple[grid.Point, int], grid.Live] = {}
         self.pins: dict[str, tuple[grid.Point, int]] = {}
         self._thread: threading.Thread | None = None
-        self._stop, self._said = threading.Event(), 0.0
+        self._stop, self._last_word = threading.Event(), threading.Lock()
+        self._said = ("", 0.0)  # what, and when
         self._easel = _canvas().figure.add_axes((0, 0, 1, 1))
         self._sheet = functools.lru_cache(maxsize=SHEETS)(self._new_sheet)
         self.inputs = self._controls()
@@ -409,8 +410,8 @@ class Explorer:
         self.bar = core.IntProgress(description="", max=100, layout=core.Layout(width="16em"))
         self.note = core.HTML(_status("Trains exactly this point now."))
         self.note.add_class("live-says")
-        self.run.on_click(lambda _: self.start())
-        self.halt.on_click(lambda _: self.stop())
+        self.run.on_click(self._shown_errors(self.start, self.note))
+        self.halt.on_click(self._shown_errors(self.stop, self.note))
 
     def start(self) -> None:
         """Train the chosen point in a thread of its own; nothing happens while one trains.
@@ -420,12 +421,17 @@ class Explorer:
         """
         if self._thread is not None and self._thread.is_alive():
             return
+        asked = (self.point, self.seed, threading.Event())
+        thread = threading.Thread(target=self._work, args=asked, daemon=True)
+        self._stop = asked[2]
+        self.note.value = _status(f"{asked[0]}, seed {asked[1]}: starting …")
         self.run.disabled, self.halt.disabled, self.bar.value = True, False, 0
-        self._stop = threading.Event()
-        self.note.value = _status(f"{self.point}, seed {self.seed}: starting …")
-        asked = (self.point, self.seed, self._stop)
-        self._thread = threading.Thread(target=self._work, args=asked, daemon=True)
-        self._thread.start()
+        try:
+            thread.start()
+        except Exception:  # as where there are too many threads; another try may do
+            self.run.disabled, self.halt.disabled = False, True
+            raise
+        self._thread = thread
 
     def stop(self) -> None:
         """End what trains after its current step, or what waits for another process.
@@ -433,8 +439,12 @@ class Explorer:
         Source: this project.
         Lesson: 06_explorer, "Run it live".
         """
-        self._stop.set()
-        self.halt.disabled = True
+        with self._last_word:
+            if self.halt.disabled:
+                return  # nothing trains, or it was told already
+            self.note.value = _status("Stopping after the current step …")
+            self.halt.disabled = True
+            self._stop.set()
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait for what trains.
@@ -454,7 +464,7 @@ class Explorer:
 
     def _work(self, point: grid.Point, seed: int, stop: threading.Event) -> None:
         given = (self.grid, self.cfg, self.dataset, stop, self._say)
-        ending = ""
+        ending, last = "", ""
         try:
             live = grid.train(given[0], point, seed, *given[1:])
             self._keep(live)
@@ -467,15 +477,17 @@ class Explorer:
             grid.oracle(live, *given)
             self.panel.refresh()
             self._show_pictures()
-            self.bar.value, self.note.value = self.bar.max, _status(ending)
+            self.bar.value, last = self.bar.max, _status(ending)
         except training.Interrupted as stopped:
             where = str(stopped).split(";")[0]  # what follows names folders
-            self.note.value = _status(f"{ending} {point}: {where}.".strip())
+            last = _status(f"{ending} {point}: {where}.".strip())
         except Exception as error:  # of any kind: shown and logged; nobody could catch it here
             log.exception("a point could not be trained")
-            self.note.value = _alert("It could not be trained.", error)
+            last = _alert("It could not be trained.", error)
         finally:
-            self.run.disabled, self.halt.disabled = False, True
+            with self._last_word:  # or what stop() says would stay
+                self.note.value = last
+                self.run.disabled, self.halt.disabled = False, True
 
     def _otherwise(self) -> str:
         """Say in what the record was measured otherwise than points are trained here."""
@@ -492,10 +504,10 @@ class Explorer:
             self.lives.pop(next(iter(self.lives)))
 
     def _say(self, what: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self._said < 0.1 and done < total:
+        (before, at), now = self._said, time.monotonic()
+        if self._stop.is_set() or (what == before and now - at < 0.1 and done < total):
             return  # a browser needs no more
-        self._said, self.bar.value = now, round(100 * done / max(1, total))
+        self._said, self.bar.value = (what, now), round(100 * done / max(1, total))
         if not total:
             what += ": waiting for another process"
         self.note.value = _status(f"{what}: step {done} of {total}" if done else f"{what} …")

@@ -7,6 +7,7 @@ import gc
 import io
 import logging
 import re
+import threading
 import time
 from types import SimpleNamespace
 
@@ -324,6 +325,62 @@ def test_stop_stops_what_waits_for_another_process(panel, dataset, home):
     assert "stopped while waiting for another process." in panel.note.value
     assert not panel.run.disabled
     assert not panel.lives
+
+
+def test_what_is_done_is_said_at_once_and_its_steps_now_and_then(panel, monkeypatch):
+    seen, now = [], [100.0]
+    monkeypatch.setattr(widgets.time, "monotonic", lambda: now[0])
+    panel.note.observe(lambda _: seen.append(re.sub("<[^>]+>", "", panel.note.value)), "value")
+    for step in (1, 2, 3, 4):
+        panel._say("training", step, 4)
+        now[0] += 0.04
+    panel._say("measuring", 0, 1)
+    assert seen == ["training: step 1 of 4", "training: step 4 of 4", "measuring …"]
+    panel._say("an oracle", 1, 9)
+    panel._say("an oracle", 2, 9)
+    now[0] += 0.2
+    panel._say("an oracle", 3, 9)
+    assert seen[3:] == ["an oracle: step 1 of 9", "an oracle: step 3 of 9"]
+
+
+def test_stop_says_when_it_will_stop(panel, monkeypatch):
+    seen, heard = [], threading.Event()
+
+    def train(stored, point, seed, cfg, dataset, stop, say):
+        say("training", 1, 9)
+        heard.set()
+        stop.wait(60)
+        say("training", 2, 9)
+        seen.append(panel.note.value)
+        raise training.Interrupted("stopped after 2 of 9 steps; /a/folder")
+
+    monkeypatch.setattr(grid, "train", train)
+    panel.run.click()
+    assert heard.wait(60)
+    panel.halt.click()
+    assert panel.wait(60)
+    assert "Stopping after the current step" in seen[0]
+    assert "stopped after 2 of 9 steps." in panel.note.value
+    panel.stop()
+    assert "stopped after 2 of 9 steps." in panel.note.value, "nothing trains"
+
+
+def test_a_run_that_cannot_begin_can_be_tried_again(panel, monkeypatch):
+    def full(*_):
+        raise RuntimeError("can't start new thread")
+
+    for owner, name in ((threading.Thread, "start"), (grid.Grid, "point")):
+        panel.note.value = ""
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, full)
+            panel.run.click()  # ipywidgets catches what is raised
+        assert 'role="alert"' in panel.note.value
+        assert "start new thread" in panel.note.value
+        assert not panel.run.disabled
+        assert panel.halt.disabled
+    panel.run.click()
+    assert panel.wait(120)
+    assert panel.lives
 
 
 def test_two_runs_at_once_are_one(panel, monkeypatch):
