@@ -8,6 +8,7 @@ values; the one exception is a picture, which is decoded in memory and never kep
 from __future__ import annotations
 
 import base64
+import dataclasses
 import functools
 import gc
 import importlib
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 
 RECORD = "explorer-digits.json"
 SHOWN_FIRST = "head_refit"  # a metric that tells forgetting from answering otherwise
-MOST_PINS, MOST_LIVES = 6, 8
+MOST_PINS, MOST_LIVES = 6, 8  # of live runs beyond it the numbers stay, not the networks
 SIZE, DPI = (4.2, 3.1), 100
 SHEETS = 128  # kept, at half a megabyte; two for each metric are drawn of a method and class
 LEAKS = {
@@ -195,7 +196,8 @@ class Explorer:
         cfg: What is trained live.
         dataset: Its data.
         inputs: Name -> control: method, forget, rank, sparsity, seed, metric, cost.
-        lives: (point, seed) -> what was trained now.
+        lives: (point, seed) -> what was trained now, the latest last; the first ones of many have
+            no networks any more.
         pins: Label -> (point, seed), the points of the comparison.
         widget: All of it, for ``display``.
 
@@ -219,6 +221,8 @@ class Explorer:
         self._thread: threading.Thread | None = None
         self._stop, self._last_word = threading.Event(), threading.Lock()
         self._said = ("", 0.0)  # what, and when
+        self._lock = threading.RLock()  # of pins and pictures, which two threads show
+        self._pictured: grid.Live | None = None  # the run whose pictures are shown
         self._easel = _canvas().figure.add_axes((0, 0, 1, 1))
         self._sheet = functools.lru_cache(maxsize=SHEETS)(self._new_sheet)
         self.inputs = self._controls()
@@ -395,9 +399,10 @@ class Explorer:
 
     def _oracle_shares(self, point: grid.Point, live: grid.Live | None) -> list[float] | None:
         stored = self.grid.predicted(grid.Point("retrain", point.forget))
-        if stored is None and live is not None and "oracle" in live.networks:
+        network = live.networks.get("oracle") if live is not None else None
+        if stored is None and network is not None:
             part = self.judged.split(point.forget).test_forget
-            logits = training.predict(live.networks["oracle"], part, self.judged)
+            logits = training.predict(network, part, self.judged)
             return outputs.label_histogram(logits).tolist()
         return stored
 
@@ -463,31 +468,42 @@ class Explorer:
         return self._thread is None or not self._thread.is_alive()
 
     def _work(self, point: grid.Point, seed: int, stop: threading.Event) -> None:
-        given = (self.grid, self.cfg, self.dataset, stop, self._say)
-        ending, last = "", ""
+        said = last = ""
         try:
-            live = grid.train(given[0], point, seed, *given[1:])
+            live = grid.train(self.grid, point, seed, self.cfg, self.dataset, stop, self._say)
+            said = f"{point}, seed {seed}: trained and measured in {live.seconds:.1f} s."
+            said += self._otherwise()
             self._keep(live)
             self.panel.refresh()
-            if (point, seed) in self.pins.values():
+            if (point, seed) in list(self.pins.values()):
                 self._compare()
-            ending = f"{point}, seed {seed}: trained and measured in {live.seconds:.1f} s."
-            ending += self._otherwise()
-            self.note.value = _status(f"{ending} Now an oracle for the pictures …")
-            grid.oracle(live, *given)
+            self.note.value = _status(f"{said} Now an oracle for the pictures …")
+            said += self._without_oracle(live, stop)
             self.panel.refresh()
-            self._show_pictures()
-            self.bar.value, last = self.bar.max, _status(ending)
+            self._show_networks()
+            last = _status(said)
         except training.Interrupted as stopped:
-            where = str(stopped).split(";")[0]  # what follows names folders
-            last = _status(f"{ending} {point}: {where}.".strip())
+            last = _status(f"{point}: {_where(stopped)}.")
         except Exception as error:  # of any kind: shown and logged; nobody could catch it here
-            log.exception("a point could not be trained")
-            last = _alert("It could not be trained.", error)
+            log.exception("a live run of the explorer failed")
+            last = _alert(f"{said} It could not be shown." if said else "It could not be trained.",
+                          error)  # fmt: skip
         finally:
             with self._last_word:  # or what stop() says would stay
                 self.note.value = last
                 self.run.disabled, self.halt.disabled = False, True
+
+    def _without_oracle(self, live: grid.Live, stop: threading.Event) -> str:
+        """Train the oracle of a live point; say what failed, for the point stays."""
+        try:
+            grid.oracle(live, self.grid, self.cfg, self.dataset, stop, self._say)
+        except training.Interrupted as stopped:
+            return f" No oracle: {_where(stopped)}."
+        except Exception as error:  # of any kind: what was reached stays
+            log.exception("an oracle of the explorer could not be trained")
+            return f" No oracle: {_reason(error)}"
+        self.bar.value = self.bar.max
+        return ""
 
     def _otherwise(self) -> str:
         """Say in what the record was measured otherwise than points are trained here."""
@@ -498,10 +514,12 @@ class Explorer:
         return f" Stored with {' and '.join(odd)}: they differ for that reason." if odd else ""
 
     def _keep(self, live: grid.Live) -> None:
-        self.lives.pop((live.point, live.seed), None)  # the latest stands last
-        self.lives[(live.point, live.seed)] = live
-        while len(self.lives) > MOST_LIVES:
-            self.lives.pop(next(iter(self.lives)))
+        with self._lock:
+            self.lives.pop((live.point, live.seed), None)  # the latest stands last
+            self.lives[(live.point, live.seed)] = live
+            for key, old in list(self.lives.items())[:-MOST_LIVES]:
+                # numbers are small, and what is pinned shall not change in the files without a word
+                self.lives[key] = dataclasses.replace(old, networks={})
 
     def _say(self, what: str, done: int, total: int) -> None:
         (before, at), now = self._said, time.monotonic()
@@ -521,21 +539,25 @@ class Explorer:
                                     layout=core.Layout(width="28em", max_width="100%"))  # fmt: skip
         self.unpin = core.Button(description="Unpin", disabled=True)
         self.compared = core.HTML(_status("No point is pinned yet."))
-        self.pin.on_click(self._shown_errors(self._pin))
-        self.unpin.on_click(self._shown_errors(self._unpin))
+        self.refused = core.HTML()
+        self.pin.on_click(self._shown_errors(self._pin, self.refused))
+        self.unpin.on_click(self._shown_errors(self._unpin, self.refused))
 
     def _pin(self) -> None:
         label = f"{self.point}, seed {self.seed}"
         check("pins", len(self.pins) + 1, label in self.pins or len(self.pins) < MOST_PINS,
               f"at most {MOST_PINS}; unpin one first")  # fmt: skip
-        self.pins[label] = (self.point, self.seed)
-        self._show_pins()
+        with self._lock:
+            self.pins[label] = (self.point, self.seed)
+            self._show_pins()
 
     def _unpin(self) -> None:
-        self.pins.pop(self.pinned.value, None)
-        self._show_pins()
+        with self._lock:
+            self.pins.pop(self.pinned.value, None)
+            self._show_pins()
 
     def _show_pins(self) -> None:
+        self.refused.value = ""
         if self.pinned.options:
             self.pinned.index = None  # a browser keeps an old place where it does not change
         self.pinned.options = list(self.pins)
@@ -547,16 +569,23 @@ class Explorer:
         self._compare()
 
     def _compare(self) -> None:
-        table = self.comparison()
-        csv = base64.b64encode(table.to_csv(index=False).encode()).decode()
-        picture = controls.picture(_compared(table), "Table of the pinned points: metrics across; "
-                                   "blue where a point lies inside the oracles' band.")  # fmt: skip
-        png = picture.split('src="')[1].rstrip('">')
-        links = (f'<a download="explorer.csv" href="data:text/csv;base64,{csv}">Download CSV</a> · '
-                 f'<a download="explorer.png" href="{png}">Download figure</a>')  # fmt: skip
-        side = controls.table(side_by_side(table), "Pinned points: seed's value, live in brackets")
-        self.compared.value = (f"<p>{links}</p>{_scroll(side, 'pinned points')}"
-                               f"{_scroll(picture, 'figure of the pinned points')}")  # fmt: skip
+        with self._lock:
+            table = self.comparison()
+            if not len(table):
+                return  # unpinned meanwhile
+            csv = base64.b64encode(table.to_csv(index=False).encode()).decode()
+            picture = _compared(table)
+            png = picture.split('src="')[1].rstrip('">')
+            links = " · ".join(
+                f'<a download="explorer.{ending}" href="{link}">Download {what}</a>'
+                for ending, link, what in (("csv", f"data:text/csv;base64,{csv}", "CSV"),
+                                           ("png", png, "figure"))
+            )  # fmt: skip
+            side = side_by_side(table)
+            side = controls.table(side, "Pinned points: seed's value, live in brackets")
+            pinned = _scroll(side, "pinned points")
+            pinned += _scroll(picture, "figure of the pinned points")
+            self.compared.value = f"<p>{links}</p>{pinned}"
 
     def comparison(self) -> pd.DataFrame:
         """Lay the pinned points out, one row a number; this is what the CSV file holds.
@@ -572,7 +601,7 @@ class Explorer:
         import pandas as pd
 
         rows = []
-        for label, (point, seed) in self.pins.items():
+        for label, (point, seed) in list(self.pins.items()):  # another thread may unpin one
             live = self.lives.get((point, seed))
             place = {"pin": label, "method": point.method, "forget": point.forget,
                      "rank": point.rank, "sparsity": point.sparsity, "seed": seed}  # fmt: skip
@@ -600,24 +629,41 @@ class Explorer:
     def _picture_controls(self) -> None:
         self.which = controls.menu("test images", LEAKS)
         self.which.layout.width, self.which.layout.max_width = "32em", "100%"
-        self.seen = core.HTML(_status(_NO_NETWORKS))
+        self.seen = core.HTML(_no_networks(None))
         self.upload = core.FileUpload(accept="image/*", multiple=False, description="Own picture",
                                       layout=core.Layout(width="12em"))  # fmt: skip
         self.invert = core.Checkbox(description="dark on light: invert", indent=False)
         self.own = core.HTML()
-        self.which.observe(self._shown_errors(self._show_pictures), names="value")
+        self._show_seen = self._shown_errors(self._show_pictures, self.seen)
+        self._show_own = self._shown_errors(self._show_upload, self.own)
+        self.which.observe(self._show_seen, names="value")
         for control in (self.upload, self.invert):
-            control.observe(self._shown_errors(self._show_upload, self.own), names="value")
+            control.observe(self._show_own, names="value")
+        for name in ("method", "forget", *grid.AXES, "seed"):  # the panel has drawn before
+            self.inputs[name].observe(self._follow_point, names="value")
 
     @property
     def _latest(self) -> grid.Live | None:
-        chosen = self.lives.get((self.point, self.seed))
-        return chosen or next(reversed(self.lives.values()), None)
+        """The run of the chosen point; where there is none, the last one."""
+        with self._lock:
+            chosen = self.lives.get((self.point, self.seed))
+            return chosen or next(reversed(self.lives.values()), None)
+
+    def _follow_point(self, _: Any = None) -> None:
+        with self._lock:
+            if self._latest is not self._pictured:
+                self._show_networks()
+
+    def _show_networks(self) -> None:
+        with self._lock:
+            self._pictured = self._latest
+            self._show_seen()
+            self._show_own()
 
     def _show_pictures(self) -> None:
         live = self._latest
-        if live is None:
-            self.seen.value = _status(_NO_NETWORKS)
+        if live is None or not live.networks:
+            self.seen.value = _no_networks(live)
             return
         images = LEAKS[self.which.value](live, self.judged)
         what = f"{live.point}, seed {live.seed}: {self.which.value}"
@@ -647,23 +693,23 @@ class Explorer:
             return
         image, live = data.decode(content, self.dataset), self._latest
         image = 255 - image if self.invert.value else image
-        if live is None:
-            self.own.value = _pixels(image[0], "your picture") + _status(_NO_NETWORKS)
+        if live is None or not live.networks:
+            self.own.value = _pixels(image[0], "your picture") + _no_networks(live)
             return
-        self.own.value = self._answers(live, image, "your picture, as the networks get it")
+        what = f"{live.point}, seed {live.seed}: your picture, as the networks get it"
+        self.own.value = self._answers(live, image, what)
 
     # --------------------------------------------------------------------------------------------
 
-    def _shown_errors(
-        self, call: Callable[[], None], where: core.HTML | None = None
-    ) -> Callable[[Any], None]:
+    @staticmethod
+    def _shown_errors(call: Callable[[], None], where: core.HTML) -> Callable[..., None]:
         """Show what goes wrong in a callback; raise it again, unless it is the visitor's input."""
 
         def guarded(_: Any = None) -> None:
             try:
                 call()
             except Exception as error:
-                (where or self.note).value = _alert("That did not work.", error)
+                where.value = _alert("That did not work.", error)
                 if isinstance(error, InputError):
                     log.info("refused: %s", error)
                     return
@@ -694,7 +740,8 @@ class Explorer:
         whole = core.VBox([
             inputs, self.panel.says, row(self.run, self.halt, self.bar), self.note, pictures,
             part("Every metric", tables, words), ledger,
-            part("Compare", row(self.pin, self.pinned, self.unpin), self.compared),
+            part("Compare", row(self.pin, self.pinned, self.unpin), self.refused,
+                 self.compared),
             part("Pictures", self.which, self.seen, row(self.upload, self.invert), self.own),
         ])  # fmt: skip
         whole.add_class("explorer")
@@ -719,9 +766,21 @@ def _status(text: str) -> str:
     return f'<p role="status" aria-live="polite">{escape(text)}</p>'
 
 
+def _no_networks(live: grid.Live | None) -> str:
+    gone = f"{live.point}, seed {live.seed}: its networks are no longer kept. " if live else ""
+    return _status(gone + _NO_NETWORKS)
+
+
 def _alert(text: str, error: Exception) -> str:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return f'<p role="alert"><b>{escape(text)}</b> {escape(reason)}</p>'
+    return f'<p role="alert"><b>{escape(text)}</b> {escape(_reason(error))}</p>'
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _where(stopped: training.Interrupted) -> str:
+    return str(stopped).split(";")[0]  # what follows names folders
 
 
 def _scroll(table: str, name: str) -> str:
@@ -876,7 +935,7 @@ def side_by_side(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns).fillna("–").rename_axis("number")
 
 
-def _compared(table: pd.DataFrame) -> Any:
+def _compared(table: pd.DataFrame) -> str:
     import pandas as pd
 
     rows = [
@@ -888,9 +947,14 @@ def _compared(table: pd.DataFrame) -> Any:
         }
         for row in table[table["kind"] == "metric"].to_dict("records")
     ]  # fmt: skip
-    figure = plots.lie_detector(pd.DataFrame(rows)).figure
-    figure.set_layout_engine("tight")
-    return figure
+    shown = pd.DataFrame(rows)
+    canvas = _canvas()
+    plots.lie_detector(shown, canvas.figure.add_subplot())
+    wide, high = 0.56 * shown["metric"].nunique() + 3.2, 0.3 * shown["method"].nunique() + 2.6
+    canvas.figure.set(size_inches=(max(wide, 8), high), layout_engine="tight")
+    canvas.draw()
+    return _drawn(canvas, "Table of the pinned points: metrics across; blue where a point lies "
+                          "inside the oracles' band.")  # fmt: skip
 
 
 def uploaded(value: Any) -> bytes | None:

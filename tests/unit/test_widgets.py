@@ -70,7 +70,7 @@ def test_the_same_place_looks_the_same_again(panel):
 
 
 def test_a_menu_that_was_walked_through_once_draws_nothing_anew(panel):
-    assert widgets.SHEETS >= 2 * len(audit.METRICS) + 1, "both pictures of every metric are kept"
+    assert 2 * len(audit.METRICS) + 1 <= widgets.SHEETS, "both pictures of every metric are kept"
     every = [value for _, value in panel.inputs["metric"].options]
     for metric in every:
         move(panel, metric=metric)
@@ -276,7 +276,6 @@ def test_a_pinned_point_that_is_trained_is_compared_anew(panel, dataset, monkeyp
     live = grid.Live(panel.point, panel.seed, metrics, {}, [0.1] * 10, 1.0)
     monkeypatch.setattr(grid, "train", lambda *_: live)
     monkeypatch.setattr(grid, "oracle", lambda *_: None)
-    monkeypatch.setattr(panel, "_show_pictures", lambda: None)
     panel.start()
     assert panel.wait(60)
     assert panel.compared.value != before
@@ -406,6 +405,39 @@ def test_an_error_in_the_thread_is_shown_and_logged(panel, monkeypatch, caplog):
     assert not panel.run.disabled
 
 
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [(RuntimeError("disk full"), "No oracle: RuntimeError: disk full"),
+     (training.Interrupted("stopped after 1 of 9 steps; /a/folder"),
+      "No oracle: stopped after 1 of 9 steps.")],
+)  # fmt: skip
+def test_without_an_oracle_the_point_is_shown_all_the_same(panel, monkeypatch, error, text):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(grid, "oracle", fails)
+    panel.run.click()
+    assert panel.wait(120)
+    assert re.search(rf"trained and measured in [\d.]+ s\. {text}", panel.note.value)
+    assert "/a/folder" not in panel.note.value
+    assert "alert" not in panel.note.value
+    assert ">after</th>" in panel.seen.value
+    assert ">oracle</th>" not in panel.seen.value
+    assert not panel.run.disabled
+
+
+def test_what_was_trained_but_cannot_be_drawn_is_not_called_untrained(panel, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr(plots, "mark_shares", broken)
+    panel.run.click()
+    assert panel.wait(120)
+    assert "trained and measured in" in panel.note.value
+    assert "It could not be shown." in panel.note.value
+    assert "broken on purpose" in panel.note.value
+
+
 def test_a_point_that_cannot_be_trained_says_why(panel):
     panel.cfg = panel.cfg.but(targets="all")
     move(panel, rank=8, method="prunelora_channels")
@@ -458,7 +490,76 @@ def test_too_many_pins_are_refused_where_the_visitor_sees_it(panel):
         move(panel, method=method, rank=rank)
         panel.pin.click()
     assert len(panel.pins) == widgets.MOST_PINS
-    assert "at most 6; unpin one first" in panel.note.value
+    assert "at most 6; unpin one first" in panel.refused.value
+    assert panel.refused in parts_of(panel.widget), "it is shown"
+    assert "Trains exactly this point" in panel.note.value
+    panel.unpin.click()
+    assert not panel.refused.value
+
+
+def parts_of(widget):
+    inside = [part for child in getattr(widget, "children", ()) for part in parts_of(child)]
+    return [widget, *inside]
+
+
+def test_a_point_may_be_pinned_while_another_thread_compares(panel, monkeypatch):
+    panel.pin.click()
+    real, first = panel.grid.metrics, panel.point
+
+    def metrics(point, seed):  # meanwhile the visitor pins and unpins
+        panel.pins["another"] = (first, 1)
+        panel.pins.pop("another")
+        panel.pins[f"one more {len(panel.pins)}"] = (first, 1)
+        return real(point, seed)
+
+    monkeypatch.setattr(grid.Grid, "metrics", lambda _, *asked: metrics(*asked))
+    assert panel.comparison()["pin"].nunique() == 1
+
+
+def test_pins_are_compared_by_one_thread_at_a_time_and_without_pyplot(panel, monkeypatch):
+    panel.pin.click()
+    inside, go, seen = threading.Event(), threading.Event(), []
+    real = plots.lie_detector
+
+    def drawn(table, ax=None):
+        seen.append(threading.current_thread().name)
+        if seen == ["slow"]:
+            inside.set()
+            go.wait(60)
+        seen.append(threading.current_thread().name)
+        return real(table, ax)
+
+    monkeypatch.setattr(plots, "lie_detector", drawn)
+    monkeypatch.setattr(plt, "subplots", None)
+    slow, quick = (threading.Thread(target=panel._compare, name=n) for n in ("slow", "quick"))
+    slow.start()
+    assert inside.wait(60)
+    quick.start()
+    quick.join(0.5)
+    go.set()
+    slow.join(60)
+    quick.join(60)
+    assert seen == ["slow", "slow", "quick", "quick"]
+
+
+def test_a_pinned_point_keeps_its_live_numbers_and_few_runs_their_networks(panel):
+    first = live_of(panel)
+    first.networks = {"before": None, "after": None}
+    panel._keep(first)
+    panel.pin.click()
+    before = panel.comparison()
+    assert before["live"].notna().any()
+    for seed in range(widgets.MOST_LIVES):
+        other = grid.Live(grid.Point("lora", 8, 1), seed, {}, {}, [0.1] * 10, 1.0, {"after": None})
+        assert panel.lives[first.point, first.seed].networks
+        panel._keep(other)
+    pd.testing.assert_frame_equal(panel.comparison(), before)
+    kept = [live for live in panel.lives.values() if live.networks]
+    assert len(kept) == widgets.MOST_LIVES
+    assert not panel.lives[first.point, first.seed].networks
+    panel._show_networks()
+    assert "no longer kept" in panel.seen.value
+    assert "press “Run it live”" in panel.seen.value
 
 
 # ------------------------------------------------------------------------------------------------
@@ -484,6 +585,37 @@ def test_before_a_live_run_the_panel_says_what_to_do(panel):
     assert "press “Run it live”" in panel.seen.value
     panel.upload.value = upload_value(panel, png())
     assert "press “Run it live”" in panel.own.value
+
+
+def test_an_own_picture_is_answered_by_the_networks_that_are_shown(panel):
+    panel.upload.value = upload_value(panel, png())
+    panel.run.click()
+    assert panel.wait(120)
+    assert f"{panel.point}, seed 0: your picture" in panel.own.value
+    assert ">oracle</th>" in panel.own.value
+    first = {"seen": panel.seen.value, "own": panel.own.value}
+    move(panel, seed=1)
+    assert {"seen": panel.seen.value, "own": panel.own.value} == first, "no other was trained"
+    panel.run.click()
+    assert panel.wait(120)
+    assert f"{panel.point}, seed 1: your picture" in panel.own.value
+    assert f"{panel.point}, seed 1: forgotten" in panel.seen.value
+    move(panel, seed=0)
+    assert {"seen": panel.seen.value, "own": panel.own.value} == first, "the chosen one's"
+    move(panel, rank=1)
+    assert "seed 1: your picture" in panel.own.value, "the latest, where none was trained"
+
+
+def test_pictures_that_cannot_be_shown_leave_none_of_another_choice(trained, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("broken <on purpose>")
+
+    monkeypatch.setitem(widgets.LEAKS, "other classes, answers that changed", broken)
+    with pytest.raises(RuntimeError):
+        trained.which.value = "other classes, answers that changed"
+    assert "broken &lt;on purpose&gt;" in trained.seen.value
+    assert 'class="pixels"' not in trained.seen.value
+    assert "trained and measured" in trained.note.value, "which belongs to the run"
 
 
 def upload_value(panel, content):
