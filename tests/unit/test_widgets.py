@@ -188,9 +188,72 @@ def test_records_that_do_not_fit_are_refused(cfg, tmp_path):
     assert again.grid.points == grid.Grid(found).points, "missing ranks survive the file"
 
 
-def cross_of(panel):
-    """The second picture of the point that is chosen, and its caption and alternative text."""
-    figure = panel.panel.outputs[0].value.split("</figure>")[1]
+def cells_of(html):
+    """Title -> column -> text, over all tables."""
+    found = {}
+    for table in html.split("</table>")[:-1]:
+        columns = re.findall('<th scope="col">(.*?)</th>', table)[1:]
+        for name, cells in re.findall('<th scope="row">(.*?)</th>(.*?)</tr>', table):
+            texts = re.findall("<td[^>]*>(.*?)</td>", cells)
+            found[name] = dict(zip(columns, texts, strict=True))
+    return found
+
+
+def test_the_tables_say_what_is_inside_and_where_the_band_is(panel):
+    tables = panel.panel.outputs[1].value
+    cells = cells_of(tables)
+    assert cells["head refit"]["inside"] == "yes", "0.6, and the band ends there"
+    assert cells["steps back"]["inside"] == "NO", "6, and the band begins at 8"
+    assert cells["UA"]["band"] == "90.0 % to 100.0 %"
+    assert cells["Avg Gap"]["band"].startswith("≤ ")
+    assert cells["steps back"]["band"].startswith("≥ 8")
+    assert tables.count("<table>") == tables.count('role="region"') == tables.count('tabindex="0"')
+    ledger = widgets.ledger_table(panel.grid, panel.point, None)["of dense fine-tuning"]
+    assert ledger["training (GMACs)"] == "900.0 %"
+
+
+def test_frame_stars_and_words_are_those_of_the_point(panel, monkeypatch):
+    real, drawn = plots.surface, []
+    monkeypatch.setattr(plots, "surface", lambda *given: drawn.append(real(*given)) or drawn[-1])
+    move(panel, cost="gmacs", method="prune_finetune")
+    table = panel.grid.tradeoff(3, "head_refit", "gmacs")
+    mine = table[table["method"] == "prune_finetune"]
+    drawn = drawn[-1:]
+    stars = [text.get_text() for text in drawn[0].texts if "★" in text.get_text()]
+    assert 0 < len(stars) == mine["front"].sum() < len(mine)
+    framed = set()
+    for row in mine.itertuples():
+        move(panel, sparsity=row.point.sparsity)
+        framed.add(picture_of(panel, 0)[0])
+        assert f"point is {'on' if row.front else 'not on'} the" in picture_of(panel, 1)[2]
+    assert len(framed) == len(mine), "each has its frame"
+
+
+def test_what_was_chosen_last_stays_when_two_threads_draw(panel, monkeypatch):
+    inside, go, real = threading.Event(), threading.Event(), panel.panel._draw
+
+    def drawn(**chosen):
+        if threading.current_thread().name == "slow":
+            inside.set()
+            go.wait(60)
+        return real(**chosen)
+
+    monkeypatch.setattr(panel.panel, "_draw", drawn)
+    slow = threading.Thread(target=panel.panel.refresh, name="slow")
+    quick = threading.Thread(target=move, args=(panel,), kwargs={"rank": 1})
+    slow.start()
+    assert inside.wait(60)
+    quick.start()
+    quick.join(0.5)
+    go.set()
+    slow.join(60)
+    quick.join(60)
+    assert "rank 1," in says(panel)
+
+
+def picture_of(panel, place):
+    """A picture of the point that is chosen, its caption and its alternative text."""
+    figure = panel.panel.outputs[0].value.split("</figure>")[place]
     caption = re.search("<figcaption>(.*?)</figcaption>", figure)[1]
     return re.search('src="([^"]+)"', figure)[1], caption, re.search('alt="([^"]+)"', figure)[1]
 
@@ -203,11 +266,11 @@ def live_of(panel, gmacs=3.0, head_refit=0.5):
 
 def test_what_was_trained_now_is_drawn_where_it_lies_or_at_the_edge(panel):
     move(panel, cost="gmacs", method="lora")
-    seen = [cross_of(panel)]
+    seen = [picture_of(panel, 1)]
     for gmacs, head_refit in ((3.0, 0.5), (5.0, 0.5), (50.0, 0.5), (3.0, 1.2)):
         panel._keep(live_of(panel, gmacs, head_refit))
         panel.panel.refresh()
-        seen.append(cross_of(panel))
+        seen.append(picture_of(panel, 1))
     nothing, here, near, dear, far = seen
     assert len({picture for picture, _, _ in seen}) == 5, "a cross is always seen, at its place"
     for _, caption, alt in (nothing, here, near):
@@ -217,6 +280,8 @@ def test_what_was_trained_now_is_drawn_where_it_lies_or_at_the_edge(panel):
     assert "(×: beyond the edge)" in dear[1]
     assert "Trained now: 50 against 0.50 (×: beyond the edge)." in dear[2]
     assert "Trained now: 3 against 4.00 (×: beyond the edge)." in far[2]
+    move(panel, cost="utility")
+    assert "Trained now: 0.6 against 4.00" in picture_of(panel, 1)[2], "0.92, 0.9 is the edge"
 
 
 def test_a_mark_outside_the_axes_stands_at_their_edge():
@@ -349,7 +414,7 @@ def test_stop_says_when_it_will_stop(panel, monkeypatch):
         say("training", 1, 9)
         heard.set()
         stop.wait(60)
-        say("training", 2, 9)
+        say("measuring", 0, 1)
         seen.append(panel.note.value)
         raise training.Interrupted("stopped after 2 of 9 steps; /a/folder")
 
