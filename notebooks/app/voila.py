@@ -8,6 +8,9 @@ TAG = "app"  # cells with this tag are the page; the others are not executed
 
 def page(request, notebook, cwd):
     """Keep of the lesson what makes up the page; the badges of the title lead nowhere here."""
+    # To read the token sets its cookie. The page that is left sends it back when it asks to end
+    # its kernel; without it Voila refuses, and every reload would leave a kernel behind.
+    _ = request.xsrf_token
     notebook.cells = [cell for cell in notebook.cells if TAG in cell.metadata.get("tags", [])]
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -32,4 +35,6 @@ c.VoilaConfiguration.extension_allowlist = [  # others are meant for Lab, and fa
     "@voila-dashboards/widgets-manager7",
     "@voila-dashboards/widgets-manager8",
 ]
-c.MappingKernelManager.cull_idle_timeout = 3600  # seconds; a page that nobody uses ends
+# Seconds. A page that is left ends its kernel; this is for a browser that could not ask for it.
+# A page that is open keeps its kernel.
+c.MappingKernelManager.cull_idle_timeout = 600

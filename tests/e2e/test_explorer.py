@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import socket
 import statistics
+import time
 import urllib.error
 import urllib.request
 
+import psutil
 import pytest
 
 from tests.e2e.conftest import RESULTS
@@ -222,6 +224,50 @@ def test_the_page_fits_a_narrow_screen():
         .map(e => e.outerHTML.slice(0, 120))""")
     assert not wide
     page.set_viewport_size({"width": 1280, "height": 800})
+
+
+def test_a_page_that_is_left_leaves_no_kernel_behind(browser, voila):
+    def kernels():
+        found = psutil.process_iter(["ppid", "cmdline"])  # of one that has ended there is no line
+        return {one.pid for one in found if one.info["ppid"] == voila.process.pid
+                and "ipykernel" in str(one.info["cmdline"])}  # fmt: skip
+
+    before = kernels()
+    with browser.new_context() as visitor:
+        page = visitor.new_page()
+        page.goto(voila.address(), timeout=120_000)
+        page.locator(SAYS).wait_for(timeout=120_000)
+        mine = kernels() - before
+        choose(page, "seed", "1")
+        text(page, SAYS, "seed 1:")
+        page.get_by_role("button", name="Run it live").click()
+        text(page, NOTE, r"^training")
+        page.reload(timeout=120_000)
+        page.locator(SAYS).wait_for(timeout=120_000)
+        mine |= kernels() - before
+        page.close(run_before_unload=True)
+        ends = time.monotonic() + 60
+        while mine & kernels() and time.monotonic() < ends:
+            time.sleep(0.2)
+    assert len(mine) == 2, "one before the page was loaded again, one after"
+    assert not mine & kernels()
+
+
+def test_other_pages_cannot_end_a_kernel(browser, voila):
+    """The cookies of the page go along with what a page of another port sends."""
+    visitor = browser.new_context()
+    page = visitor.new_page()
+    page.goto(voila.address(), timeout=120_000)
+    page.locator(SAYS).wait_for(timeout=120_000)
+    kernel = page.evaluate(
+        "JSON.parse(document.getElementById('jupyter-config-data').textContent).kernelId"
+    )
+    asked = f"http://127.0.0.1:{voila.port}/voila/api/shutdown/{kernel}"
+    for headers in ({}, {"Origin": "http://127.0.0.1:1"}):
+        assert visitor.request.post(asked, headers=headers).status in (403, 404)
+    choose(page, "method", "lora")
+    text(page, SAYS, "^lora")
+    visitor.close()
 
 
 def status_of(address):
