@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
+from IPython.display import HTML, display
 
 from helpers.config import check
 
@@ -24,6 +25,38 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SAYS = "panel-says"  # CSS class of the line that is written last
+# What ipywidgets lacks for those who listen: its sliders have no name, and say their place instead
+# of their value (in 7.7 they have no role either); a line is read aloud only if what holds it was
+# there before it changed (WCAG 2.2, technique ARIA22): what has a class that ends in "-says";
+# a tooltip that was not given is written as "null".
+SCRIPT = """<script>
+if (!window.helpersAloud) {
+  const set = (element, values) => {
+    for (const [name, value] of Object.entries(values))
+      if (element.getAttribute(name) !== value) element.setAttribute(name, value);
+  };
+  const mend = () => {
+    for (const slider of document.querySelectorAll('.widget-slider')) {
+      const handle = slider.querySelector('[role=slider], .ui-slider-handle');
+      const label = slider.querySelector('.widget-label');
+      const shown = slider.querySelector('.widget-readout');
+      if (!handle || !label || !shown) continue;
+      set(handle, {'aria-label': label.textContent, 'aria-valuetext': shown.textContent});
+      if (!handle.matches('.ui-slider-handle')) continue;
+      const place = Math.round(parseFloat(handle.style.left) || 0);
+      set(handle, {'role': 'slider', 'aria-valuemin': '0', 'aria-valuemax': '100',
+                   'aria-valuenow': String(place)});
+    }
+    for (const line of document.querySelectorAll('[class*="-says"] > .widget-html-content'))
+      set(line, {'role': 'status', 'aria-live': 'polite'});
+    for (const one of document.querySelectorAll('.jupyter-widgets [title=null]'))
+      one.removeAttribute('title');
+  };
+  window.helpersAloud = new MutationObserver(mend);
+  window.helpersAloud.observe(document, {subtree: true, childList: true, characterData: true});
+  mend();
+}
+</script>"""
 _log = logging.getLogger(__name__)
 
 
@@ -162,6 +195,21 @@ def table(frame: pd.DataFrame, caption: str = "") -> str:
     return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
+def line(text: str) -> str:
+    """Write a line for a widget that is read aloud when it changes.
+
+    Args:
+        text: Plain.
+
+    Returns:
+        A ``p`` element; :data:`SCRIPT` makes what holds it a live region.
+
+    Source: WCAG 2.2, technique ARIA22 (what holds a message is there before it).
+    Lesson: 02_pruning, "How much can go".
+    """
+    return f"<p>{escape(text)}</p>"
+
+
 class Panel:
     """Controls, what they draw, and a line that says what is shown.
 
@@ -174,7 +222,8 @@ class Panel:
         inputs: Name -> control.
         outputs: One HTML widget for each part that is drawn; arrange them at will.
         says: HTML widget of the line, with the CSS class :data:`SAYS`.
-        widget: All of it, one below the other, for ``display``.
+        widget: All of it, one below the other; ``display`` of the panel shows it together with
+            :data:`SCRIPT`.
 
     Source: this project.
     Lesson: 02_pruning, "How much can go".
@@ -190,12 +239,15 @@ class Panel:
         self._draw = draw
         *parts, text = self._drawn()
         self.outputs = tuple(widgets.HTML(part) for part in parts)
-        self.says = widgets.HTML(_line(text))
+        self.says = widgets.HTML(line(text))
         self.says.add_class(SAYS)
         row = widgets.HBox(list(self.inputs.values()), layout=widgets.Layout(flex_flow="row wrap"))
         self.widget = widgets.VBox([row, self.says, *self.outputs])
         for control in self.inputs.values():
             control.observe(self._update, names="value")
+
+    def _ipython_display_(self) -> None:
+        display(HTML(SCRIPT), self.widget)  # in Colab every output is a page of its own
 
     def _values(self) -> Sequence[str]:
         return self._draw(**{name: control.value for name, control in self.inputs.items()})
@@ -220,8 +272,4 @@ class Panel:
             self.says.value = f'<p role="alert"><b>Nothing could be drawn.</b> {escape(reason)}</p>'
             _log.exception("a panel could not be drawn")
             raise
-        self.says.value = _line(text)
-
-
-def _line(text: str) -> str:
-    return f'<p role="status" aria-live="polite">{escape(text)}</p>'
+        self.says.value = line(text)

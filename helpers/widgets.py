@@ -51,7 +51,6 @@ _WHY = (
     "Pareto front of all methods, on the means over seeds. Frame and ring: the chosen point; ×: "
     "trained now."
 )
-# Sliders of ipywidgets have no accessible name, and read their position instead of their value.
 _PAGE = """<style>
 .explorer table {border-collapse: collapse; margin: 0 1em 1em 0; font-size: 13px}
 .explorer caption {font-weight: bold; text-align: left; padding: 4px 6px; white-space: nowrap}
@@ -67,20 +66,7 @@ _PAGE = """<style>
 .explorer a {text-decoration: underline; color: #0b57d0}
 .explorer p {margin: 4px 0; line-height: 1.4; white-space: normal}
 .explorer .pixels {image-rendering: pixelated; width: 56px; height: 56px}
-</style><script>
-if (!window.namesOfSliders) {
-  window.namesOfSliders = new MutationObserver(() => {
-    for (const slider of document.querySelectorAll('.widget-slider')) {
-      const handle = slider.querySelector('[role=slider]');
-      const label = slider.querySelector('.widget-label');
-      const shown = slider.querySelector('.widget-readout');
-      if (handle && label) handle.setAttribute('aria-label', label.textContent);
-      if (handle && shown) handle.setAttribute('aria-valuetext', shown.textContent);
-    }
-  });
-  window.namesOfSliders.observe(document, {subtree: true, childList: true, characterData: true});
-}
-</script>"""
+</style>"""
 
 
 def explorer(cfg: RunConfig | None = None, record: study.Study | Path | None = None) -> Explorer:
@@ -220,7 +206,7 @@ class Explorer:
         self.pins: dict[str, tuple[grid.Point, int]] = {}
         self._thread: threading.Thread | None = None
         self._stop, self._last_word = threading.Event(), threading.Lock()
-        self._said = ("", 0.0)  # what, and when
+        self._said = 0.0  # when, by the clock
         self._lock = threading.RLock()  # of pins and pictures, which two threads show
         self._pictured: grid.Live | None = None  # the run whose pictures are shown
         self._easel = _canvas().figure.add_axes((0, 0, 1, 1))
@@ -237,7 +223,7 @@ class Explorer:
     def _ipython_display_(self) -> None:
         from IPython.display import HTML, display
 
-        display(HTML(_PAGE), self.widget)
+        display(HTML(_PAGE + controls.SCRIPT), self.widget)
 
     # --------------------------------------------------------------------------------------------
     # the stored point
@@ -413,8 +399,10 @@ class Explorer:
         self.run = core.Button(description="Run it live", button_style="primary")
         self.halt = core.Button(description="Stop", disabled=True)
         self.bar = core.IntProgress(description="", max=100, layout=core.Layout(width="16em"))
-        self.note = core.HTML(_status("Trains exactly this point now."))
+        self.note = core.HTML(controls.line("Trains exactly this point now."))
         self.note.add_class("live-says")
+        self.steps, self._phase = core.HTML(), ""  # steps are not read aloud, phases are
+        self.steps.add_class("live-steps")
         self.run.on_click(self._shown_errors(self.start, self.note))
         self.halt.on_click(self._shown_errors(self.stop, self.note))
 
@@ -429,8 +417,9 @@ class Explorer:
         asked = (self.point, self.seed, threading.Event())
         thread = threading.Thread(target=self._work, args=asked, daemon=True)
         self._stop = asked[2]
-        self.note.value = _status(f"{asked[0]}, seed {asked[1]}: starting …")
+        self.note.value = controls.line(f"{asked[0]}, seed {asked[1]}: starting …")
         self.run.disabled, self.halt.disabled, self.bar.value = True, False, 0
+        self._phase = ""
         try:
             thread.start()
         except Exception:  # as where there are too many threads; another try may do
@@ -447,7 +436,7 @@ class Explorer:
         with self._last_word:
             if self.halt.disabled:
                 return  # nothing trains, or it was told already
-            self.note.value = _status("Stopping after the current step …")
+            self.note.value = controls.line("Stopping after the current step …")
             self.halt.disabled = True
             self._stop.set()
 
@@ -477,20 +466,20 @@ class Explorer:
             self.panel.refresh()
             if (point, seed) in list(self.pins.values()):
                 self._compare()
-            self.note.value = _status(f"{said} Now an oracle for the pictures …")
+            self.note.value = controls.line(f"{said} Now an oracle for the pictures …")
             said += self._without_oracle(live, stop)
             self.panel.refresh()
             self._show_networks()
-            last = _status(said)
+            last = controls.line(said)
         except training.Interrupted as stopped:
-            last = _status(f"{point}: {_where(stopped)}.")
+            last = controls.line(f"{point}: {_where(stopped)}.")
         except Exception as error:  # of any kind: shown and logged; nobody could catch it here
             log.exception("a live run of the explorer failed")
             last = _alert(f"{said} It could not be shown." if said else "It could not be trained.",
                           error)  # fmt: skip
         finally:
             with self._last_word:  # or what stop() says would stay
-                self.note.value = last
+                self.note.value, self.steps.value = last, ""
                 self.run.disabled, self.halt.disabled = False, True
 
     def _without_oracle(self, live: grid.Live, stop: threading.Event) -> str:
@@ -522,13 +511,17 @@ class Explorer:
                 self.lives[key] = dataclasses.replace(old, networks={})
 
     def _say(self, what: str, done: int, total: int) -> None:
-        (before, at), now = self._said, time.monotonic()
-        if self._stop.is_set() or (what == before and now - at < 0.1 and done < total):
-            return  # a browser needs no more
-        self._said, self.bar.value = (what, now), round(100 * done / max(1, total))
+        if self._stop.is_set():
+            return
         if not total:
             what += ": waiting for another process"
-        self.note.value = _status(f"{what}: step {done} of {total}" if done else f"{what} …")
+        new, now = what != self._phase, time.monotonic()
+        if new:
+            self._phase, self.note.value = what, controls.line(f"{what} …")
+        if not new and now - self._said < 0.1 and done < total:
+            return  # a browser needs no more
+        self._said, self.bar.value = now, round(100 * done / max(1, total))
+        self.steps.value = f"step {done} of {total}" if done else ""
 
     # --------------------------------------------------------------------------------------------
     # side by side
@@ -538,7 +531,7 @@ class Explorer:
         self.pinned = core.Dropdown(description="pinned", options=[], disabled=True,
                                     layout=core.Layout(width="28em", max_width="100%"))  # fmt: skip
         self.unpin = core.Button(description="Unpin", disabled=True)
-        self.compared = core.HTML(_status("No point is pinned yet."))
+        self.compared = core.HTML(controls.line("No point is pinned yet."))
         self.refused = core.HTML()
         self.pin.on_click(self._shown_errors(self._pin, self.refused))
         self.unpin.on_click(self._shown_errors(self._unpin, self.refused))
@@ -563,7 +556,7 @@ class Explorer:
         self.pinned.options = list(self.pins)
         self.pinned.disabled = self.unpin.disabled = not self.pins
         if not self.pins:
-            self.compared.value = _status("No point is pinned yet.")
+            self.compared.value = controls.line("No point is pinned yet.")
             return
         self.pinned.value = next(reversed(self.pins))
         self._compare()
@@ -636,6 +629,7 @@ class Explorer:
         self.own = core.HTML()
         self._show_seen = self._shown_errors(self._show_pictures, self.seen)
         self._show_own = self._shown_errors(self._show_upload, self.own)
+        self.own.add_class("own-says")
         self.which.observe(self._show_seen, names="value")
         for control in (self.upload, self.invert):
             control.observe(self._show_own, names="value")
@@ -670,7 +664,7 @@ class Explorer:
         if len(images):
             self.seen.value = self._answers(live, images, what)
         else:
-            self.seen.value = _status(f"{what}: none.")
+            self.seen.value = controls.line(f"{what}: none.")
 
     def _answers(self, live: grid.Live, images: torch.Tensor, caption: str) -> str:
         rows = grid.answers(live.networks, images, live.point.forget, self.judged)
@@ -738,7 +732,8 @@ class Explorer:
         words = core.HTML(f"<details><summary>What the metrics are</summary><dl>{meanings}</dl>"
                           f"</details>")  # fmt: skip
         whole = core.VBox([
-            inputs, self.panel.says, row(self.run, self.halt, self.bar), self.note, pictures,
+            inputs, self.panel.says, row(self.run, self.halt, self.bar, self.steps), self.note,
+            pictures,
             part("Every metric", tables, words), ledger,
             part("Compare", row(self.pin, self.pinned, self.unpin), self.refused,
                  self.compared),
@@ -762,13 +757,9 @@ def _nearest(values: Sequence[float], wanted: float) -> float:
     return min(values, key=lambda value: abs(value - wanted))
 
 
-def _status(text: str) -> str:
-    return f'<p role="status" aria-live="polite">{escape(text)}</p>'
-
-
 def _no_networks(live: grid.Live | None) -> str:
     gone = f"{live.point}, seed {live.seed}: its networks are no longer kept. " if live else ""
-    return _status(gone + _NO_NETWORKS)
+    return controls.line(gone + _NO_NETWORKS)
 
 
 def _alert(text: str, error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -60,6 +61,19 @@ def original_run(cfg, dataset):
 def original(original_run, dataset):
     """A fresh copy of the trained network."""
     return original_run.model(dataset)
+
+
+@pytest.fixture(scope="session")
+def colab_ipywidgets(tmp_path_factory):
+    """A folder with the ipywidgets of Colab, to go before the installed one."""
+    folder = tmp_path_factory.mktemp("ipywidgets")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command = [*pip, "--no-deps", "--retries", "0", "--timeout", "15", "--target", folder]
+    old = ["ipywidgets==7.7.1", "ipython_genutils", "jupyterlab_widgets==1.1.1"]
+    installed = subprocess.run([*command, *old], capture_output=True, text=True)
+    if installed.returncode:
+        pytest.skip(f"ipywidgets 7.7.1 cannot be installed here: {installed.stderr[-300:]}")
+    return folder
 
 
 @pytest.fixture(autouse=True)

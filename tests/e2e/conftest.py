@@ -77,7 +77,8 @@ def axe(tmp_path_factory) -> str:
 class Server:
     """A server in a process group of its own, with settings of its own."""
 
-    def __init__(self, command: list[str], folder: Path) -> None:
+    def __init__(self, command: list[str], folder: Path, before: Path | None = None) -> None:
+        """Start it; the packages in the folder ``before`` go before the installed ones."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -88,6 +89,9 @@ class Server:
         environment = {k: v for k, v in os.environ.items() if k not in own}
         environment |= {name: str(folder / name.lower()) for name in places}
         environment |= {"HELPERS_PRESET": "smoke", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        if before is not None:
+            environment["PYTHONPATH"] = os.pathsep.join([str(before), str(ROOT)])
+            environment["JUPYTER_PATH"] = str(before / "share" / "jupyter")
         self.log = folder / "server.log"
         self.log.touch()
         self.process = subprocess.Popen(
@@ -145,6 +149,39 @@ def voila(tmp_path_factory):
     config = ROOT / "notebooks" / "app"
     server = Server(["voila", f"--Voila.config_file_paths={config}", str(path)], folder)
     yield server
+    server.end()
+
+
+LESSON = """
+import ipywidgets, torch
+from helpers import sliders
+
+draw = torch.Generator().manual_seed(0)
+print("ipywidgets", ipywidgets.__version__)
+sliders.rank({name: torch.randn((8, 4, 3, 3), generator=draw) for name in ("one", "other")})
+"""
+
+
+@pytest.fixture(scope="session", params=["installed", "7.7.1"])
+def lesson(request, browser, tmp_path_factory):
+    """The page of a lesson's slider, with the installed ipywidgets and with Colab's."""
+    before = None if request.param == "installed" else request.getfixturevalue("colab_ipywidgets")
+    folder = tmp_path_factory.mktemp("lesson")
+    made = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3",
+                                    "display_name": "Python 3"}})  # fmt: skip
+    made.cells.append(nbformat.v4.new_markdown_cell("# Rank", metadata={"tags": ["app"]}))
+    made.cells.append(nbformat.v4.new_code_cell(LESSON, metadata={"tags": ["app"]}))
+    nbformat.write(made, folder / "lesson.ipynb")
+    config = ROOT / "notebooks" / "app"
+    command = ["voila", f"--Voila.config_file_paths={config}", "lesson.ipynb"]
+    server = Server(command, folder, before)
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto(server.address(), timeout=120_000)
+    page.locator(".panel-says p").wait_for(timeout=120_000)
+    if before is not None:
+        page.get_by_text("ipywidgets 7.7.1").wait_for()
+    yield page
+    page.close()
     server.end()
 
 

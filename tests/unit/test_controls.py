@@ -100,11 +100,19 @@ def test_a_panel_draws_at_once_and_at_every_move(panel):
     panel.inputs["rank"].value = 5
     assert panel.outputs[1].value == "<p>2</p>"
     panel.inputs["unit"].value = "MB"
-    ((tag, attributes),) = Elements(panel.says.value).found
-    assert (tag, attributes["aria-live"]) == ("p", "polite")
+    assert Elements(panel.says.value).found == [("p", {})], "what holds it is the live region"
     assert Elements(panel.says.value).texts == ["<2> MB"], "plain text, escaped"
     assert panel.says._dom_classes == (controls.SAYS,)
     assert plt.get_fignums() == []
+
+
+def test_what_is_displayed_is_the_script_and_the_widget(panel, monkeypatch):
+    shown = []
+    monkeypatch.setattr(controls, "display", lambda *parts: shown.extend(parts))
+    panel._ipython_display_()
+    script, widget = shown
+    assert script.data == controls.SCRIPT
+    assert widget is panel.widget
 
 
 def test_the_line_is_written_last(panel):

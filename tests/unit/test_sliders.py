@@ -393,14 +393,8 @@ print("moves", moves)
 """
 
 
-def test_the_sliders_move_with_the_ipywidgets_of_colab(tmp_path):
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    command = [*pip, "--no-deps", "--retries", "0", "--timeout", "15", "--target", tmp_path]
-    old = ["ipywidgets==7.7.1", "ipython_genutils"]
-    installed = subprocess.run([*command, *old], capture_output=True, text=True)
-    if installed.returncode:
-        pytest.skip(f"ipywidgets 7.7.1 cannot be installed here: {installed.stderr[-300:]}")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+def test_the_sliders_move_with_the_ipywidgets_of_colab(colab_ipywidgets):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(colab_ipywidgets), str(ROOT)])}
     done = subprocess.run([sys.executable, "-c", OLD], env=environment, cwd=ROOT,
                           capture_output=True, text=True, timeout=300)  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
