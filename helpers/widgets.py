@@ -67,6 +67,33 @@ _PAGE = """<style>
 .explorer p {margin: 4px 0; line-height: 1.4; white-space: normal}
 .explorer .pixels {image-rendering: pixelated; width: 56px; height: 56px}
 </style>"""
+# A file that is too large would close the connection to the kernel, and with it the button. The
+# field for the file is not in the page: it is known when a click on the button presses it.
+_UPLOADS = """<script>
+if (!window.helpersUploads) {
+  const press = HTMLInputElement.prototype.click;
+  let button;
+  const refuse = event => {
+    const large = [...event.target.files].find(file => file.size > MOST_BYTES);
+    const line = button.parentElement.querySelector('.upload-says p');
+    line.textContent = large ? `${large.name} is too large: MOST_TEXT.` : 'MOST_TEXT';
+    if (large) event.stopImmediatePropagation();
+  };
+  document.addEventListener('click', event => {
+    const pressed = event.target.closest('.explorer .widget-upload');
+    if (!pressed) return;
+    button = pressed;
+    HTMLInputElement.prototype.click = function () {
+      this.addEventListener('change', refuse, true);
+      press.call(this);
+    };
+    setTimeout(() => { HTMLInputElement.prototype.click = press; });
+  }, true);
+  window.helpersUploads = true;
+}
+</script>"""
+_MOST = f"at most {data.MOST_BYTES / 1e6:g} MB"
+_UPLOADS = _UPLOADS.replace("MOST_BYTES", str(data.MOST_BYTES)).replace("MOST_TEXT", _MOST)
 
 
 def explorer(cfg: RunConfig | None = None, record: study.Study | Path | None = None) -> Explorer:
@@ -223,7 +250,7 @@ class Explorer:
     def _ipython_display_(self) -> None:
         from IPython.display import HTML, display
 
-        display(HTML(_PAGE + controls.SCRIPT), self.widget)
+        display(HTML(_PAGE + controls.SCRIPT + _UPLOADS), self.widget)
 
     # --------------------------------------------------------------------------------------------
     # the stored point
@@ -625,6 +652,8 @@ class Explorer:
         self.seen = core.HTML(_no_networks(None))
         self.upload = core.FileUpload(accept="image/*", multiple=False, description="Own picture",
                                       layout=core.Layout(width="12em"))  # fmt: skip
+        self.most = core.HTML(controls.line(_MOST))
+        self.most.add_class("upload-says")  # the page's script writes here
         self.invert = core.Checkbox(description="dark on light: invert", indent=False)
         self.own = core.HTML()
         self._show_seen = self._shown_errors(self._show_pictures, self.seen)
@@ -735,9 +764,9 @@ class Explorer:
             inputs, self.panel.says, row(self.run, self.halt, self.bar, self.steps), self.note,
             pictures,
             part("Every metric", tables, words), ledger,
-            part("Compare", row(self.pin, self.pinned, self.unpin), self.refused,
-                 self.compared),
-            part("Pictures", self.which, self.seen, row(self.upload, self.invert), self.own),
+            part("Compare", row(self.pin, self.pinned, self.unpin), self.refused, self.compared),
+            part("Pictures", self.which, self.seen, row(self.upload, self.most, self.invert),
+                  self.own),
         ])  # fmt: skip
         whole.add_class("explorer")
         return whole

@@ -202,6 +202,28 @@ def test_a_picture_of_ones_own_is_answered_and_other_files_are_refused(kind, tmp
     page.get_by_text("the picture cannot be read").wait_for()
 
 
+@both
+def test_a_file_that_is_too_large_is_refused_and_the_button_goes_on(kind, tmp_path):
+    from PIL import Image
+
+    page, good, large = PAGES[kind], tmp_path / "four.png", tmp_path / "large.png"
+    Image.new("L", (8, 8), 90).save(good)
+    large.write_bytes(good.read_bytes() + bytes(11_000_000))
+    button = page.get_by_role("button", name=re.compile("Own picture"))
+    for path in (large, good):
+        before = page.locator(".own-says").inner_html()
+        with page.expect_file_chooser() as waiting:
+            button.click()
+        waiting.value.set_files(path)
+        if path == large:
+            text(page, ".upload-says p", "^large.png is too large: at most 10 MB.$")
+            assert page.locator(".own-says").inner_html() == before
+        else:
+            expect(page.locator(".own-says")).to_contain_text("as the networks get it")
+            text(page, ".upload-says p", "^at most 10 MB$")
+    assert page.evaluate("HTMLInputElement.prototype.click.toString()").endswith("[native code] }")
+
+
 def serious(page, axe):
     """What axe finds on the page and calls serious or critical."""
     page.evaluate(axe)
