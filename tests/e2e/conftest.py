@@ -152,6 +152,17 @@ def voila(tmp_path_factory):
     server.end()
 
 
+@pytest.fixture(scope="session")
+def voila_colab(tmp_path_factory, colab_ipywidgets):
+    folder = tmp_path_factory.mktemp("voila_colab")
+    path = notebook(folder)
+    config = ROOT / "notebooks" / "app"
+    command = ["voila", f"--Voila.config_file_paths={config}", str(path)]
+    server = Server(command, folder, colab_ipywidgets)
+    yield server
+    server.end()
+
+
 LESSON = """
 import ipywidgets, torch
 from helpers import sliders

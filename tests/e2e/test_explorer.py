@@ -1,4 +1,7 @@
-"""The explorer in a real browser: in JupyterLab, and as the web page that Voila serves."""
+"""The explorer in a real browser: in JupyterLab, and as the web page that Voila serves.
+
+The page is opened with the ipywidgets of Colab, too.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ WATCH = """() => {
   }).observe(document.querySelector('.panel-says'), {subtree: true, childList: true});
 }"""
 
-both = pytest.mark.parametrize("kind", ["lab", "voila"])
+every = pytest.mark.parametrize("kind", ["lab", "voila", "voila_colab"])
 
 
 def picture_of(page, name):
@@ -56,7 +59,7 @@ def choose(page, label, value):
     page.get_by_label(label, exact=True).select_option(label=value)
 
 
-@both
+@every
 def test_it_opens_and_shows_a_point(browser, kind, request):
     server = request.getfixturevalue(kind)
     address = server.address()
@@ -76,12 +79,13 @@ def test_it_opens_and_shows_a_point(browser, kind, request):
     choose(page, "method", "prunelora")
     text(page, SAYS, r"^prunelora, class 3, rank \d+, .* metrics inside the oracles' band")
     assert page.locator(".explorer figure img").count() == 3
-    if kind == "voila":
+    if kind != "lab":
         assert not page.locator(".jp-InputArea-editor").count(), "no code on the page"
+    assert (page.locator(".ui-slider-handle").count() > 0) == (kind == "voila_colab")
     picture_of(page, f"{kind}-opened.png")
 
 
-@both
+@every
 def test_a_slider_moved_by_keyboard_changes_numbers_and_picture(kind):
     page = PAGES[kind]
     slider(page, "rank").press("Home")
@@ -99,7 +103,7 @@ def test_a_slider_moved_by_keyboard_changes_numbers_and_picture(kind):
     expect(slider(page, "sparsity")).to_have_attribute("aria-valuetext", read_aloud)
 
 
-@both
+@every
 def test_the_new_label_comes_soon_after_the_key(kind):
     page = PAGES[kind]
     handle = slider(page, "sparsity")
@@ -117,7 +121,7 @@ def test_the_new_label_comes_soon_after_the_key(kind):
     assert statistics.median(taken) <= MOST_MS, taken
 
 
-@both
+@every
 def test_of_several_quick_moves_the_last_one_stays(kind):
     page = PAGES[kind]
     handle = slider(page, "sparsity")
@@ -129,7 +133,7 @@ def test_of_several_quick_moves_the_last_one_stays(kind):
     assert "sparsity 0 %" in page.locator(SAYS).inner_text()
 
 
-@both
+@every
 def test_run_it_live_finishes_and_draws(kind):
     page = PAGES[kind]
     page.get_by_role("button", name="Run it live").click()
@@ -144,7 +148,7 @@ def test_run_it_live_finishes_and_draws(kind):
     picture_of(page, f"{kind}-live.png")
 
 
-@both
+@every
 def test_stop_stops(kind):
     page = PAGES[kind]
     choose(page, "seed", "1")
@@ -160,7 +164,7 @@ def test_stop_stops(kind):
     text(page, SAYS, "seed 0:")
 
 
-@both
+@every
 def test_an_exception_is_shown_and_the_next_move_draws_again(kind):
     page = PAGES[kind]
     slider(page, "rank").press("End")
@@ -170,7 +174,7 @@ def test_an_exception_is_shown_and_the_next_move_draws_again(kind):
     text(page, SAYS, "rank 1,.*metrics inside")
 
 
-@both
+@every
 def test_pins_can_be_taken_along(kind):
     page = PAGES[kind]
     page.get_by_role("button", name="Pin this point").click()
@@ -184,7 +188,7 @@ def test_pins_can_be_taken_along(kind):
     assert "prunelora" in content
 
 
-@both
+@every
 def test_a_picture_of_ones_own_is_answered_and_other_files_are_refused(kind, tmp_path):
     from PIL import Image, ImageDraw
 
@@ -202,7 +206,7 @@ def test_a_picture_of_ones_own_is_answered_and_other_files_are_refused(kind, tmp
     page.get_by_text("the picture cannot be read").wait_for()
 
 
-@both
+@every
 def test_a_file_that_is_too_large_is_refused_and_the_button_goes_on(kind, tmp_path):
     from PIL import Image
 
@@ -232,8 +236,9 @@ def serious(page, axe):
             for v in found if v["impact"] in ("serious", "critical")]  # fmt: skip
 
 
-def test_the_page_has_no_serious_findings(axe):
-    assert not serious(PAGES["voila"], axe)
+@pytest.mark.parametrize("kind", ["voila", "voila_colab"])
+def test_the_page_has_no_serious_findings(kind, axe):
+    assert not serious(PAGES[kind], axe)
 
 
 def test_the_page_fits_a_narrow_screen():

@@ -6,9 +6,13 @@ import base64
 import gc
 import io
 import logging
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -22,6 +26,8 @@ from helpers import audit, controls, files, grid, plots, runs, study, training, 
 from helpers.config import InputError
 from helpers.files import FileProblem
 from tests import grids
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -732,3 +738,18 @@ def test_the_value_of_an_upload_field_in_both_versions():
 def test_every_control_has_a_description(panel):
     assert all(control.description for control in panel.inputs.values())
     assert isinstance(panel.panel, controls.Panel)
+
+
+OLD = """
+import ipywidgets, pytest, sys
+assert ipywidgets.__version__ == "7.7.1", ipywidgets.__version__
+sys.exit(pytest.main(["-q", "-n0", "-p", "no:cacheprovider", sys.argv[1], "-k",
+                      "(opens or visitor or pins or picture or live_run) and not colab"]))
+"""
+
+
+def test_the_explorer_works_with_the_ipywidgets_of_colab(colab_ipywidgets):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(colab_ipywidgets), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-c", OLD, __file__], env=environment, cwd=ROOT,
+                          capture_output=True, text=True, timeout=600)  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
