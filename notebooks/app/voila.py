@@ -23,6 +23,13 @@ c = get_config()  # noqa: F821  (given by traitlets)
 c.Voila.ip = "127.0.0.1"
 c.Voila.auto_token = True
 c.Voila.open_browser = False
+# The template of Voila names icons of another server; the browser shall ask this one alone.
+c.Voila.tornado_settings = {
+    "headers": {
+        "Content-Security-Policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
+        "connect-src 'self' ws://127.0.0.1:* ws://localhost:*; frame-ancestors 'self'"
+    }
+}
 c.VoilaConfiguration.prelaunch_hook = page
 c.VoilaConfiguration.strip_sources = True
 c.VoilaConfiguration.show_tracebacks = False

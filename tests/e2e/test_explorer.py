@@ -301,6 +301,17 @@ def test_other_pages_cannot_end_a_kernel(browser, voila):
     visitor.close()
 
 
+def test_the_page_asks_no_other_server(browser, voila):
+    page, asked = browser.new_page(), []
+    here = f"http://127.0.0.1:{voila.port}/"
+    page.route(lambda address: not address.startswith(here),
+               lambda route: (asked.append(route.request.url), route.abort()))  # fmt: skip
+    page.goto(voila.address(), timeout=120_000)
+    page.locator(SAYS).wait_for(timeout=120_000)
+    page.close(run_before_unload=True)
+    assert not asked
+
+
 def status_of(address):
     class Stay(urllib.request.HTTPRedirectHandler):
         def redirect_request(self, *_):
