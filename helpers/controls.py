@@ -53,7 +53,8 @@ if (!window.helpersAloud) {
       one.removeAttribute('title');
   };
   window.helpersAloud = new MutationObserver(mend);
-  window.helpersAloud.observe(document, {subtree: true, childList: true, characterData: true});
+  window.helpersAloud.observe(document, {subtree: true, childList: true, characterData: true,
+                                         attributeFilter: ['class', 'title']});
   mend();
 }
 </script>"""

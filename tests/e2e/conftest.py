@@ -1,4 +1,4 @@
-"""A browser, and the two servers whose pages it opens.
+"""A browser, and the servers whose pages it opens.
 
 Without Chromium these tests are skipped, and say so; with ``HELPERS_BROWSER=required`` they fail.
 """

@@ -228,6 +228,16 @@ def test_a_file_that_is_too_large_is_refused_and_the_button_goes_on(kind, tmp_pa
     assert page.evaluate("HTMLInputElement.prototype.click.toString()").endswith("[native code] }")
 
 
+@every
+def test_lines_are_live_regions_and_no_tooltip_is_written_as_null(kind):
+    page = PAGES[kind]
+    for name in ("panel", "live", "own", "upload"):
+        holds = page.locator(f".{name}-says > .widget-html-content")
+        expect(holds).to_have_attribute("role", "status")
+    assert not page.locator(".live-steps [role], .live-steps [aria-live]").count()
+    assert not page.locator(".explorer [title=null]").count()
+
+
 def serious(page, axe):
     """What axe finds on the page and calls serious or critical."""
     page.evaluate(axe)
@@ -298,7 +308,7 @@ def test_other_pages_cannot_end_a_kernel(browser, voila):
         assert visitor.request.post(asked, headers=headers).status in (403, 404)
     choose(page, "method", "lora")
     text(page, SAYS, "^lora")
-    visitor.close()
+    page.close(run_before_unload=True)
 
 
 def test_the_page_asks_no_other_server(browser, voila):
