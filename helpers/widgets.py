@@ -7,6 +7,7 @@ values; the one exception is a picture, which is decoded in memory and never kep
 
 from __future__ import annotations
 
+import atexit
 import base64
 import dataclasses
 import functools
@@ -127,6 +128,7 @@ def _settle() -> None:
     """Spare the collector the half million objects of the imports: a slider waits while it runs."""
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # or libraries report at the end what is still there
 
 
 class _Sheet:

@@ -400,17 +400,18 @@ def test_stop_stops_what_waits_for_another_process(panel, dataset, home):
 def test_what_is_done_is_said_at_once_and_its_steps_now_and_then(panel, monkeypatch):
     seen, now = [], [100.0]
     monkeypatch.setattr(widgets.time, "monotonic", lambda: now[0])
-    panel.note.observe(lambda _: seen.append(re.sub("<[^>]+>", "", panel.note.value)), "value")
+    for line in (panel.note, panel.steps):
+        line.observe(lambda c: seen.append(re.sub("<[^>]+>", "", c["new"])), "value")
     for step in (1, 2, 3, 4):
         panel._say("training", step, 4)
         now[0] += 0.04
     panel._say("measuring", 0, 1)
-    assert seen == ["training: step 1 of 4", "training: step 4 of 4", "measuring …"]
+    assert seen == ["training …", "step 1 of 4", "step 4 of 4", "measuring …", ""]
     panel._say("an oracle", 1, 9)
     panel._say("an oracle", 2, 9)
     now[0] += 0.2
     panel._say("an oracle", 3, 9)
-    assert seen[3:] == ["an oracle: step 1 of 9", "an oracle: step 3 of 9"]
+    assert seen[5:] == ["an oracle …", "step 1 of 9", "step 3 of 9"]
 
 
 def test_stop_says_when_it_will_stop(panel, monkeypatch):
