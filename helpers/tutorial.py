@@ -307,8 +307,13 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
+_FOR_WIDGETS = re.compile(r"(<(style|script)>.*?</\2>\s*)+", re.DOTALL)
+
+
 def _stays(output: Any) -> bool:
-    widget = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    data = output.get("data", {})
+    widget = "application/vnd.jupyter.widget-view+json" in data  # and what dresses it
+    widget = widget or _FOR_WIDGETS.fullmatch("".join(data.get("text/html", "")).strip())
     return not widget and output.get("name") != "stderr"  # bars and log lines
 
 

@@ -270,6 +270,14 @@ def test_pages_have_the_figure_beside_a_slider_but_no_slider_that_cannot_answer(
     assert "ab12" in str(made), "the notebook itself keeps it"
 
 
+def test_what_dresses_a_widget_goes_with_it_and_a_styled_table_stays():
+    table = '<style type="text/css"></style><table><tr><td>1</td></tr></table>'
+    dress = "<style>.a {}</style>\n<script>\nmend();\n</script>\n"
+    outputs = [v4.new_output("display_data", {"text/html": text}) for text in (dress, table)]
+    made = tutorial.normalise(lesson(v4.new_code_cell("cut", outputs=outputs)))
+    assert [o.data["text/html"] for o in made.cells[-1].outputs] == [table]
+
+
 def test_pages_link_to_pages():
     links = "[next](01_baseline_training.ipynb) [other](https://x.org/01_y.ipynb)"
     page = tutorial._page(lesson(v4.new_markdown_cell(links)))
