@@ -235,6 +235,17 @@ def test_frame_stars_and_words_are_those_of_the_point(panel, monkeypatch):
     assert len(framed) == len(mine), "each has its frame"
 
 
+def overtake(slow, quick, inside, go):
+    """Let one thread come upon another that is still inside; wait for both."""
+    slow.start()
+    assert inside.wait(60)
+    quick.start()
+    quick.join(0.5)
+    go.set()
+    slow.join(60)
+    quick.join(60)
+
+
 def test_what_was_chosen_last_stays_when_two_threads_draw(panel, monkeypatch):
     inside, go, real = threading.Event(), threading.Event(), panel.panel._draw
 
@@ -247,13 +258,7 @@ def test_what_was_chosen_last_stays_when_two_threads_draw(panel, monkeypatch):
     monkeypatch.setattr(panel.panel, "_draw", drawn)
     slow = threading.Thread(target=panel.panel.refresh, name="slow")
     quick = threading.Thread(target=move, args=(panel,), kwargs={"rank": 1})
-    slow.start()
-    assert inside.wait(60)
-    quick.start()
-    quick.join(0.5)
-    go.set()
-    slow.join(60)
-    quick.join(60)
+    overtake(slow, quick, inside, go)
     assert "rank 1," in says(panel)
 
 
@@ -616,13 +621,7 @@ def test_pins_are_compared_by_one_thread_at_a_time_and_without_pyplot(panel, mon
     monkeypatch.setattr(plots, "lie_detector", drawn)
     monkeypatch.setattr(plt, "subplots", None)
     slow, quick = (threading.Thread(target=panel._compare, name=n) for n in ("slow", "quick"))
-    slow.start()
-    assert inside.wait(60)
-    quick.start()
-    quick.join(0.5)
-    go.set()
-    slow.join(60)
-    quick.join(60)
+    overtake(slow, quick, inside, go)
     assert seen == ["slow", "slow", "quick", "quick"]
 
 
