@@ -828,16 +828,18 @@ def difference_text(row: Mapping[str, Any]) -> str:
         row: From :func:`helpers.grid.differences`.
 
     Returns:
-        Percentage points for shares and Avg Gap, three decimals for everything else.
+        Percentage points for shares and Avg Gap, else the number; as many decimals as the metric
+        itself.
 
     Source: this project.
     Lesson: 06_explorer, "Run it live".
     """
     if row["difference"] is None:
         return "–"
-    if audit.METRICS[row["name"]].part or row["name"] == "Avg Gap":
-        return f"{round(100 * row['difference'], 1) + 0.0:+.1f} pp"  # never -0.0
-    return f"{round(row['difference'], 3) + 0.0:+.3f}"
+    metric = audit.METRICS[row["name"]]
+    scale, unit = (100, " pp") if metric.unit else (1, "")
+    places = metric.decimals
+    return f"{round(scale * row['difference'], places) + 0.0:+.{places}f}{unit}"  # never -0.0
 
 
 def _ends(row: Mapping[str, Any], low: float | None, high: float | None) -> str:

@@ -753,3 +753,19 @@ def test_the_explorer_works_with_the_ipywidgets_of_colab(colab_ipywidgets):
     done = subprocess.run([sys.executable, "-c", OLD, __file__], env=environment, cwd=ROOT,
                           capture_output=True, text=True, timeout=600)  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+@pytest.mark.parametrize(
+    ("name", "difference", "text"),
+    [
+        ("TA", -0.0123, "-1.2 pp"),
+        ("TA", -0.0001, "+0.0 pp"),
+        ("Avg Gap", 0.0123, "+1.23 pp"),
+        ("relearn_steps", -2.26, "-2.3"),
+        ("CKA_forget", 0.0126, "+0.013"),
+        ("TV", -0.0001, "+0.000"),
+        ("TV", None, "–"),
+    ],
+)
+def test_a_difference_is_written_as_its_metric(name, difference, text):
+    assert widgets.difference_text({"name": name, "difference": difference}) == text
