@@ -5,6 +5,7 @@ Each takes the network, which it changes in place, and returns what that cost.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,8 @@ from torch import nn
 from helpers import models, objectives
 from helpers.config import check
 from helpers.data import ClassSplit, Dataset, batches, per_pass
+
+log = logging.getLogger(__name__)
 
 MASKED = -1e4  # instead of minus infinity: finite, and no probability is left at any precision
 Edit = Callable[[nn.Module, ClassSplit, Dataset, float | None], int]
@@ -119,14 +122,16 @@ def dampen(
         split: Gives the forget set.
         dataset: Gives all training images and the normalisation.
         strength: How many times as important to the forget set a weight must be to be chosen.
-            Below all images / images to forget: more is impossible, since the forget set is among
-            all. None is 10 as published, or half of what is possible where that is less.
+            None is 10, as published. The forget set is among all images, so that no weight can be
+            more than all images / images to forget times as important to it: a strength from there
+            on, such as one tuned for more classes, is replaced by half of that, and it is logged;
+            None never exceeds that half.
 
     Returns:
         Images that had to be passed through the network, a backward pass counted as two.
 
     Raises:
-        InputError: If the strength is out of that range, and nothing could be chosen.
+        InputError: If the strength is not positive.
 
     Source: Foster et al. 2023, SSD (arXiv 2308.07707), equations 3 and 4, with lambda = 1.
     Lesson: 04_class_unlearning, "A table of methods".
@@ -134,8 +139,11 @@ def dampen(
     every = split.retain.with_all(split.forget)
     most = len(every) / len(split.forget)
     alpha = min(10.0, most / 2) if strength is None else strength
-    check("strength", alpha, 0 < alpha < most,
-          f"above 0 and below {most:.4g}, all images / those to forget")  # fmt: skip
+    check("strength", alpha, alpha > 0, "above 0")
+    if alpha >= most:
+        log.warning("ssd: no weight is %g times as important to 1 / %.3g of the images as to all; "
+                    "with strength %.3g", alpha, most, most / 2)  # fmt: skip
+        alpha = most / 2
     mine, all_ = (objectives.fisher(model, part, dataset) for part in (split.forget, every))
     for name, weight in model.named_parameters():
         chosen = mine[name] > alpha * all_[name]

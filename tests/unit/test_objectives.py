@@ -352,13 +352,19 @@ def test_dampening_by_itself_changes_weights_however_large_the_class(dataset, or
         assert any(bool((new != old).any()) for new, old in pairs)
 
 
-def test_dampening_refuses_a_strength_that_no_weight_can_have(dataset, split, original):
-    before, most = copy.deepcopy(original), len(dataset.train) / len(split.forget)
-    for strength in (most, 100, 0):
-        with pytest.raises(InputError, match=rf"strength = .* above 0 and below {most:.4g}, all"):
-            edits.dampen(original, split, dataset, strength)
-    assert all(map(torch.equal, original.parameters(), before.parameters()))
-    edits.dampen(original, split, dataset, most * 0.999)
+def test_dampening_by_more_than_any_weight_can_have_is_by_half_of_that(
+    dataset, split, original, caplog
+):
+    most, networks = len(dataset.train) / len(split.forget), {}
+    for strength in (most / 2, most * 0.999, most, 100):
+        networks[strength] = copy.deepcopy(original)
+        edits.dampen(networks[strength], split, dataset, strength)
+        assert ("no weight is" in caplog.text) == (strength >= most)
+    half, below, *impossible = (list(n.parameters()) for n in networks.values())
+    assert not all(map(torch.equal, half, below))
+    assert all(all(map(torch.equal, half, one)) for one in impossible)
+    with pytest.raises(InputError, match=r"strength = 0 is not allowed.*above 0"):
+        edits.dampen(original, split, dataset, 0)
 
 
 # ------------------------------------------------------------------------------------------------
