@@ -30,7 +30,7 @@ from typing import Any
 from joblib import Parallel, delayed
 from measure import call
 
-from helpers import audit, data, files, plots, report, runs, study, training, unlearning
+from helpers import audit, data, files, pages, plots, runs, study, training, unlearning
 from helpers.config import RunConfig, check, get_config, home
 from helpers.data import Dataset
 
@@ -88,7 +88,7 @@ def main() -> None:
         plots.style()
         figure = plots.lie_detector(study.panel(study.load(record))).figure
         figure.savefig(record.with_suffix(".png"), dpi=110)
-        report.render(RECORD.parents[1])
+        pages.render(RECORD.parents[1])
 
 
 def networks(cfg: RunConfig, cells: Sequence[tuple[int, int]]) -> list[RunConfig]:

@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 from measure import call
 
-from helpers import files, plots, report, shadows, study, unlearning
+from helpers import files, pages, plots, shadows, study, unlearning
 from helpers.config import TUNED, get_config, home
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -54,7 +54,7 @@ def main() -> None:
         found.about.update(about, core_seconds=float(found.table["wall"].sum()))
         study.save(found, RESULTS / "audit-digits.json")
         draw(study.panel(found))
-        report.render(RESULTS.parent)
+        pages.render(RESULTS.parent)
     if options.only != "audit":
         started = time.perf_counter()
         record = shadows.run(CFG, SETTINGS, workers=options.workers)
@@ -65,7 +65,7 @@ def main() -> None:
 def draw(panel: pd.DataFrame) -> None:
     """Draw the whole panel, and a part of it that can be read at a glance."""
     plots.style()
-    short = panel["method"].isin(report.JUDGED) & panel["metric"].isin(SHORT)
+    short = panel["method"].isin(pages.JUDGED) & panel["metric"].isin(SHORT)
     for name, part in (("audit-digits", panel), ("lie-detector", panel[short])):
         figure = plots.lie_detector(part).figure
         figure.savefig(RESULTS / f"{name}.png", dpi=110)

@@ -31,7 +31,7 @@ from typing import Any
 import psutil
 from measure import call, retell
 
-from helpers import files, report, runs
+from helpers import files, pages, report, runs
 
 RECORD = Path(__file__).parents[1] / "results" / "faults.json"
 TEXT = Path(__file__).with_name("README.md")
@@ -195,7 +195,7 @@ def rendered(text: str, record: dict[str, Any]) -> str:
         count = "some" if row["same"] is None else row["count"]
         table.append([TITLES[row["fault"]].format(count), words[row["same"]]])
     about = f"{record['runs']} runs each. {report.provenance(record)}"
-    return report.filled(text, {"faults": f"{report.markdown_table(table)}\n{about}\n"})
+    return pages.filled(text, {"faults": f"{report.markdown_table(table)}\n{about}\n"})
 
 
 def main() -> None:

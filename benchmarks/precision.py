@@ -29,7 +29,7 @@ import torch
 from measure import call, retell
 from torch import Tensor, nn
 
-from helpers import files, models, report, runs, training, unlearning
+from helpers import files, models, pages, report, runs, training, unlearning
 from helpers.config import DEVICES, PRECISIONS, Recipe, get_config
 from helpers.data import Dataset, ImageSet
 
@@ -194,7 +194,7 @@ def rendered(text: str, record: dict[str, Any]) -> str:
             f"{'; instructions ' + last['instructions'] if device == 'cpu' else ''}. "
             f"{report.provenance(last)}\n"
         )
-    return report.filled(text, {"precision": made})
+    return pages.filled(text, {"precision": made})
 
 
 def words(precision: str, layout: str, compile: bool) -> str:

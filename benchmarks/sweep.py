@@ -32,7 +32,7 @@ from typing import Any
 
 from measure import call, retell
 
-from helpers import audit, files, frozen, report, runs, sweep, unlearning
+from helpers import audit, files, frozen, pages, report, runs, sweep, unlearning
 
 RECORD = Path(__file__).parents[1] / "results" / "sweep.json"
 TEXT = Path(__file__).with_name("README.md")
@@ -220,7 +220,7 @@ def rendered(text: str, record: dict[str, Any]) -> str:
     parts = {"measured": f"{report.markdown_table(measured)}\n{provenance}\n"}
     if {*SECTIONS} <= {*record}:
         parts["paper"] = f"{report.markdown_table(on_paper(record))}\n{storage(record)}\n"
-    return report.filled(text, parts)
+    return pages.filled(text, parts)
 
 
 SECTIONS = {"overhead": overhead, "workers": workers}

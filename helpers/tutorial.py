@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers import audit, files, plots, report, runs, statistics
+from helpers import audit, files, pages, plots, report, runs, statistics
 from helpers.config import InputError, RunConfig, at_home, need
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _keep(cfg: RunConfig, root: Path, costs: dict[str, Any], table: pd.DataFrame
     figure = plots.comparison(table)[0].figure
     picture = folder / f"comparison-{cfg.preset}.png"
     files.write_atomically(picture, lambda part: figure.savefig(part, format="png", dpi=110))
-    report.render(root)
+    pages.render(root)
 
 
 def _with_costs(notebook: NotebookNode) -> NotebookNode:

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 import helpers
-from helpers import report, tutorial
+from helpers import pages, tutorial
 from helpers.config import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -29,8 +29,8 @@ PAGES = ["README.md", "CONTRIBUTING.md", "helpers/README.md", "benchmarks/README
 ROOMS = ["files", "config", "parallel", "store", "download", "folders", "data", "models", "ledger",
          "recording", "training", "frozen", "pruning", "lora", "patches", "objectives", "edits",
          "unlearning", "outputs", "attacks", "shut", "features", "relearning", "statistics",
-         "audit", "runs", "study", "sweep", "grid", "shadows", "defects", "report", "plots",
-         "controls", "sliders", "card", "widgets", "exercises", "tutorial", "stamp",
+         "audit", "runs", "study", "sweep", "grid", "shadows", "defects", "report", "pages",
+         "plots", "controls", "sliders", "card", "widgets", "exercises", "tutorial", "stamp",
          "__main__"]  # fmt: skip
 
 
@@ -155,25 +155,25 @@ def test_the_links_of_a_page_lead_somewhere(page):
 
 
 def test_the_tables_of_the_pages_are_those_of_the_records(tmp_path):
-    for page in report.PAGES:
+    for page in pages.PAGES:
         (tmp_path / page).parent.mkdir(exist_ok=True)
         (tmp_path / page).write_text((ROOT / page).read_text())
-    report.render(tmp_path)
-    for page in report.PAGES:
+    pages.render(tmp_path)
+    for page in pages.PAGES:
         assert (tmp_path / page).read_text() == (ROOT / page).read_text()
 
 
 def test_a_page_without_its_markers_changes_no_page(tmp_path):
-    for page in report.PAGES:
+    for page in pages.PAGES:
         (tmp_path / page).parent.mkdir(exist_ok=True)
         (tmp_path / page).write_text((ROOT / page).read_text().replace("| `prunelora` |", "| ? |"))
-    broken = tmp_path / [*report.PAGES][-1]
+    broken = tmp_path / [*pages.PAGES][-1]
     broken.write_text("no marker")
-    before = {page: (tmp_path / page).read_text() for page in report.PAGES}
+    before = {page: (tmp_path / page).read_text() for page in pages.PAGES}
     assert "| ? |" in before["README.md"]
     with pytest.raises(InputError, match="needs <!-- "):
-        report.render(tmp_path)
-    assert {page: (tmp_path / page).read_text() for page in report.PAGES} == before
+        pages.render(tmp_path)
+    assert {page: (tmp_path / page).read_text() for page in pages.PAGES} == before
 
 
 def test_the_manual_names_every_module():
