@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,7 +16,7 @@ from helpers.report import COLUMNS, markdown_table, provenance
 
 # the small table: which methods, by which metrics
 JUDGED = (
-    "original", "retrain", "finetune@3", "lora", "prunelora", "prunelora, all blocks",
+    "original", "retrain", "finetune", "finetune@3", "lora", "prunelora", "prunelora, all blocks",
     "prunelora_channels", "logit_mask", "head_only", "prototype",
 )  # fmt: skip
 VERDICT = ("UA", "TA", "MIA", "linear_probe", "head_refit", "prototype_attack")
@@ -274,6 +274,66 @@ def audits() -> str:
     )
 
 
+def controls() -> str:
+    """Tell what else than memory of the class could have made the audit's verdicts.
+
+    Returns:
+        Markdown: a table for each method that was applied to networks that never saw the class,
+        beside the same method applied to the originals; one that sets the smallest of the equally
+        good learning rates beside the largest; and where and when.
+
+    Raises:
+        FileProblem: If a record is missing or damaged.
+
+    Source: ``results/controls-digits.json``, written by ``benchmarks/controls_digits.py``.
+    Lesson: 05_evaluation, "The lie detector".
+    """
+    folder = runs.results_folder()
+    other = study.load(folder / "controls-digits.json")
+    found = study.join([study.load(folder / "audit-digits.json"), other])
+    methods = [label.removesuffix(_NEVER) for label in other.methods if label.endswith(_NEVER)]
+    tables = [markdown_table(_mark_cells(found, method)) for method in methods]
+    shadows = files.read_json(folder / "shadows-digits.json", ("methods",))["methods"]
+    attacked = shadows | other.about["shadows"]["methods"]
+    pairs = [label.removesuffix(_HIGH) for label in other.methods if label.endswith(_HIGH)]
+    tables.append(markdown_table(_rate_cells(found, attacked, pairs)))
+    return "\n".join([*tables, f"{provenance(other.about)}\n"])
+
+
+_NEVER, _HIGH = " of retrain", ", high lr"  # how benchmarks/controls_digits.py names them
+
+
+def _mark_cells(found: study.Study, method: str) -> list[list[str]]:
+    """Format what a method does to networks that never saw the class, and to those that did."""
+    means = found.table.groupby("method")[found.metrics].mean()
+    never = method + _NEVER
+    mark = report.standing(found, never, ["retrain"], found.metrics)["retrain"].iloc[1:]
+    adds = report.standing(found, method, [never], found.metrics)[never].iloc[1:]
+    rows = [[method, "retrained", "method on retrained", "method on original",
+             "on retrained, beside retrained", "on original, beside on retrained"]]  # fmt: skip
+    for name, one, two in zip(found.metrics, mark, adds, strict=True):
+        values = [audit.shown(name, means[name][label]) for label in ("retrain", never, method)]
+        rows.append([audit.METRICS[name].title, *values, one, two])
+    return rows
+
+
+def _rate_cells(
+    found: study.Study, attacked: Mapping[str, Any], pairs: Sequence[str]
+) -> list[list[str]]:
+    """Format what the smallest and the largest of the equally good learning rates give."""
+    means = found.table.groupby("method")[found.metrics].mean()
+    metrics = ("TA", "activation", "head_refit", "IDI", "prototype_attack", "CKA_forget", "epsilon")
+    rows = [["smallest → largest rate", *(audit.METRICS[name].title for name in metrics),
+             "U-LiRA hits %", "U-LiRA AUC"]]  # fmt: skip
+    for name in pairs:
+        both = (name, name + _HIGH)
+        row = [" → ".join(audit.shown(m, means[m][label]) for label in both) for m in metrics]
+        row.append(" → ".join(f"{100 * attacked[label]['tpr']:.1f}" for label in both))
+        row.append(" → ".join(f"{attacked[label]['auc']:.2f}" for label in both))
+        rows.append([f"`{name}`", *row])
+    return rows
+
+
 def _inside_cells(found: study.Study) -> list[list[str]]:
     """Format the share of a method's networks inside the oracles' band, by group of metrics."""
     panel = study.panel(found)
@@ -505,5 +565,7 @@ PAGES: Mapping[str, Mapping[str, Callable[[], str]]] = {
         "photographs": photographs, "protocol": protocol, "limits": limits,
     },
     "helpers/README.md": {"methods": methods, "glossary": report.glossary},
-    "benchmarks/README.md": {"audits": audits, "savings": savings, "images": images},
+    "benchmarks/README.md": {
+        "audits": audits, "controls": controls, "savings": savings, "images": images,
+    },
 }  # fmt: skip

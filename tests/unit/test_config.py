@@ -231,6 +231,11 @@ def test_the_tuned_recipes_are_those_of_the_search():
     best = {name: Recipe(**recipe) for name, recipe in record["best"].items()}
     assert best.pop("train") == get_config("cpu").train
     assert best == config.TUNED["digits"]
+    high = {name: Recipe(**recipe) for name, recipe in record["high"].items()}
+    judged = ("finetune", "prune_finetune", "lora", "prunelora", "prunelora_channels",
+              "finetune@3", "retrain@3")  # fmt: skip
+    assert config.TUNED["digits_high"] == best | {name: high[name] for name in judged}
+    assert all(high[name].lr > best[name].lr for name in judged)
     counts = {name: len(trials) for name, trials in record["trials"].items()}
     assert len(set(counts.values())) == 1, f"unequal numbers of trials: {counts}"
     assert not set(record["seeds"]) & set(range(get_config("cpu").seeds))

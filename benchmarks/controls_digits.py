@@ -1,0 +1,95 @@
+"""Ask of the audit on the digits what else could have made its verdicts.
+
+    python benchmarks/controls_digits.py [--workers 2]
+
+Two controls, with the classes, seeds and oracles of ``benchmarks/audit_digits.py``:
+
+``METHOD of retrain``: the method is applied to a network that never saw the class. Whatever sets
+the result apart from the oracles is the mark of the method, and no memory of the class.
+
+``METHOD, high lr``: the tuning takes the smallest of the learning rates that validation images
+cannot tell apart; here the method has the largest of them. What turns round with it was decided by
+that rule. These are attacked image by image, too.
+
+What is finished is kept in ``artifacts/``; run again to go on. The record is
+``results/controls-digits.json``, and ``benchmarks/README.md`` is rendered from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from audit_digits import CFG, ORACLES, SEEDS
+from joblib import Parallel, delayed
+from measure import call
+from tqdm import tqdm
+
+from helpers import audit, data, files, frozen, pages, runs, shadows, study, unlearning
+from helpers.config import TUNED, RunConfig, at_home, home
+
+RESULTS = Path(__file__).parents[1] / "results"
+CLASSES = range(10)
+ON_ORACLES = {
+    "finetune": {"method": "finetune"},
+    "lora": {"method": "lora"},
+    "prunelora": {"method": "prunelora"},
+    "finetune@3": {"method": "finetune", "epochs": 3},
+}
+HIGH = {
+    f"{name}, high lr": {"method": name.partition("@")[0], "tuned": "digits_high"} | changes
+    for name, changes in {
+        "finetune": {}, "prune_finetune": {}, "lora": {}, "prunelora": {},
+        "prunelora_channels": {}, "finetune@3": {"epochs": 3},
+        "retrain@3": {"train": TUNED["digits_high"]["retrain@3"]},
+    }.items()
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    high = study.run(CFG, HIGH, CLASSES, SEEDS, oracles=ORACLES, workers=options.workers)
+    attacked = shadows.run(CFG, HIGH, workers=options.workers)
+    jobs = [delayed(on_oracles)(str(home()), CFG.but(forget=c)) for c in CLASSES]
+    pool = Parallel(n_jobs=options.workers, return_as="generator")
+    rows = [row for done in tqdm(pool(jobs), "classes", len(jobs)) for row in done]
+    table = pd.DataFrame(rows)
+    table["repetition"] = table["seed"] - table["original_seed"]
+    never = study.Study(table, high.bands, high.oracles, high.about)
+    found = study.join([never, high])
+    about = ("forget", "networks", "targets", "methods")
+    found.about["shadows"] = {name: attacked[name] for name in about}
+    study.save(found, RESULTS / "controls-digits.json")
+    pages.render(RESULTS.parent)
+
+
+def on_oracles(place: str, cfg: RunConfig) -> list[dict[str, Any]]:
+    """Apply the methods to networks that never saw the class, and audit what comes out."""
+    with at_home(place):
+        unlearning.set_threads(cfg)
+        dataset = data.load_dataset(cfg, progress=False)
+        path = study.folder_of(cfg, dataset, ORACLES) / "of-retrain.json"
+        if path.is_file():
+            return files.read_json(path, ("rows",))["rows"]
+        split, rows = dataset.split(cfg.forgotten), []
+        looks = study._oracles(cfg, dataset, split, ORACLES)
+        for seed in SEEDS:
+            first, oracle = (
+                runs.run(cfg.but(method=name, seed=seed), dataset, progress=False).model(dataset)
+                for name in ("original", "retrain")
+            )
+            before, cache = audit.look(first, split), frozen.Cache(cfg.cache_mb * 1_000_000)
+            for name, changes in ON_ORACLES.items():
+                one = cfg.but(seed=seed, original_seed=seed, **changes)
+                row = study._row(one, oracle, before, looks, dataset, split, cache, keep=False)
+                rows.append({**row, "method": f"{name} of retrain"})
+        files.write_json(path, {"rows": rows})
+        return rows
+
+
+if __name__ == "__main__":
+    call(main)
