@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.config import InputError
 
@@ -63,8 +63,9 @@ def computed(call: Callable[[], Any]) -> set[tuple[int, ...]]:
         call: Without arguments; what it returns is dropped.
 
     Returns:
-        The shape of the tensor that each function of torch gave back. What only turns or copies an
-        argument does not count: it computes nothing. What numpy computes is not seen.
+        The shape, without its ones, of each tensor that torch computed on the way, also between the
+        steps of a function such as ``einsum``. What only turns or copies an argument does not
+        count: it computes nothing. What numpy computes is not seen.
 
     Source: this project.
     Lesson: 03_lora_adaptation, "Exercises".
@@ -74,23 +75,31 @@ def computed(call: Callable[[], Any]) -> set[tuple[int, ...]]:
     return seen.shapes
 
 
-class _Computed(TorchFunctionMode):
-    """Notes what functions of torch give back."""
+class _Computed(TorchDispatchMode):
+    """Notes what the operations give back that functions of torch are made of."""
 
-    COPYING = ("clone", "contiguous", "to", "float", "double")
+    COPYING = ("aten::clone", "aten::_to_copy")
 
     def __init__(self) -> None:
         super().__init__()
         self.shapes: set[tuple[int, ...]] = set()
 
-    def __torch_function__(
+    def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:  # fmt: skip
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and getattr(func, "__name__", "") not in self.COPYING:
+        kwargs = kwargs or {}
+        with self:  # in inference mode functions come here whole
+            result = func.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+        result = func(*args, **kwargs)
+        if func._schema.name not in self.COPYING:
             given = [x for x in args if isinstance(x, Tensor)]
             memory = {x.untyped_storage().data_ptr() for x in given}
-            view = result.untyped_storage().data_ptr() in memory
-            if not view or any(result is x for x in given):  # which is written into
-                self.shapes.add(tuple(result.shape))
+            for one in result if isinstance(result, tuple | list) else [result]:
+                if isinstance(one, Tensor) and (
+                    one.untyped_storage().data_ptr() not in memory
+                    or any(one is x for x in given)  # which is written into
+                ):
+                    self.shapes.add(tuple(n for n in one.shape if n > 1))
         return result

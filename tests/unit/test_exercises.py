@@ -1,8 +1,26 @@
 """Checks of the readers' answers."""
 
+import ast
+from pathlib import Path
+
+import nbformat
+import pytest
 import torch
 
 from helpers import exercises
+
+LESSONS = Path(__file__).parents[2] / "notebooks"
+
+
+def reply(lesson, exercise, answer):
+    """What the check cell of a lesson says to an answer."""
+    cells = nbformat.read(LESSONS / f"{lesson}.ipynb", as_version=4).cells
+    start = next(i for i, cell in enumerate(cells) if f"### {exercise} " in cell.source)
+    check = next(c for c in cells[start:] if "check" in c.metadata.get("tags", []))
+    *before, last = ast.parse(check.source).body
+    names = {"torch": torch, "exercises": exercises, "answer": answer}
+    exec(compile(ast.Module(before, []), lesson, "exec"), names)
+    return eval(compile(ast.Expression(last.value), lesson, "eval"), names)
 
 
 def test_what_is_computed_is_seen_however_it_is_written():
@@ -10,7 +28,8 @@ def test_what_is_computed_is_seen_however_it_is_written():
     direct = [lambda: x @ (w + b @ a).T, lambda: torch.mm(b, a), lambda: b.matmul(a),
               lambda: torch.einsum("or,ri->oi", b, a), lambda: torch.tensordot(b, a, 1),
               lambda: (b[:, :, None] * a[None]).sum(1), lambda: w.clone().addmm_(b, a),
-              lambda: w.detach().clone().add_(1.0)]  # fmt: skip
+              lambda: w.detach().clone().add_(1.0),
+              lambda: torch.mm(b, a, out=w.clone())]  # fmt: skip
     assert all((3, 4) in exercises.computed(one) for one in direct)
     assert (4, 3) in exercises.computed(lambda: w.T + a.T @ b.T)
     apart = exercises.computed(lambda: x @ w.T + (x @ a.mT) @ b.transpose(0, 1))
@@ -18,5 +37,42 @@ def test_what_is_computed_is_seen_however_it_is_written():
     assert exercises.computed(lambda: torch.nn.functional.linear(x, w)) == {(5, 3)}
     turned = [lambda: w.T, lambda: w.permute(1, 0), lambda: w.detach().T, lambda: w.float().T,
               lambda: w[:].T, lambda: w.view(3, 4).mT, lambda: w.clone().t(), lambda: w.to(x).T,
-              lambda: w.T.contiguous(), lambda: w.shape, lambda: 1]  # fmt: skip
+              lambda: w.T.contiguous(), lambda: w.shape, lambda: 1, lambda: w.type(torch.float64),
+              lambda: w.double().T, lambda: w.type_as(x.half()), lambda: w.split(1)]  # fmt: skip
     assert [exercises.computed(one) for one in turned] == [set()] * len(turned)
+
+
+def inside(formula, *tensors):
+    with torch.inference_mode():
+        return torch.einsum(formula, *tensors)
+
+
+@pytest.mark.parametrize("einsum", [torch.einsum, inside])
+def test_what_is_computed_on_the_way_is_seen(einsum):
+    x, a, b = torch.randn(5, 4), torch.randn(2, 4), torch.randn(3, 2)
+    with torch.backends.opt_einsum.flags(enabled=False):  # which chooses an order of its own
+        at_once = exercises.computed(lambda: einsum("or,ri,ni->no", b, a, x))
+        apart = exercises.computed(lambda: einsum("ni,ri,or->no", x, a, b))
+    assert at_once == {(3, 4), (3, 5)}
+    assert apart == {(5, 2), (5, 3)}
+    assert exercises.computed(lambda: x @ (b[None] @ a[None])[0].T) == {(3, 4), (5, 3)}
+
+
+BY_HAND = {
+    "x @ w.T + s * (x @ a.T) @ b.T": True,
+    "x @ w.type(torch.float64).float().T + s * (x @ a.T) @ b.T": True,
+    "x @ w.T + s * torch.einsum('ni,ri,or->no', x, a, b)": True,
+    "x @ (w + s * b @ a).T": False,
+    "x @ w.T + s * (x @ (b[None] @ a[None])[0].T)": False,
+    "x @ w.T + s * torch.einsum('or,ri,ni->no', b, a, x)": False,
+    "x @ w.T + s * (x[:, None] @ (b.expand(5, 3, 2) @ a).mT)[:, 0]": False,
+    "x @ w.T + (x @ a.T) @ b.T": False,
+}
+
+
+@pytest.mark.parametrize("formula", BY_HAND)
+def test_lora_by_hand_is_right_only_without_the_product(formula):
+    answer = eval(f"lambda x, w, a, b, s: {formula}", {"torch": torch})
+    with torch.backends.opt_einsum.flags(enabled=False):
+        told = reply("03_lora_adaptation", "Exercise 2", answer)
+    assert (told == exercises.RIGHT) == BY_HAND[formula], told
