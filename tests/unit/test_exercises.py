@@ -76,3 +76,18 @@ def test_lora_by_hand_is_right_only_without_the_product(formula):
     with torch.backends.opt_einsum.flags(enabled=False):
         told = reply("03_lora_adaptation", "Exercise 2", answer)
     assert (told == exercises.RIGHT) == BY_HAND[formula], told
+
+
+SHARES = {
+    "(w == 0).double().mean().item()": True,
+    "1 - w.count_nonzero() / w.numel()": True,
+    "float((w.abs() < 1e-3).float().mean())": False,
+    "float(torch.isclose(w, torch.zeros(())).float().mean())": False,
+    "(w == 0).sum().item()": False,
+}
+
+
+@pytest.mark.parametrize("formula", SHARES)
+def test_what_is_nearly_zero_is_not_counted_as_zero(formula):
+    told = reply("02_pruning", "Exercise 1", eval(f"lambda w: {formula}", {"torch": torch}))
+    assert (told == exercises.RIGHT) == SHARES[formula], told
