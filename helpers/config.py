@@ -430,7 +430,8 @@ class RunConfig:
         mode: ``default`` (the corrected method) or ``paper`` (the published settings and code).
         forget: Index of the class to forget, 0 and up; or several indices, forgotten at once.
         earlier: Classes that were forgotten before, one request after another in this order, by
-            the same method with the same settings; ``forget`` is the newest request.
+            the same method with the same settings; ``forget`` is the newest request. In the default
+            mode only the first of them prunes.
         seed: Of the initial weights, the order of batches and the adapters.
         original_seed: Seed of the network that the method starts from; None means ``seed``.
         sparsity: Share to prune, of whatever the kind of pruning counts; in [0, 1).

@@ -380,6 +380,11 @@ def unlearn(
     adapter is computed once, where images are not augmented. In paper mode the masks are dropped
     after pruning, as published, and the adapter keeps the classifier alone.
 
+    A later request (``earlier``) prunes nothing new in the default mode, and a warning says so:
+    what the first removed or set to zero stays so, and the zeros, as the weakest, would be chosen
+    again. What remains is the training, at a learning rate tuned for networks that pruning has just
+    damaged; much of the class may stay.
+
     Args:
         original: The trained network to start from; stays as it is. None for methods that start
             from scratch.
@@ -421,6 +426,7 @@ def unlearn(
     rows = [ledger.measure(model, "before", names)] if measured else []
     pruned, cache = pruning.Pruned(model), cache or frozen.Cache(cfg.cache_mb * 1_000_000)
     if chosen.prune != "none":
+        _remark(cfg)
         seen = split.retain if cfg.mask_data == "retain" else every
         pruned = cache.once(_pruning_key(model, seen, dataset, cfg),
                             partial(_prune, model, seen, dataset, cfg))  # fmt: skip
@@ -470,6 +476,18 @@ def unlearn(
     about = {"method": cfg.method, "forgotten": list(cfg.forgotten), "seed": cfg.seed}
     patch = patches.make(original, merged, changes, pruned.masks, pruned.kept, about)
     return Outcome(merged, fit, trainable, pruned.masks, rows, patch, once, before)
+
+
+def _remark(cfg: RunConfig) -> None:
+    """Say that a later request goes without the damage that made the first one forget."""
+    trains = method(cfg.method).objective != "none"
+    if not (cfg.earlier and cfg.mode == "default" and cfg.sparsity and trains):
+        return
+    newest = [c for c in cfg.forgotten if c not in cfg.earlier]
+    classes = (", ".join(map(str, part)) for part in (newest, cfg.earlier))
+    log.warning("%s, class %s after %s: nothing new is pruned, the first request did that, and "
+                "more of the class may stay: look at UA (of all requests together); a larger lr "
+                "forgets more, and lora does without pruning", cfg.method, *classes)  # fmt: skip
 
 
 def _let_learn(model: nn.Module, learns: Mapping[str, bool]) -> None:

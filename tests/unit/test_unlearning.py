@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import models, objectives, pruning, runs, study, training, unlearning
+from helpers import (
+    frozen,
+    models,
+    objectives,
+    outputs,
+    pruning,
+    runs,
+    study,
+    training,
+    unlearning,
+)
 from helpers.config import InputError
 from helpers.unlearning import METHODS, unlearn
 
@@ -213,6 +223,60 @@ def test_requests_one_after_another(name, cfg, dataset):
     assert models.count_parameters(after) == models.count_parameters(before), "pruned only once"
     if METHODS[name].prune == "mask_structured":
         assert pruning.sparsity(after, layers.prunable) == 0.5
+
+
+@pytest.mark.parametrize("kind", ["mask_structured", "mask_unstructured"])
+def test_at_a_second_request_the_zeros_of_the_first_would_be_chosen_again(kind, cfg, dataset):
+    one = cfg.but(method="prunelora", forget=8, pruning=kind)
+    first = runs.run(one, dataset, progress=False).model(dataset)
+    names = models.layers(first).prunable
+    zeros = pruning.zeros_as_masks(first, names)
+    again = pruning.prune(first, 0.5, kind, measured=False).masks
+    assert all(torch.equal(again[name], zeros[name]) for name in names)
+
+
+def test_a_second_request_forgets_as_it_should_with_the_recipe_of_lora(cfg, dataset):
+    """The learning rate of PruneLoRA is tuned for networks that pruning has just damaged."""
+    first = runs.run(cfg.but(method="prunelora", forget=8), dataset, progress=False)
+    then = cfg.but(method="prunelora", forget=3, earlier=(8,))
+    recipe = cfg.but(method="lora").unlearn
+    asked = dataset.split(3).forget
+    known = {}
+    for name, one in (("its own", None), ("of lora", recipe)):
+        model = unlearn(first.model(dataset), dataset, then, recipe=one).model
+        known[name] = outputs.accuracy(training.predict(model, asked, dataset), asked.labels)
+        assert pruning.sparsity(model, models.layers(model).prunable) == 0.5
+    assert known["of lora"] < 0.05 < 0.3 < known["its own"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"method": "prunelora"}, "prunelora, class 3 after 8: nothing new is pruned"),
+        (
+            {"method": "prune_finetune", "forget": (3, 5), "earlier": (8, 1)},
+            "class 3, 5 after 8, 1",
+        ),
+        ({"method": "prunelora_channels"}, "prunelora_channels, class 3 after 8"),
+        ({"method": "prunelora", "earlier": ()}, ""),
+        ({"method": "prunelora", "sparsity": 0.0}, ""),
+        ({"method": "prunelora", "mode": "paper"}, ""),
+        ({"method": "prunelora+ssd"}, ""),
+        ({"method": "lora"}, ""),
+    ],
+    ids=str,
+)
+def test_that_a_second_request_prunes_nothing_is_said_once_a_run(
+    changes, said, cfg, dataset, original, caplog
+):
+    cache = frozen.Cache(10**8)
+    one = cfg.but(**{"forget": 3, "earlier": (8,), "epochs": 1} | changes)
+    for _ in range(2):
+        caplog.clear()
+        unlearn(original, dataset, one, cache=cache)
+        lines = [r.getMessage() for r in caplog.records if "nothing new" in r.getMessage()]
+        assert len(lines) == bool(said)
+        assert not said or said in lines[0]
 
 
 def test_the_order_of_classes_in_one_request_does_not_matter(cfg, dataset):
