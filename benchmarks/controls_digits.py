@@ -27,7 +27,7 @@ from joblib import Parallel, delayed
 from measure import call
 from tqdm import tqdm
 
-from helpers import audit, data, files, frozen, pages, runs, shadows, study, unlearning
+from helpers import audit, data, files, frozen, pages, report, runs, shadows, study, unlearning
 from helpers.config import TUNED, RunConfig, at_home, home
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -39,7 +39,7 @@ ON_ORACLES = {
     "finetune@3": {"method": "finetune", "epochs": 3},
 }
 HIGH = {
-    f"{name}, high lr": {"method": name.partition("@")[0], "tuned": "digits_high"} | changes
+    f"{name}{report.HIGH}": {"method": name.partition("@")[0], "tuned": "digits_high"} | changes
     for name, changes in {
         "finetune": {}, "prune_finetune": {}, "lora": {}, "prunelora": {},
         "prunelora_channels": {}, "finetune@3": {"epochs": 3},
@@ -86,7 +86,7 @@ def on_oracles(place: str, cfg: RunConfig) -> list[dict[str, Any]]:
             for name, changes in ON_ORACLES.items():
                 one = cfg.but(seed=seed, original_seed=seed, **changes)
                 row = study._row(one, oracle, before, looks, dataset, split, cache, keep=False)
-                rows.append({**row, "method": f"{name} of retrain"})
+                rows.append({**row, "method": name + report.NEVER})
         files.write_json(path, {"rows": rows})
         return rows
 

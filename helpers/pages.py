@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -77,7 +77,9 @@ def verdict() -> str:
         "which a value could lie elsewhere). U-LiRA: hits "
         f"at 1 % false alarms of an attack with many shadow networks, digit {one} alone, "
         f"{shadows['targets']} networks attacked. GMACs: 10^9 multiply-accumulates of pruning and "
-        "training. `@3`: three epochs, which cost about what PruneLoRA costs. "
+        "training. `@3`: three epochs, which cost about what PruneLoRA costs. Each method has the "
+        "smallest of the learning rates that its tuning cannot tell apart; what hangs on that, "
+        "U-LiRA above all, stands in `benchmarks/README.md`. "
         f"{provenance(found.about)}\n"
     )
 
@@ -260,11 +262,10 @@ def audits() -> str:
     """
     found = study.load(runs.results_folder() / "audit-digits.json")
     table = report.standing(found, "prunelora", report.OPPONENTS, found.metrics)
-    words = [["prunelora, compared with", *table.columns]]
-    words += [[str(metric), *row] for metric, row in table.iterrows()]
+    table.columns.name = "prunelora, compared with"
     seeds, oracles = found.table["original_seed"].nunique(), found.oracles
     return (
-        f"{markdown_table(_inside_cells(found))}\n{report.finding(found)}\n{markdown_table(words)}\n"
+        f"{markdown_table(_inside_cells(found))}\n{report.finding(found)}\n{_table(table)}\n"
         f"Mean over {len(found.bands)} classes x {seeds} training seeds; {oracles} oracles each. "
         "`@3`: three epochs in batches of 32, about as many steps as PruneLoRA's, tuned for that. "
         "Differences of the distances to the oracles' centre, above or below it, with their 95 % "
@@ -291,47 +292,17 @@ def controls() -> str:
     folder = runs.results_folder()
     other = study.load(folder / "controls-digits.json")
     found = study.join([study.load(folder / "audit-digits.json"), other])
-    methods = [label.removesuffix(_NEVER) for label in other.methods if label.endswith(_NEVER)]
-    tables = [markdown_table(_mark_cells(found, method)) for method in methods]
+    methods = [label.removesuffix(report.NEVER) for label in other.methods
+               if label.endswith(report.NEVER)]  # fmt: skip
     shadows = files.read_json(folder / "shadows-digits.json", ("methods",))["methods"]
-    attacked = shadows | other.about["shadows"]["methods"]
-    pairs = [label.removesuffix(_HIGH) for label in other.methods if label.endswith(_HIGH)]
-    tables.append(markdown_table(_rate_cells(found, attacked, pairs)))
-    return "\n".join([*tables, f"{provenance(other.about)}\n"])
+    tables = [report.rates(found, shadows | other.about["shadows"]["methods"])]
+    tables += [report.mark(found, method) for method in methods]
+    return "\n".join([*map(_table, tables), f"{provenance(other.about)}\n"])
 
 
-_NEVER, _HIGH = " of retrain", ", high lr"  # how benchmarks/controls_digits.py names them
-
-
-def _mark_cells(found: study.Study, method: str) -> list[list[str]]:
-    """Format what a method does to networks that never saw the class, and to those that did."""
-    means = found.table.groupby("method")[found.metrics].mean()
-    never = method + _NEVER
-    mark = report.standing(found, never, ["retrain"], found.metrics)["retrain"].iloc[1:]
-    adds = report.standing(found, method, [never], found.metrics)[never].iloc[1:]
-    rows = [[method, "retrained", "method on retrained", "method on original",
-             "on retrained, beside retrained", "on original, beside on retrained"]]  # fmt: skip
-    for name, one, two in zip(found.metrics, mark, adds, strict=True):
-        values = [audit.shown(name, means[name][label]) for label in ("retrain", never, method)]
-        rows.append([audit.METRICS[name].title, *values, one, two])
-    return rows
-
-
-def _rate_cells(
-    found: study.Study, attacked: Mapping[str, Any], pairs: Sequence[str]
-) -> list[list[str]]:
-    """Format what the smallest and the largest of the equally good learning rates give."""
-    means = found.table.groupby("method")[found.metrics].mean()
-    metrics = ("TA", "activation", "head_refit", "IDI", "prototype_attack", "CKA_forget", "epsilon")
-    rows = [["smallest → largest rate", *(audit.METRICS[name].title for name in metrics),
-             "U-LiRA hits %", "U-LiRA AUC"]]  # fmt: skip
-    for name in pairs:
-        both = (name, name + _HIGH)
-        row = [" → ".join(audit.shown(m, means[m][label]) for label in both) for m in metrics]
-        row.append(" → ".join(f"{100 * attacked[label]['tpr']:.1f}" for label in both))
-        row.append(" → ".join(f"{attacked[label]['auc']:.2f}" for label in both))
-        rows.append([f"`{name}`", *row])
-    return rows
+def _table(shown: pd.DataFrame) -> str:
+    heading = [shown.columns.name or shown.index.name or "", *shown.columns]
+    return markdown_table([heading, *([name, *row] for name, row in shown.iterrows())])
 
 
 def _inside_cells(found: study.Study) -> list[list[str]]:

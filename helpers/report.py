@@ -31,6 +31,9 @@ COLUMNS: dict[str, tuple[str, Format]] = {
 
 # with what PruneLoRA is compared: at equal cost, and at the others' full cost
 OPPONENTS = ("finetune@3", "finetune_sgd@3", "retrain@3", "finetune", "finetune_sgd", "retrain")
+# how benchmarks/controls_digits.py names a method on networks that never saw the class, and one
+# with the largest of the equally good learning rates
+NEVER, HIGH = " of retrain", ", high lr"
 RANKED = ("finetune", "prune_finetune", "lora")  # by Avg Gap, in the paper
 
 NOTE = (
@@ -205,6 +208,68 @@ def standing(
             f"{word} {d.mean:+.4f} ({d.low:+.4f} to {d.high:+.4f})"
         )
     return pd.DataFrame(columns).rename_axis(f"{method} is", axis="columns")
+
+
+def mark(found: study.Study, method: str) -> pd.DataFrame:
+    """Set a method on networks that never saw the class beside the same method on the originals.
+
+    Args:
+        found: A study with the method, ``retrain``, and the method with :data:`NEVER` behind it.
+        method: Name of the method.
+
+    Returns:
+        One row a metric, formatted: the means of retrained networks, of the method on these, and
+        of the method on originals; then whether the second is further from the oracles than
+        retrained networks, which is the mark of the method, and whether the third is further than
+        the second, which is what having seen the class adds; as in :func:`standing`.
+
+    Raises:
+        InputError: If one was not measured in every cell.
+
+    Source: ``benchmarks/controls_digits.py``.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    never = method + NEVER
+    means = found.table.groupby("method")[found.metrics].mean()
+    columns = {
+        heading: [audit.shown(name, means[name][label]) for name in found.metrics]
+        for heading, label in (("retrained", "retrain"), ("method on retrained", never),
+                               ("method on original", method))
+    }  # fmt: skip
+    for heading, label, other in (
+        ("its mark", never, "retrain"),
+        ("the class adds", method, never),
+    ):
+        # without the row of costs
+        columns[heading] = [*standing(found, label, [other], found.metrics)[other].iloc[1:]]
+    titles = [audit.METRICS[name].title for name in found.metrics]
+    return pd.DataFrame(columns, titles).rename_axis(method, axis="columns")
+
+
+def rates(found: study.Study, attacked: Mapping[str, Any]) -> pd.DataFrame:
+    """Set the smallest of the equally good learning rates beside the largest.
+
+    Args:
+        found: A study with methods, and some of them with :data:`HIGH` behind the name.
+        attacked: Method -> what U-LiRA found, for the same names.
+
+    Returns:
+        One row a method, formatted: means of some metrics, and hits of U-LiRA at 1 % false alarms,
+        of either rate.
+
+    Source: ``benchmarks/controls_digits.py``, ``tune_digits.py``.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    metrics = ("TA", "activation", "CKA_forget", "linear_probe", "head_refit", "IDI",
+               "prototype_attack", "epsilon")  # fmt: skip
+    means, rows = found.table.groupby("method")[list(metrics)].mean(), {}
+    for label in (one for one in found.methods if one.endswith(HIGH)):
+        both = label.removesuffix(HIGH), label
+        shown = {audit.METRICS[m].title: [audit.shown(m, means[m][one]) for one in both]
+                 for m in metrics}  # fmt: skip
+        shown["U-LiRA hits"] = [f"{attacked[one]['tpr']:.1%}" for one in both]
+        rows[both[0]] = {heading: " → ".join(pair) for heading, pair in shown.items()}
+    return pd.DataFrame(rows).T.rename_axis("smallest → largest rate", axis="columns")
 
 
 def finding(found: study.Study) -> str:
