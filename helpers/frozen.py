@@ -140,12 +140,12 @@ def cut(plain: nn.Module, adapted: nn.Module, trained: Iterable[str]) -> Cut:
 def _trains_alike(
     adapted: nn.Module, front: fx.GraphModule, tail: fx.GraphModule, images: Tensor
 ) -> bool:
-    """Say whether the whole network, while it trains, computes what its two parts do.
+    """Say whether the whole network, while it trains, computes and notes what its two parts do.
 
     Tracing sees one path: noise, or a branch, that is there in training alone would be lost.
     """
-    outputs, cards = [], [images.device] if images.is_cuda else []
-    with models.evaluating(adapted), models.unmoved(adapted), torch.random.fork_rng(cards):
+    outputs, buffers, cards = [], [], [images.device] if images.is_cuda else []
+    with models.evaluating(adapted), torch.random.fork_rng(cards):
         for module in adapted.modules():
             module.training = not isinstance(module, nn.modules.batchnorm._BatchNorm)
         # the front as its features are made: what it draws or normalises in training is missed
@@ -154,9 +154,12 @@ def _trains_alike(
             for card in cards:  # dropout of the adapters draws there
                 with torch.cuda.device(card):
                     torch.cuda.manual_seed(0)
-            outputs.append(network(images))
+            with models.unmoved(adapted):  # each begins with the same buffers
+                outputs.append(network(images))
+                buffers.append(files.digest(dict(adapted.named_buffers())))
     size = outputs[0].abs().max()
-    return bool((outputs[0] - outputs[1]).abs().max() <= 1e-3 * size + 1e-6)
+    near = bool((outputs[0] - outputs[1]).abs().max() <= 1e-3 * size + 1e-6)
+    return near and buffers[0] == buffers[1]  # a mean that the network keeps, or a count of steps
 
 
 def _split_first_adapters(graph: fx.Graph, moving: set[fx.Node], adapted: nn.Module) -> None:

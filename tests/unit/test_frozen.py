@@ -256,6 +256,8 @@ class Own(nn.Module):
             6, track_running_stats=True)}  # fmt: skip
         self.odd = odd.get(trick, nn.Identity())
         self.pair = nn.Parameter(torch.ones(3, 1, 1, 1))
+        self.register_buffer("centre", torch.zeros(1, 6, 1, 1))
+        self.register_buffer("seen", torch.tensor(0))
         self.head = nn.Linear(6, 10)
 
     def forward(self, x):
@@ -269,6 +271,11 @@ class Own(nn.Module):
         x = self.odd(x)
         x = self.norms[1](self.second(x)) + self.pair.mean()
         x = torch.tanh(x) if self.trick == "tanh" else x.relu()
+        if self.trick == "mean kept" and self.training:
+            self.centre.lerp_(x.detach().mean((0, 2, 3), keepdim=True), 0.1)
+        if self.trick == "count" and self.training:
+            self.seen.add_(len(x))
+        x = x - self.centre
         return self.head(x.mean((2, 3)))
 
 
@@ -287,6 +294,8 @@ def trained(dataset, cfg, model, cache=None, **changes):
         ("noise", False),
         ("noise module", False),
         ("instance statistics", False),
+        ("mean kept", False),
+        ("count", False),
     ],
 )
 def test_what_cannot_be_kept_is_computed_anew_with_the_same_result(trick, once, cfg, dataset):
@@ -297,6 +306,10 @@ def test_what_cannot_be_kept_is_computed_anew_with_the_same_result(trick, once, 
     anew = trained(dataset, cfg, model, method="lora", cache_mb=0)
     assert kept.frozen_once == once
     assert kept.fit.history[0]["loss"] == pytest.approx(anew.fit.history[0]["loss"], abs=1e-6)
+    assert kept.patch.tensors.keys() == anew.patch.tensors.keys()
+    buffers = dict(anew.model.named_buffers())
+    for name, buffer in kept.model.named_buffers():
+        assert torch.allclose(buffer.float(), buffers[name].float(), atol=1e-5), name
 
 
 def test_norms_are_found_by_the_order_of_calls(cfg, dataset):
