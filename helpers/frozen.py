@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -112,7 +113,9 @@ def cut(plain: nn.Module, adapted: nn.Module, trained: Iterable[str]) -> Cut:
     """
     trained, kind = list(trained), type(plain).__name__
     images = models.example(plain, 3)
-    with models.evaluating(plain):  # a forward pass in training mode would move BatchNorm
+    own = {*vars(plain)}
+    # a forward pass in training mode would move BatchNorm
+    with models.evaluating(plain), _as_it_was(plain):
         try:
             graph = _Tracer(trained).trace(plain)
             _refuse_dropout(graph)
@@ -120,6 +123,17 @@ def cut(plain: nn.Module, adapted: nn.Module, trained: Iterable[str]) -> Cut:
         except Exception as error:  # tracing runs the network's own code, which may do anything
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(f"{kind} cannot be cut in two: {reason}") from error
+        made = {n: v for n, v in vars(plain).items() if n not in own}
+    with _as_it_was(adapted):
+        vars(adapted).update(made)  # the forward pass makes them; both parts take them over
+        return _two_parts(graph, moving, plain, adapted, images)
+
+
+def _two_parts(
+    graph: fx.Graph, moving: set[fx.Node], plain: nn.Module, adapted: nn.Module, images: Tensor
+) -> Cut:
+    """Build both parts of a traced network, and refuse them if they compute something else."""
+    kind = type(plain).__name__
     _split_first_adapters(graph, moving, adapted)
     crossing = [n for n in graph.nodes if n not in moving and any(u in moving for u in n.users)]
     if not crossing or any(n.op == "placeholder" for n in crossing):
@@ -134,6 +148,22 @@ def cut(plain: nn.Module, adapted: nn.Module, trained: Iterable[str]) -> Cut:
     alike = _trains_alike(adapted, front, tail, images)
     check("frozen part", "another in training", alike, "layers that give the same at every step")
     return Cut(front, Tail(tail, shapes))
+
+
+@contextmanager
+def _as_it_was(network: nn.Module) -> Iterator[None]:
+    """Take away what is hung on a network meanwhile, such as the tensors that tracing finds.
+
+    What its own code notes on it (``self.last = x``) is then what it was, too.
+    """
+    before = {module: dict(vars(module)) for module in network.modules()}
+    try:
+        yield
+    finally:
+        for module, names in before.items():
+            for name in vars(module).keys() - names.keys():
+                del vars(module)[name]
+            vars(module).update(names)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from pathlib import Path
@@ -269,6 +270,10 @@ class Own(nn.Module):
         if self.trick == "noise" and self.training:
             x = x + torch.randn_like(x)
         x = self.odd(x)
+        if self.trick == "tensor made":
+            x = x / torch.tensor(2.0)
+        if self.trick == "noted":
+            self.last = x.detach()
         x = self.norms[1](self.second(x)) + self.pair.mean()
         x = torch.tanh(x) if self.trick == "tanh" else x.relu()
         if self.trick == "mean kept" and self.training:
@@ -276,6 +281,7 @@ class Own(nn.Module):
         if self.trick == "count" and self.training:
             self.seen.add_(len(x))
         x = x - self.centre
+        x = x + torch.tensor(0.5) if self.trick == "tensor made" else x
         return self.head(x.mean((2, 3)))
 
 
@@ -296,6 +302,8 @@ def trained(dataset, cfg, model, cache=None, **changes):
         ("instance statistics", False),
         ("mean kept", False),
         ("count", False),
+        ("tensor made", True),
+        ("noted", True),
     ],
 )
 def test_what_cannot_be_kept_is_computed_anew_with_the_same_result(trick, once, cfg, dataset):
@@ -310,6 +318,18 @@ def test_what_cannot_be_kept_is_computed_anew_with_the_same_result(trick, once, 
     buffers = dict(anew.model.named_buffers())
     for name, buffer in kept.model.named_buffers():
         assert torch.allclose(buffer.float(), buffers[name].float(), atol=1e-5), name
+
+
+@pytest.mark.parametrize("trick", ["tensor made", "noted", "assert"])
+def test_tracing_leaves_nothing_on_a_network(trick, cfg, dataset):
+    model = Own(trick).eval()
+    before = {module: dict(vars(module)) for module in model.modules()}
+    made = lora.attach(model, 1, ["second"], alpha=1, train_in_full=["head"]).get_base_model()
+    inside = {module: {*vars(module)} for module in made.modules()}
+    with contextlib.suppress(InputError):
+        frozen.cut(model, made, ["second", "head"])
+    assert {module: dict(vars(module)) for module in model.modules()} == before
+    assert {module: {*vars(module)} for module in made.modules()} == inside
 
 
 def test_norms_are_found_by_the_order_of_calls(cfg, dataset):
