@@ -153,6 +153,23 @@ def latency(model: nn.Module, batch: int = BATCH, repeats: int = REPEATS) -> flo
     return statistics.median(times[1:])
 
 
+def since(started: float, model: nn.Module) -> float:
+    """Compute the seconds that a stage took, all that it asked of the network's device included.
+
+    Args:
+        started: What ``time.perf_counter()`` said when it began.
+        model: The network that it made.
+
+    Returns:
+        Seconds.
+
+    Source: kernels of CUDA run on after the call that asked for them.
+    Lesson: 02_pruning, "The ledger".
+    """
+    next(model.parameters()).flatten()[:1].cpu()  # waits for the GPU
+    return time.perf_counter() - started
+
+
 def saved_bytes(model: nn.Module, images: Tensor) -> int:
     """Count the bytes that a training step keeps between its forward and its backward pass.
 

@@ -544,13 +544,8 @@ def _edit(
     started = time.perf_counter()
     images = edits.EDITS[method(cfg.method).edit](model, split, dataset, recipe.strength)
     pruning.apply_masks(model, pruned.masks)
-    seconds = _since(started, model)
+    seconds = ledger.since(started, model)
     return dataclasses.replace(pruned, model=model), Spent(seconds, _macs(model, images, dataset))
-
-
-def _since(started: float, model: nn.Module) -> float:
-    next(model.parameters())[:1].cpu()  # waits for the GPU
-    return time.perf_counter() - started
 
 
 def _macs(model: nn.Module, images: int, dataset: Dataset) -> int:
@@ -579,7 +574,7 @@ def _hold(
     """Choose the weights that may not move; join them to what has to be held after each step."""
     share, started = 0.5 if recipe.strength is None else recipe.strength, time.perf_counter()
     still, held = objectives.saliency(model, forget, dataset, share, masks)
-    spent = Spent(_since(started, model), _macs(model, 3 * len(forget), dataset), held)
+    spent = Spent(ledger.since(started, model), _macs(model, 3 * len(forget), dataset), held)
 
     def both() -> None:
         still()
@@ -602,12 +597,12 @@ def _prune(model: nn.Module, part: ImageSet, dataset: Dataset, cfg: RunConfig) -
     if cfg.mode == "paper":  # prune.remove: the zeros are there, and nothing will hold them
         masked = copy.deepcopy(model)
         pruning.mask_structured(masked, cfg.sparsity, layers.paper_prunable)
-        return pruning.Pruned(masked, seconds=_since(started, masked))
+        return pruning.Pruned(masked, seconds=ledger.since(started, masked))
     if cfg.earlier:  # pruned at the first request; what is gone stays gone
         again = copy.deepcopy(model)
         masks = {} if kind == "channels" else pruning.zeros_as_masks(again, layers.prunable)
         images = training.recalibrate_batchnorm(again, part, dataset, seed=cfg.seed)
-        seconds = _since(started, again)
+        seconds = ledger.since(started, again)
         return pruning.Pruned(again, masks, seconds=seconds, macs=_macs(again, images, dataset))
     return pruning.prune(
         model, cfg.sparsity, kind, criterion=cfg.criterion, scope=cfg.scope, part=part,

@@ -182,6 +182,35 @@ def test_a_config_of_ones_own_is_no_config_of_pefts(short, dataset, config):
     unlearning.unlearn(model, dataset, short)
 
 
+class Cosine(nn.Module):
+    """Has a learned temperature, a number and the first of its parameters, as CLIP has."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.layers = nn.Parameter(torch.tensor(2.0)), network()
+        self.input_shape = (1, 8, 8)
+
+    def forward(self, x):
+        return self.scale.exp() * self.layers(x)
+
+
+@pytest.mark.parametrize(
+    ("method", "mode"),
+    [
+        ("prunelora", "default"),
+        ("prunelora", "paper"),
+        ("prunelora_channels", "default"),
+        ("salun", "default"),
+        ("ssd", "default"),
+    ],
+)
+def test_a_parameter_may_be_a_single_number(short, dataset, method, mode):
+    model = moved_to(Cosine().eval(), dataset)
+    made = unlearning.unlearn(model, dataset, short.but(method=method, rank=1, mode=mode))
+    assert made.seconds > 0
+    assert made.model.scale.shape == ()
+
+
 class TwoHeads(nn.Module):
     """A second answer while it trains, as in torchvision's GoogLeNet and Inception."""
 
