@@ -77,7 +77,6 @@ def refuse_unsupported(model: nn.Module, targets: Iterable[str]) -> None:
     """
     known = dict(model.named_modules())
     shared = _in_several_places(model)
-    tied = [id(p) for _, p in model.named_parameters(remove_duplicate=False)]
     targets = list(targets)
     for name in targets:
         layer = known.get(name)
@@ -90,7 +89,7 @@ def refuse_unsupported(model: nn.Module, targets: Iterable[str]) -> None:
             reason += "adapter there does nothing until it is merged; use separate linear layers"
         elif not isinstance(layer, nn.Conv2d | nn.Linear):
             reason = f"{type(layer).__name__} is neither Conv2d nor Linear"
-        elif layer in shared or tied.count(id(layer.weight)) > 1:
+        elif layer in shared or _tied(model, layer) == "weight":
             reason = (
                 "it is used in several places, and only one of them would be adapted: leave it out"
             )
@@ -108,6 +107,13 @@ def refuse_unsupported(model: nn.Module, targets: Iterable[str]) -> None:
 def _in_several_places(model: nn.Module) -> set[nn.Module]:
     count = Counter(module for _, module in model.named_modules(remove_duplicate=False))
     return {module for module, places in count.items() if places > 1}
+
+
+def _tied(model: nn.Module, layer: nn.Module) -> str:
+    """Name a parameter of a layer that another layer has as well; empty if there is none."""
+    every = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    inside = Counter(id(p) for _, p in layer.named_parameters(remove_duplicate=False))
+    return next((n for n, p in layer.named_parameters() if every[id(p)] > inside[id(p)]), "")
 
 
 def attach(
@@ -154,8 +160,9 @@ def attach(
         starts at 0.
 
     Raises:
-        InputError: If a layer does not exist or peft handles it wrongly, the rank is not possible,
-            a mask fits no layer, or an adapter takes no part in the output.
+        InputError: If a layer does not exist or peft handles it wrongly, one to train in full is
+            shared or tied to another, the rank is not possible, a mask fits no layer, or an adapter
+            takes no part in the output.
 
     Source: Hu et al. 2021 (arXiv 2106.09685), section 4; rsLoRA (arXiv 2312.03732); DoRA
         (arXiv 2402.09353); SparsePEFT (EMNLP 2024) for the mask; peft's LoraConfig.
@@ -175,6 +182,9 @@ def attach(
         check("train_in_full", name, name in known, f"no layer of {type(model).__name__}")
         check("train_in_full", f"{name}, used in several places", known[name] not in shared,
               "layers used once: only one of them would be the trained copy")  # fmt: skip
+        tied = _tied(model, known[name])
+        check("train_in_full", f"{name}, whose {tied} another layer has, too", not tied,
+              "layers with parameters of their own: a trained copy is not tied")  # fmt: skip
     ranks, alphas = dict(ranks or {}), dict(alphas or {})
     for field, given in (("ranks", ranks), ("alphas", alphas)):
         check(field, sorted(given), given.keys() <= set(targets), "names of target layers")

@@ -370,6 +370,40 @@ def test_a_norm_in_two_places_is_no_part_of_a_patch(short, dataset):
         unlearning.unlearn(model, dataset, short.but(targets="all"))
 
 
+class TiedClassifier(nn.Module):
+    """Guesses first, and guesses again with the same weights."""
+
+    input_shape = (1, 8, 8)
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.guess = nn.Linear(64, 32), nn.Linear(32, 10)
+        self.back, self.more = nn.Linear(10, 32), nn.Linear(32, 32)
+        self.head = nn.Linear(32, 10)
+        self.head.weight = self.guess.weight
+
+    def forward(self, x):
+        x = self.body(x.flatten(1)).relu()
+        x = self.more(x + self.back(self.guess(x).softmax(1))).relu()
+        return self.head(x)
+
+
+def test_a_classifier_with_the_weights_of_another_layer_is_refused(short, dataset, monkeypatch):
+    model = moved_to(TiedClassifier().eval(), dataset)
+    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("it trains"))
+    with pytest.raises(InputError, match="head, whose weight another layer has, too' is not"):
+        unlearning.unlearn(model, dataset, short)
+
+
+def test_a_norm_with_the_weights_of_another_is_refused(short, dataset, monkeypatch):
+    model = network(nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16))
+    model[1].bias = model[4].bias
+    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("it trains"))
+    with pytest.raises(InputError, match="4, whose bias another layer has, too' is not allowed"):
+        unlearning.unlearn(moved_to(model, dataset), dataset, short.but(targets="blocks"))
+
+
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 8, 8), (1, 4, 16)])
 def test_another_shape_than_that_of_the_images_is_refused(short, dataset, shape):
     model = moved_to(network(), dataset)
