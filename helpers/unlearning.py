@@ -386,8 +386,9 @@ def unlearn(
     damaged; much of the class may stay.
 
     Args:
-        original: The trained network to start from; stays as it is. None for methods that start
-            from scratch.
+        original: The trained network to start from; stays as it is. Methods that start from scratch
+            take its architecture alone, with fresh weights that all train; None stands for that of
+            the configuration.
         dataset: The data, on the device of ``original``.
         cfg: The configuration.
         recipe: How the training stage is done; None takes the configuration's.
@@ -415,7 +416,9 @@ def unlearn(
     every, forget = (_without(part, earlier) for part in (dataset.train, split.forget))
     split = dataclasses.replace(split, forget=forget)
     if chosen.start == "scratch":
-        model, recipe = new_model(cfg, dataset), recipe or cfg.train
+        if original is not None:
+            _check_start(original, split, dataset)
+        model, recipe = _untrained(original, dataset, cfg), recipe or cfg.train
     else:
         check("original", original, original is not None, f"{cfg.method} starts from a network")
         model, recipe = original, recipe or cfg.unlearn
@@ -515,7 +518,8 @@ def _objective(
     if "original" in asked:
         teachers["original"] = copy.deepcopy(original).eval()
     if "stranger" in asked:
-        teachers["stranger"] = _stranger(original, dataset, cfg)
+        other = cfg.but(seed=(cfg.seed + 1) % 2**31)
+        teachers["stranger"] = _untrained(original, dataset, other)
     networks = [one.requires_grad_(False) for one in teachers.values() if one is not None]
     # the backward pass of boundary_shrink goes through its teacher: counted in the step
     held = 0 if name == "boundary_shrink" else sum(
@@ -528,12 +532,12 @@ def _objective(
     return builder(task), held
 
 
-def _stranger(original: nn.Module, dataset: Dataset, cfg: RunConfig) -> nn.Module:
-    """Build a network of the same architecture that knows nothing."""
-    seed, ours = (cfg.seed + 1) % 2**31, getattr(original, "blueprint", None)
-    if ours is not None and ours.name == cfg.model:
-        return new_model(cfg.but(seed=seed), dataset)
-    return models.fresh(original, seed)
+def _untrained(original: nn.Module | None, dataset: Dataset, cfg: RunConfig) -> nn.Module:
+    """Build a network that knows nothing, of the architecture of another if there is one."""
+    ours = getattr(original, "blueprint", None)
+    if original is None or (ours is not None and ours.name == cfg.model):
+        return new_model(cfg, dataset)
+    return models.fresh(original, cfg.seed).requires_grad_(True)
 
 
 def _edit(

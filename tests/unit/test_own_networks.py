@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 from types import SimpleNamespace
 
@@ -456,6 +457,34 @@ def test_the_teacher_who_knows_nothing_is_of_the_same_architecture(short, datase
     (stranger,) = teachers
     assert [*stranger.state_dict()] == [*model.state_dict()]
     assert not torch.equal(stranger[0].weight, model[0].weight)
+
+
+@pytest.mark.parametrize("method", ["retrain", "original"])
+def test_from_scratch_means_its_own_architecture(short, dataset, method, monkeypatch):
+    started, fit = [], training.fit
+    monkeypatch.setattr(training, "fit", lambda model, *given, **how: started.append(
+        copy.deepcopy(model)) or fit(model, *given, **how))  # fmt: skip
+    model = moved_to(network(), dataset)
+    model[0].requires_grad_(False)
+    was = models.fingerprint(model)
+    made = unlearning.unlearn(model, dataset, short.but(method=method, seed=1))
+    assert models.fingerprint(model) == was
+    assert [*made.model.state_dict()] == [*model.state_dict()]
+    assert made.trainable == models.count_parameters(model)
+    again = unlearning.unlearn(model, dataset, short.but(method=method, seed=2))
+    assert again.model.input_shape == (1, 8, 8)
+    firsts = [one[0].weight for one in (*started, model)]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(firsts, 2))
+    model.input_shape = (3, 8, 8)
+    with pytest.raises(InputError, match=r"input_shape .* allowed: that of the images"):
+        unlearning.unlearn(model, dataset, short.but(method=method))
+
+
+def test_of_the_architecture_of_the_configuration_nothing_else_is_made(short, dataset):
+    one = short.but(method="retrain")
+    ours = unlearning.new_model(one.but(seed=5), dataset)
+    made = [unlearning.unlearn(start, dataset, one).model for start in (None, ours)]
+    assert models.fingerprint(made[0]) == models.fingerprint(made[1])
 
 
 def test_weights_that_are_computed_are_not_written_to(short, dataset):
