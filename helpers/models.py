@@ -609,7 +609,8 @@ def check_training(name: str, model: nn.Module, images: Tensor, classes: int) ->
         classes: Number of classes.
 
     Raises:
-        InputError: If it does not return one logit a class in training mode.
+        InputError: If it does not return one logit a class in training mode, or its forward pass
+            keeps gradients from its weights.
 
     Source: this project.
     Lesson: 04_class_unlearning, "A table of methods".
@@ -619,13 +620,40 @@ def check_training(name: str, model: nn.Module, images: Tensor, classes: int) ->
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()  # it may not measure so few images
     try:
-        with torch.no_grad(), torch.random.fork_rng(cards):  # of its dropout
+        for parameter in trial.parameters():  # adapters train where the owner froze everything
+            parameter.requires_grad_(parameter.is_floating_point())
+        with torch.enable_grad(), torch.random.fork_rng(cards):  # of its dropout
             found = trial(images)
     except Exception as error:  # the network's own code may raise anything
         raise InputError(f"{name} cannot train: {_line(error)}") from error
     got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
     allowed = f"a tensor {(len(images), classes)}, as in evaluation; switch further heads off"
     check(f"{name}'s answer while it trains", got, got == (len(images), classes), allowed)
+    check(
+        f"{name}'s answer while it trains",
+        "without a gradient",
+        found.requires_grad,
+        "one with a gradient: no torch.no_grad and no torch.inference_mode around its forward",
+    )
+
+
+def check_state(name: str, model: nn.Module) -> None:
+    """Refuse a network whose state holds more than tensors, which no file and no patch can hold.
+
+    Args:
+        name: What the network is called in the message.
+        model: The network.
+
+    Raises:
+        InputError: If an entry of its state is no tensor, as ``get_extra_state`` may make them.
+
+    Source: https://huggingface.co/docs/safetensors; nothing is pickled.
+    Lesson: 03_lora_adaptation, "Patches".
+    """
+    state = model.state_dict()
+    other = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    check(f"state of {name}", ", ".join(other), not other, "tensors alone: none of another kind "
+          "from get_extra_state")  # fmt: skip
 
 
 def call_order(model: nn.Module) -> list[str]:
@@ -701,9 +729,13 @@ def fingerprint(model: nn.Module) -> str:
     Returns:
         SHA-256 (64 hexadecimal digits) over names, types, shapes and bytes of its state.
 
+    Raises:
+        InputError: If its state holds more than tensors.
+
     Source: this project.
     Lesson: 03_lora_adaptation, "Patches".
     """
+    check_state("model", model)
     return files.digest(model.state_dict())
 
 
@@ -813,10 +845,12 @@ def save(model: nn.Module, folder: Path | str) -> Path:
 
     Raises:
         FileProblem: If it cannot be written.
+        InputError: If its state holds more than tensors.
 
     Source: https://huggingface.co/docs/safetensors; nothing is pickled.
     Lesson: 02_pruning, "Channels that are gone".
     """
+    check_state("model", model)
     state = model.state_dict()
     blueprint = getattr(model, "blueprint", None)
     plain = {

@@ -425,6 +425,8 @@ def unlearn(
         _check_start(model, split, dataset)
         ready = chosen.adapt != "full" or any(p.requires_grad for p in model.parameters())
         check("original", "no parameter that trains", ready, "model.requires_grad_(True) before")
+    if chosen.adapt == "lora":  # which makes a patch
+        models.check_state("original", model)
     names = models.layers(model).prunable
     rows = [ledger.measure(model, "before", names)] if measured else []
     pruned, cache = pruning.Pruned(model), cache or frozen.Cache(cfg.cache_mb * 1_000_000)

@@ -233,6 +233,43 @@ def test_a_second_head_in_training_is_refused_before_anything_is_done(short, dat
         unlearning.unlearn(moved_to(TwoHeads().eval(), dataset), dataset, short.but(method=method))
 
 
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("method", ["lora", "finetune"])
+def test_a_forward_pass_without_gradients_is_refused(short, dataset, around, method):
+    class Deployed(Versioned):
+        forward = around()(Versioned.forward)
+
+    model = moved_to(Deployed().eval(), dataset)
+    with pytest.raises(
+        InputError, match=r"'without a gradient' is not allowed: .*no torch\.no_grad"
+    ):
+        unlearning.unlearn(model, dataset, short.but(method=method))
+
+
+def test_adapters_train_where_everything_is_frozen(short, dataset):
+    model = moved_to(network(), dataset).requires_grad_(False)
+    made = unlearning.unlearn(model, dataset, short)
+    assert models.fingerprint(made.model) != models.fingerprint(model)
+
+
+@pytest.mark.parametrize("method", ["lora", "prunelora", "prunelora_channels", "prune_finetune"])
+def test_a_state_of_more_than_tensors_is_refused(short, dataset, method, tmp_path, monkeypatch):
+    class Noting(Versioned):
+        def get_extra_state(self):
+            return {"made": "yesterday"}
+
+        def set_extra_state(self, state):
+            pass
+
+    model = moved_to(Noting().eval(), dataset)
+    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("it trains"))
+    line = r"state of .* = '_extra_state' is not allowed: tensors alone"
+    with pytest.raises(InputError, match=line):
+        unlearning.unlearn(model, dataset, short.but(method=method, rank=1))
+    with pytest.raises(InputError, match=line):
+        models.save(model, tmp_path)
+
+
 def test_another_precision_is_refused_where_images_would_be_passed(dataset):
     model = moved_to(network().double(), dataset)
     for act in (
