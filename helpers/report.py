@@ -218,10 +218,10 @@ def mark(found: study.Study, method: str) -> pd.DataFrame:
         method: Name of the method.
 
     Returns:
-        One row a metric, formatted: the means of retrained networks, of the method on these, and
-        of the method on originals; then whether the second is further from the oracles than
-        retrained networks, which is the mark of the method, and whether the third is further than
-        the second, which is what having seen the class adds; as in :func:`standing`.
+        One row a metric, formatted: the mean of retrained networks; what the method does to these,
+        which is its mark and no memory; what it adds to that to have seen the class; and the mean
+        of the method on originals, the sum of the three. Differences have 95 % intervals over
+        seeds and classes, and ``*`` where zero lies outside.
 
     Raises:
         InputError: If one was not measured in every cell.
@@ -231,19 +231,20 @@ def mark(found: study.Study, method: str) -> pd.DataFrame:
     """
     never = method + NEVER
     means = found.table.groupby("method")[found.metrics].mean()
-    columns = {
-        heading: [audit.shown(name, means[name][label]) for name in found.metrics]
-        for heading, label in (("retrained", "retrain"), ("method on retrained", never),
-                               ("method on original", method))
-    }  # fmt: skip
-    for heading, label, other in (
-        ("its mark", never, "retrain"),
-        ("the class adds", method, never),
-    ):
-        # without the row of costs
-        columns[heading] = [*standing(found, label, [other], found.metrics)[other].iloc[1:]]
-    titles = [audit.METRICS[name].title for name in found.metrics]
-    return pd.DataFrame(columns, titles).rename_axis(method, axis="columns")
+    rows = {}
+    for name in found.metrics:
+        mark, adds = (study.lead(found, *pair, name)
+                      for pair in ((never, "retrain"), (method, never)))  # fmt: skip
+        rows[audit.METRICS[name].title] = {
+            "retrained": audit.shown(name, means[name]["retrain"]),
+            "its mark": _signed(mark), "the class adds": _signed(adds),
+            "in all": audit.shown(name, means[name][method]),
+        }  # fmt: skip
+    return pd.DataFrame(rows).T.rename_axis(method, axis="columns")
+
+
+def _signed(d: statistics.Interval) -> str:
+    return f"{d.mean:+.4f} ({d.low:+.4f} to {d.high:+.4f}){' *' * (d.low > 0 or d.high < 0)}"
 
 
 def rates(found: study.Study, attacked: Mapping[str, Any]) -> pd.DataFrame:

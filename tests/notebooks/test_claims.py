@@ -44,6 +44,12 @@ def shadow():
 
 
 @pytest.fixture(scope="module")
+def both(digits):
+    """The audit and its controls."""
+    return study.join([digits, study.load(runs.results_folder() / "controls-digits.json")])
+
+
+@pytest.fixture(scope="module")
 def photos():
     return study.load(runs.results_folder() / "audit-cifar.json")
 
@@ -252,6 +258,99 @@ def test_u_lira_tells_prunelora_from_oracles_and_a_cheat_hardly_better_than_lora
     cheat, lora = shadow["head_only"], shadow["lora"]
     assert cheat["auc_interval"][0] < lora["auc"] < cheat["auc_interval"][1]
     assert all(lora[m] < cheat[m] for m in ("tpr", "klom"))
+
+
+def mark(found, method, metric):
+    return study.lead(found, f"{method}{report.NEVER}", "retrain", metric)
+
+
+def adds(found, method, metric):
+    return study.lead(found, method, f"{method}{report.NEVER}", metric)
+
+
+def added(found, method, metric):
+    """What having seen the class adds, cell by cell."""
+    table = found.table[found.table["repetition"] == 0]
+    one, other = (
+        statistics.crossed(table[table["method"] == label], metric,
+                           "original_seed", "forget", "repetition")
+        for label in (method, f"{method}{report.NEVER}")
+    )  # fmt: skip
+    return one - other
+
+
+def decided(d):
+    return d.low > 0 or d.high < 0
+
+
+def test_the_price_of_prunelora_and_its_distance_are_its_mark(both):
+    for metric in ("RA", "TA", "activation", "CKA_retain"):
+        assert decided(mark(both, "prunelora", metric))
+        assert not decided(adds(both, "prunelora", metric))
+    damage, memory = (of(both, "prunelora", "CKA_forget") for of in (mark, adds))
+    assert damage.high < 0
+    assert abs(memory.mean) < abs(damage.mean) / 5
+    assert not decided(mark(both, "finetune@3", "TA"))
+
+
+def test_prunelora_takes_from_the_features_what_having_seen_the_class_brings_back(both):
+    for metric in (*PROBES, "IDI"):
+        assert mark(both, "prunelora", metric).high < 0 < adds(both, "prunelora", metric).low
+        assert not decided(mark(both, "lora", metric))
+        assert not decided(mark(both, "finetune@3", metric))
+    damage, memory = (of(both, "prunelora", "prototype_attack") for of in (mark, adds))
+    assert damage.low > 0
+    assert memory.low < 0
+    assert 0.4 < damage.mean / (damage.mean + memory.mean) < 0.6
+
+
+def test_having_seen_the_class_adds_as_much_as_after_fine_tuning_and_less_than_after_lora(both):
+    def less_added(rival, metric):
+        return statistics.bootstrap(added(both, "prunelora", metric) - added(both, rival, metric))
+
+    for rival in ("finetune@3", "finetune"):
+        for metric in (*PROBES, "IDI", "prototype_attack", "relearn_steps"):
+            assert not decided(less_added(rival, metric))
+    for metric in ("knn_probe", "head_refit", "IDI", "prototype_attack"):
+        assert less_added("lora", metric).high < 0
+
+
+def test_epsilon_is_high_where_lora_never_saw_the_class(both):
+    assert mark(both, "lora", "epsilon").low > 0 > adds(both, "lora", "epsilon").high
+
+
+RATES = ("", report.HIGH)  # the smallest and the largest of the equally good learning rates
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_with_either_rate_prunelora_holds_less_than_lora_and_has_its_price(both, rate):
+    mine = f"prunelora{rate}"
+    for other in RATES:
+        assert less(both, mine, f"lora{other}", "TA")
+        for metric in ("linear_probe", "head_refit", "IDI"):
+            assert less(both, mine, f"lora{other}", metric)
+        assert more(both, mine, f"finetune{other}", "prototype_attack")
+    assert less(both, mine, "retrain", "TA")
+    assert more(both, mine, "retrain", "prototype_attack")
+    for metric in ("activation", "CKA_forget", "CKA_retain"):
+        assert study.difference(both, mine, f"finetune@3{rate}", metric).low > 0
+
+
+def test_with_the_largest_rates_nothing_is_decided_of_what_prunelora_and_fine_tuning_hold(both):
+    mine, rival = (f"{name}{report.HIGH}" for name in ("prunelora", "finetune@3"))
+    for metric in (*PROBES, "IDI", "TA", "epsilon"):
+        assert not unlike(both, mine, rival, metric)
+    assert more(both, mine, rival, "prototype_attack")
+
+
+def test_what_u_lira_recognises_hangs_on_the_rate(both, shadow):
+    high = both.about["shadows"]["methods"]
+    for name in ("prunelora", "prunelora_channels", "finetune@3"):
+        assert shadow[name]["tpr"] > 0.9
+        assert high[f"{name}{report.HIGH}"]["tpr"] < 0.05
+    assert shadow["lora"]["tpr"] < 0.15
+    assert high[f"lora{report.HIGH}"]["tpr"] > 0.5
+    assert shadow["retrain@3"]["tpr"] > 4 * shadow["lora"]["tpr"], "and that never saw the class"
 
 
 def test_training_seed_and_class_share_what_prunelora_scatters(digits):
