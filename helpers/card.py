@@ -161,6 +161,10 @@ def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _count_of(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def _checked(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the record if every part that the page needs is there and makes sense."""
     _need("record", record, "record")
@@ -176,11 +180,10 @@ def _checked(record: Mapping[str, Any]) -> Mapping[str, Any]:
         ok = all(_number(network[key]) for key in ("parameters", "zeros"))
         check(name, network, ok and isinstance(network["sha256"], str), "numbers and a hash")
         missed = network.get("missed")
-        ok = missed is None or (isinstance(missed, int) and missed >= 0)
+        ok = missed is None or _count_of(missed)
         check(f"{name}.missed", missed, ok, "a number of bands, or None")
         closed = network.get("shut", 0)
-        ok = isinstance(closed, int) and closed >= 0
-        check(f"{name}.shut", closed, ok, "a number of channels")
+        check(f"{name}.shut", closed, _count_of(closed), "a number of channels")
     _check_about(about)
     if record["how"] is not None:
         _need("how", record["how"], "how")
@@ -202,15 +205,17 @@ def _checked(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _check_about(about: Mapping[str, Any]) -> None:
     classes, forgotten = about["classes"], about["forgotten"]
-    ok = isinstance(classes, list) and isinstance(forgotten, list) and len(forgotten) > 0
-    ok = ok and all(isinstance(c, int) and 0 <= c < len(classes) for c in forgotten)
-    check("about.forgotten", forgotten, ok, "a list of indices into about.classes")
+    ok = isinstance(classes, list) and isinstance(forgotten, list)
+    ok = ok and all(_count_of(c) and c < len(classes) for c in forgotten)
+    ok = ok and len(set(forgotten)) == len(forgotten) and 0 < len(forgotten) < len(classes)
+    allowed = "a list of indices into about.classes: at least one, each once, and not of all"
+    check("about.forgotten", forgotten, ok, allowed)
     for key in ("data", "data_sha256"):
         check(f"about.{key}", about[key], isinstance(about[key], str), "text")
     taken = about.get("taken", [])
     check("about.taken", taken, isinstance(taken, list | tuple), "a list of names of parts")
     counts = about["images"]
-    ok = all(isinstance(n, int) and n >= (key in KEYS["images"]) for key, n in counts.items())
+    ok = all(_count_of(n) and n >= (key in KEYS["images"]) for key, n in counts.items())
     allowed = f"whole numbers of images, at least one each of {', '.join(KEYS['images'])}"
     check("about.images", dict(counts), ok, allowed)
     ok = _number(about["level"]) and 0 < about["level"] < 1

@@ -4,10 +4,11 @@ import copy
 import json
 import math
 import re
+import unicodedata
 from html.parser import HTMLParser
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -110,12 +111,15 @@ def test_where_one_class_is_kept_a_constant_answer_supports_nothing():
     assert found[1]["because"].startswith("Only one class is kept, and a network that always")
     change(one, "TA", value=0.1)
     assert status_of(card.claims(one))[1] == "not supported"
+    two = record("oracle", classes=["a", "b", "c"], forgotten=[1])
+    assert status_of(card.claims(two))[:3] == ["supported"] * 3
 
 
 def test_images_that_were_taken_from_the_training_images_are_said():
     elsewhere = record(taken=["validation", "test"]) | {"how": None}
     assert "These data have no test images of their own" in card.markdown(elsewhere)
-    assert "no test images of their own" not in card.markdown(record(taken=["validation"]))
+    for other in (record(taken=["test"]), record(taken=["validation"]) | {"how": None}):
+        assert "no test images of their own" not in card.markdown(other)
     images = record()["about"]["images"] | {"validation_forget": 19}
     assert "107 training images (beside 19 held out" in card.markdown(record(images=images))
 
@@ -229,6 +233,8 @@ def test_the_verdict_is_one_paragraph_and_comes_first(kind, text):
     assert lines[1] == "## Verdict"
     assert text in lines[2]
     assert f"{sum(m['inside'] for m in record(kind)['metrics'])} of 18 metrics lie" in lines[2]
+    yes = status_of(card.claims(record(kind))).count("supported")
+    assert f" Supported ({yes} of 7 claims): " in lines[2]
     assert lines[3].startswith("## ")
 
 
@@ -245,6 +251,8 @@ def test_an_interval_that_reaches_into_the_band_or_beyond_it_is_said(interval, r
 def test_few_oracles_make_wide_bands_and_the_page_says_how_wide():
     rec = record("oracle")
     assert "wide" not in card.markdown(rec)
+    rec["networks"]["oracles"].pop()
+    assert "4 oracles alone, fewer than 5. " in card.markdown(rec)
     rec["networks"]["oracles"] = rec["networks"]["oracles"][:3]
     # shares with both ends: widths 0, .04, .01, .03, .2, .2, .1, .2, .2 -> median .1
     assert (
@@ -433,8 +441,28 @@ def test_a_network_that_somebody_else_made_has_no_method_and_no_costs():
 
 
 def test_several_classes_are_named():
-    text = card.markdown(record(forgotten=[3, 5], classes=[f"kind {i}" for i in range(6)]))
+    classes = [f"kind {i}" for i in range(6)]
+    text = card.markdown(record(forgotten=[3, 5], classes=classes))
     assert "never saw classes “kind 3” and “kind 5”" in text
+    text = card.markdown(record(forgotten=[3, 0, 5], classes=classes))
+    assert "never saw classes “kind 3”, “kind 0” and “kind 5”" in text
+
+
+@pytest.mark.parametrize(("level", "sure", "missed"), [(0.9, "90", "10"), (0.995, "99.5", "0.5")])
+def test_the_level_of_the_audit_stands_above_the_intervals_and_in_the_guide(level, sure, missed):
+    rec = record(level=level)
+    tables = Page(card.html(rec)).tables
+    head = tables["Every metric beside the band of the oracles"][0]
+    assert head[3] == f"interval ({sure} %)"
+    assert f"never saw the class misses about {missed} % of the bands" in card.markdown(rec)
+
+
+def test_a_cost_that_was_not_measured_is_a_dash_and_no_zero():
+    rec = record()
+    rec["costs"] |= {"peak_memory": None, "seconds": 0}
+    rows = dict(Page(card.html(rec)).tables["What forgetting the last request cost"][1:])
+    assert rows["peak memory"] == "–"
+    assert rows["time of unlearning"] == "0.00 s"
 
 
 def test_the_same_record_gives_the_same_bytes():
@@ -445,6 +473,8 @@ def test_the_same_record_gives_the_same_bytes():
 # ------------------------------------------------------------------------- safe in every browser
 
 
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+TURNS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # the direction of text
 HOSTILE = '<script>alert("1")</script>'
 
 
@@ -461,8 +491,19 @@ def hostile(text):
     return rec
 
 
+def replaced(text):
+    """What is shown of a text: white space once, a mark in place of what may not be shown."""
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}"
+        if unicodedata.category(c) in ("Cc", "Cs") or unicodedata.bidirectional(c) in TURNS else c
+        for c in " ".join(text.split())
+    )  # fmt: skip
+
+
 def check_self_contained(text):
     page = Page(text)
+    at = page.attributes.index(("meta", "http-equiv", "Content-Security-Policy"))
+    assert page.attributes[at + 1] == ("meta", "content", POLICY)
     assert not {"script", "link", "iframe", "object", "embed", "base", "form", "a"} & set(page.tags)
     style = re.search("<style>(.*?)</style>", text, re.DOTALL)[1]
     assert not re.search(r"@import|url\(|expression|http", style)
@@ -477,14 +518,14 @@ def check_self_contained(text):
 @pytest.mark.parametrize("text", [
     HOSTILE, '"><img src=x onerror=alert(1)>', "</style><base href=http://a.b>", "a&amp;b<!--",
     "javascript:alert(1)", "$x^2$ and $", "one\ntwo\r\n# three | four", "\x1b[31m\x00",
-    "\u202egnp.exe", "file\udce9", "![x](http://a.b/c.png) <http://a.b> `x` *y* ~~z~~",
+    "\u202a\u202b\u202c\u202d\u202egnp.exe\u2066\u2067\u2068\u2069", "file\udce9",
+    "![x](http://a.b/c.png) <http://a.b> `x` *y* ~~z~~",
 ], ids=range(11))  # fmt: skip
 def test_nothing_from_outside_becomes_a_mark(text, tmp_path):
     rec = hostile(text)
     paths = card.write(rec, tmp_path)
     page = check_self_contained(paths["report.html"].read_text(encoding="utf-8"))
-    shown = re.sub("[\x00-\x1f\x7f\u202e\udce9]", "\N{REPLACEMENT CHARACTER}",
-                   " ".join(text.split()))  # fmt: skip
+    shown = replaced(text)
     assert page.tables["Hardware, versions and date"][1] == ["date", shown]
     assert any(f"class “{shown}”" in part for part in page.texts)
     tables = page.tables
@@ -517,16 +558,16 @@ def test_no_name_of_a_class_is_a_link(name):
 
 
 @given(st.text(max_size=30))
+@example(" ")
+@example("a ")
+@example(" dog  house")
 @settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 def test_any_name_of_a_class_can_be_shown(text):
     rec = record(classes=["a", "b", "c", text], only=("UA", "RA"))
     content = card.html(rec)
     page = check_self_contained(content)
     content.encode("utf-8")
-    words = " ".join(re.sub("[\x00-\x1f\x7f-\x9f]", "", text).split())
-    title = page.texts[0].replace("\N{REPLACEMENT CHARACTER}", "")
-    if words.isprintable() and text.isprintable():
-        assert title == f"Was it forgotten? Class “{words}” of “digits”"
+    assert page.texts[0] == replaced(f"Was it forgotten? Class “{text}” of “digits”")
     markdown = card.markdown(rec)
     markdown.encode("utf-8")
     assert "<" not in markdown
@@ -621,6 +662,7 @@ def test_numbers_that_are_not_finite_are_refused_by_name(path, number, tmp_path)
     (("metrics", 0, "value"), True, r"metrics\.UA\.value = True .* a finite number"),
     (("metrics", 0, "inside"), False, r"metrics\.UA\.inside = False .* say otherwise"),
     (("metrics", 0, "inside"), 1, r"metrics\.UA\.inside = 1 "),
+    (("metrics", 0, "value"), 1 - 1e-6, r"metrics\.UA\.inside = True .* say otherwise"),
     (("metrics", 1, "original_inside"), True, r"UA_test\.original_inside = True .* say otherwise"),
     (("metrics", 1, "name"), "UA", "each name once"),
     (("metrics", 1, "title"), 5, r"UA_test\.title = 5 is not allowed: text"),
@@ -633,8 +675,12 @@ def test_numbers_that_are_not_finite_are_refused_by_name(path, number, tmp_path)
     (("networks", "oracles"), [], "a list with at least one network"),
     (("networks", "original"), "b" * 64, "original = 'str' .* it lacks sha256"),
     (("networks", "original", "zeros"), "half", "original = .* numbers and a hash"),
-    (("about", "forgotten"), [10], "a list of indices into about.classes"),
-    (("about", "forgotten"), [], "a list of indices into about.classes"),
+    (("networks", "model", "parameters"), "77754", "audited network = .* numbers and a hash"),
+    (("networks", "model", "shut"), -1, "network.shut = -1 is not allowed: a number of channels"),
+    (("networks", "model", "shut"), "x", "network.shut = 'x' is not allowed: a number of channels"),
+    *[(("about", "forgotten"), wrong, r"^about.forgotten = \[.*\] is not allowed: a list of "
+       "indices into about.classes: at least one, each once, and not of all$")
+      for wrong in ([10], [-1], [], [3, 3], [True], [*range(10)])],
     (("about", "level"), 95, "a confidence level between 0 and 1"),
     (("about", "images", "forget"), 0, "whole numbers of images"),
     (("about", "images", "validation_forget"), "x", "about.images = .*whole numbers of images"),
@@ -648,7 +694,9 @@ def test_numbers_that_are_not_finite_are_refused_by_name(path, number, tmp_path)
     pytest.param(("costs", "seconds"), 10**400,
                  r"record\.costs\.seconds = 'a number of .* finite numbers", id="seconds"),
     (("how", "config"), [1], "how.config = .1. is not allowed: settings by name"),
+    (("costs",), [1], r"costs = \[1\] is not allowed: values by name"),
     (("costs", "macs"), "many", "costs.macs = 'many' is not allowed: a number"),
+    (("costs", "macs"), True, "costs.macs = True is not allowed: a number"),
     (("hardware",), None, "hardware = None is not allowed"),
     (("versions", "torch"), {1, 2}, r"record\.versions\.torch = .* plain data"),
     (("versions",), {1: "x"}, r"record\.versions = 1 .* keys are text"),
@@ -671,6 +719,15 @@ def test_something_else_than_a_record_is_refused():
         nest = nest[0]
     with pytest.raises(InputError, match="records nest a few levels only"):
         card.claims(deep)
+
+
+def test_a_page_that_cannot_be_written_to_its_end_leaves_the_old_one(tmp_path, monkeypatch):
+    card.write(record(), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(card, "html", lambda record: "half a page\udce9")  # no UTF-8
+    with pytest.raises(UnicodeEncodeError):
+        card.write(record(), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_folder_that_cannot_be_written_is_a_file_problem(tmp_path):
