@@ -214,6 +214,9 @@ def test_json_that_would_not_be_read_back_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(FileProblem, match=r"a\.json: .* bytes of JSON, more than the 1,000"):
         files.write_json(tmp_path / "a.json", {"rows": list(range(500))})
     assert files.read_json(tmp_path / "a.json")["rows"] == list(range(50))
+    (tmp_path / "b.json").write_text('{"a": 1}' + " " * 993)
+    with pytest.raises(FileProblem, match=r"b\.json: it has 1001 bytes, far more than any of ours"):
+        files.read_json(tmp_path / "b.json")
 
 
 def test_what_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
@@ -288,6 +291,15 @@ def test_a_file_that_may_not_be_read_is_not_called_missing(tmp_path, monkeypatch
     for read in (files.load_tensors, files.tensor_shapes):
         with pytest.raises(FileProblem, match="may not be read: give yourself the right"):
             read(path)
+
+
+def test_the_digest_of_tensors_is_of_names_types_shapes_and_bytes():
+    a, b = torch.arange(6.0), torch.ones(2)
+    expected = files.digest({"a": a, "b": b})
+    assert files.digest({"b": b, "a": a}) == expected, "in whatever order"
+    others = {"a": a.reshape(2, 3)}, {"a": a.view(torch.int32)}, {"a": a + 1}, {"c": a}
+    assert len({expected, *(files.digest({"b": b} | other) for other in others)}) == 5
+    assert files.digest({"b": b}) != expected
 
 
 def test_missing_files_are_named(tmp_path):
