@@ -274,6 +274,16 @@ def test_a_sweep_gives_what_single_runs_give(calm, home):
         assert row["folder"] == one.folder.relative_to(home).as_posix()
 
 
+def test_the_sparsity_that_was_asked_for_stands_beside_the_zeros_that_are_there(home):
+    """In paper mode the masks are dropped, and the zeros grow back."""
+    grid = {**GRID, "method": ["original", "prunelora"], "rank": [1], "seed": [0],
+            "mode": ["paper"], "sparsity": [0.5]}  # fmt: skip
+    original, pruned = sweep.run(grid, "smoke", progress=False).rows
+    assert (original["sparsity"], original["zeros"]) == (None, 0)
+    assert pruned["sparsity"] == 0.5
+    assert 0.1 < pruned["zeros"] < 0.4
+
+
 def test_afterwards_other_folders_have_homes_of_their_own(tmp_path, monkeypatch):
     monkeypatch.delenv("HELPERS_HOME")
     for name in ("one", "other"):
