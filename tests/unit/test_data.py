@@ -11,6 +11,7 @@ import tarfile
 import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -671,6 +672,42 @@ def test_the_old_array_can_be_used_until_the_new_one_is_whole(tmp_path):
     assert int(store.read(path, 4).parts["train"][0][:].max()) == 1, "hours of work are kept"
     store.create(path, counts, 4, fill(3))
     assert int(store.read(path, 4).parts["train"][0][:].min()) == 3
+
+
+def test_no_old_description_stands_beside_a_new_array(tmp_path, monkeypatch):
+    """A process may die between the two: then there is no cache, and not one that is damaged."""
+    path, counts, fill = tmp_path / "x.npy", {"train": {"a": 1}}, lambda put: NOTHING
+    store.create(path, counts, 4, fill)
+    seen, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda *a: (seen.append(store.exists(path)), replace(*a)))
+    store.create(path, counts, 4, fill)
+    assert seen == [False, False]
+    assert store.exists(path)
+
+
+@pytest.mark.parametrize("image", [
+    np.zeros((3, 4, 5), np.uint8), np.zeros((1, 4, 4), np.uint8), np.zeros((3, 4, 4), np.float32),
+])  # fmt: skip
+def test_an_image_of_another_form_is_not_stored(tmp_path, image):
+    with pytest.raises(ValueError, match=rf"an image of \({image.shape[0]}, .* {image.dtype}, not"):
+        store.create(tmp_path / "x.npy", {"train": {"a": 1}}, 4, lambda put: put(0, image))
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_dead_processes_left_is_removed_whatever_the_name_of_the_file(tmp_path):
+    path, other = tmp_path / "a[1].npy", tmp_path / ".a1.npy.0.part"
+    for left in (tmp_path / ".a[1].npy.0.part", other):  # the other is at work
+        left.touch()
+    store.create(path, {"train": {"a": 1}}, 4, lambda put: NOTHING)
+    assert {p.name for p in tmp_path.iterdir()} == {"a[1].npy", "a[1].json", other.name}
+
+
+def test_only_images_of_one_file_are_joined():
+    rows, cpu = torch.arange(2), torch.device("cpu")
+    a, b = (store.Stored(Path(name), rows, cpu) for name in "ab")
+    assert store.join([a, a.select(rows[1:])]).rows.tolist() == [0, 1, 1]
+    with pytest.raises(InputError, match=r"images = .*'a'.*'b'.* those of one dataset"):
+        store.join([a, a, b])
 
 
 @pytest.mark.parametrize("packed", [False, True])
