@@ -31,6 +31,7 @@ SCOPES = ("global", "layer")
 ADAPTERS = ("lora", "dora", "rslora")
 TARGETS = ("last_block", "last_stage", "blocks", "all")
 NORMS = ("patch", "frozen")
+MOST_EPOCHS = 1_000_000  # far more than any stage needs: a slip of the finger is refused
 
 
 class InputError(ValueError):
@@ -240,7 +241,7 @@ class Recipe:
     """How one stage of optimisation is done; every method uses the same loop with one of these.
 
     Attributes:
-        epochs: Passes over the images of the stage; at least 1.
+        epochs: Passes over the images of the stage; 1 to 1,000,000.
         lr: Peak learning rate; above 0.
         optimizer: ``sgd`` (with momentum), ``adam`` or ``adamw``.
         momentum: Of SGD; in [0, 1).
@@ -270,7 +271,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Validate; raises InputError."""
-        check("epochs", self.epochs, _whole(self.epochs) and self.epochs >= 1, "a whole number ≥ 1")
+        ok = _whole(self.epochs) and 1 <= self.epochs <= MOST_EPOCHS
+        check("epochs", self.epochs, ok, f"a whole number from 1 to {MOST_EPOCHS}")
         check("lr", self.lr, _finite(self.lr) and self.lr > 0, "a number above 0")
         choose("optimizer", self.optimizer, OPTIMIZERS)
         ok = _finite(self.weight_decay) and self.weight_decay >= 0
@@ -617,7 +619,7 @@ _NAMES = (
 _WHOLE_NUMBERS = (
     ("image_size", 8, 512), ("cache_mb", 0, math.inf), ("memory_mb", 0, math.inf),
     ("seed", 0, 2**31 - 1), ("original_seed", 0, 2**31 - 1), ("rank", 1, math.inf),
-    ("epochs", 1, math.inf),
+    ("epochs", 1, MOST_EPOCHS),
     ("threads", 0, 1024), ("train_limit", 2, math.inf), ("split_seed", 0, 2**31 - 1),
     ("seeds", 1, 1000),
 )  # fmt: skip

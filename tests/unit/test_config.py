@@ -38,7 +38,9 @@ RESULTS = Path(__file__).parents[2] / "results"
         ("train", {"epochs": 1}, "a Recipe"),
         ("seed", -1, "from 0 to"),
         ("seed", 2**31, "from 0 to"),
-        ("epochs", 0, "≥ 1"),
+        ("epochs", 0, "from 1 to 1000000"),
+        ("epochs", 1_000_001, "from 1 to 1000000"),
+        ("epochs", 10**20, "from 1 to 1000000"),
         ("lr", 0.0, "above 0"),
         ("lr", float("inf"), "above 0"),
         ("alpha", -1.0, "from 1e-06 to 1e+06"),
@@ -78,7 +80,8 @@ def test_sparsity_is_accepted_exactly_on_its_interval(value):
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"epochs": 0}, "epochs"),
+        ({"epochs": 0}, "epochs = 0 .* a whole number from 1 to 1000000$"),
+        ({"epochs": 1_000_001}, "epochs = 1000001 .* a whole number from 1 to 1000000$"),
         ({"lr": -1.0}, "lr"),
         ({"optimizer": "lion"}, "sgd, adam, adamw"),
         ({"momentum": 1.0}, "momentum"),
@@ -93,6 +96,10 @@ def test_sparsity_is_accepted_exactly_on_its_interval(value):
 def test_a_recipe_is_validated(change, word):
     with pytest.raises(InputError, match=word):
         Recipe(**{"epochs": 1, "lr": 0.1, **change})
+
+
+def test_as_many_epochs_as_are_allowed_can_be_asked_for():
+    assert get_config("cpu", epochs=10**6).unlearn.epochs == Recipe(10**6, 0.1).epochs == 10**6
 
 
 def test_unknown_preset_and_field_list_the_known_ones():
