@@ -160,8 +160,9 @@ def _state(base: nn.Module, patch: Patch) -> dict[str, Tensor]:
         if change is not None:
             a, b = change.a.to(weight), change.b.to(weight)
             length = None if change.magnitude is None else change.magnitude.to(weight)
-            ok = length is None or len(length) == len(weight)
-            check(f"magnitude of {name}", change.magnitude, ok, f"{len(weight)} numbers")
+            count = len(weight) if length is None else len(length)
+            allowed = f"{len(weight)} numbers"
+            check(f"magnitude of {name}", f"{count} numbers", count == len(weight), allowed)
             weight = lora.changed_weight(weight, a, b, change.scale, mask, length)
         if mask is not None:
             weight = weight.masked_fill(~mask, 0)  # -0.0 becomes 0.0

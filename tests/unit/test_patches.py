@@ -166,16 +166,39 @@ def test_patches_on_top_of_each_other_and_combined(cfg, dataset, original):
 
 
 def test_combined_patches_share_the_statistics(original):
-    """Changes of weights add up; of a mean that each of two moved the average is taken."""
+    """Changes of weights add up; of a mean that each of two moved the average is taken. A count
+    stays as it was.
+    """
 
     def moved(step):
         network = copy.deepcopy(original)
         network.bn1.running_mean += step
+        network.bn1.num_batches_tracked += 5
         return patches.make(original, network, {})
 
-    made = patches.apply(original, patches.combine(original, [moved(1.0), moved(3.0)]))
+    combined = patches.combine(original, [moved(1.0), moved(3.0)])
+    made = patches.apply(original, combined)
     wanted = original.bn1.running_mean + 2
     assert torch.allclose(made.bn1.running_mean, wanted)
+    assert made.bn1.num_batches_tracked == original.bn1.num_batches_tracked
+    assert combined.result == models.fingerprint(made)
+
+
+def test_a_patched_network_is_in_evaluation_mode_whatever_its_base_is_in(original):
+    base = copy.deepcopy(original).train()
+    made = patches.apply(base, patches.Patch(models.fingerprint(base)))
+    assert not any(module.training for module in made.modules())
+    assert all(module.training for module in base.modules())
+
+
+@pytest.mark.parametrize("count", [1, 63])  # of a single number all filters would be made
+def test_lengths_of_dora_that_do_not_fit_the_layer_are_refused(count, original):
+    a, b = torch.zeros(1, 288), torch.zeros(64, 1)
+    low_rank = {"layer3.0.conv1": patches.LowRank(a, b, 1.0, torch.ones(count))}
+    patch = patches.Patch(models.fingerprint(original), low_rank=low_rank)
+    told = f"^magnitude of layer3.0.conv1 = '{count} numbers' is not allowed: 64 numbers$"
+    with pytest.raises(InputError, match=told):
+        patches.apply(original, patch)
 
 
 def test_what_cannot_be_combined_is_refused(cfg, dataset, original):
@@ -474,6 +497,23 @@ def test_digests_do_not_make_nonsense_a_patch(name, change, message, original, d
     (folder / "patch.json").write_text(json.dumps(stated))
     with pytest.raises(FileProblem, match=message):
         patches.load_patch(folder, original)
+
+
+def test_channels_that_one_layer_alone_lacks_are_no_patch(original, tmp_path):
+    kept = {"fc.weight": (None, torch.arange(3))}  # the layers before it give more
+    patch = patches.Patch(models.fingerprint(original), kept=kept)
+    with pytest.raises(FileProblem, match="model cannot take images of"):
+        patches.load_patch(patches.save_patch(patch, tmp_path), original)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_patch_that_makes_another_network_than_it_says_is_told(
+    right, original, tmp_path, caplog
+):  # fmt: skip
+    patch = patches.make(original, original, {})
+    patch = patch if right else replace(patch, result="0" * 64)
+    patches.load_patch(patches.save_patch(patch, tmp_path), original)
+    assert ("not to the last bit the one that the patch was made from" in caplog.text) != right
 
 
 def test_whole_weights_are_combined_and_masked_too(cfg, dataset, original):
