@@ -44,6 +44,15 @@ def test_values_worked_out_by_hand():
     assert outputs.label_histogram(LOGITS).tolist() == [0.5, 0.5, 0.0]
 
 
+def test_what_is_returned_is_float64_and_one_number_an_image_even_for_one():
+    for found in (outputs.confidence(LOGITS[:1], LABELS[:1]),
+                  outputs.losses(LOGITS[:1], LABELS[:1])):  # fmt: skip
+        assert (found.shape, found.dtype) == ((1,), torch.float64)
+    thirds = outputs.label_histogram(LOGITS[[0, 1, 2]])
+    assert thirds.dtype == torch.float64
+    assert thirds.tolist() == [1 / 3, 2 / 3, 0]
+
+
 def test_perfect_constant_and_random_predictions():
     labels = torch.arange(1000) % 10
     perfect = torch.nn.functional.one_hot(labels, 10).float()
@@ -107,6 +116,9 @@ def test_jensen_shannon_worked_out_by_hand():
     assert outputs.jensen_shannon([0.3, 0.7, 0], [0.3, 0.7, 0]) == 0
     rounded = [1 + 5e-7, 0]  # such sums are allowed
     assert outputs.jensen_shannon(rounded, rounded[::-1]) == 1
+    for share in (0.1, 0.3, 0.4):  # rounding alone would make some of these negative
+        for other in (share + 1e-9, share + 1e-10):
+            assert 0 <= outputs.jensen_shannon([share, 1 - share], [other, 1 - other]) < 1e-15
     # middle (3/4, 1/4): 1 * log2(4/3) / 2 + (1/2 * log2(2/3) + 1/2 * log2(2)) / 2
     wanted = 0.5 * math.log2(4 / 3) + 0.25 * math.log2(2 / 3) + 0.25
     assert outputs.jensen_shannon([1, 0], [0.5, 0.5]) == pytest.approx(wanted, rel=1e-12)
@@ -132,6 +144,8 @@ def test_the_divergence_is_the_square_of_scipys_distance_and_bounded(pair):
     [
         ([1.0], [0.5, 0.5]),
         ([0.5, 0.4], [0.5, 0.5]),
+        ([0.5, 0.500002], [0.5, 0.5]),
+        ([0.5, 0.499998], [0.5, 0.5]),
         ([1.5, -0.5], [0.5, 0.5]),
         ([0.5, 0.5], [NAN, 0.5]),
         ([], []),
