@@ -16,6 +16,9 @@ another kind, such as those that a GPU trained, are not added to a record. One w
 metrics were measured in another way (``helpers.audit.VERSION``) is begun anew: the unlearned
 networks are kept, too, so that it takes no training. What is audited already, of cells that are
 not finished, is kept in ``benchmarks/audits/``, to come with the project.
+
+``--longer EPOCHS`` does none of this: it trains one original for that many epochs, compiled, to
+tell what a longer schedule would bring, and keeps that in ``results/longer-cifar.json``.
 """
 
 from __future__ import annotations
@@ -50,6 +53,8 @@ GROUPS: tuple[dict[str, dict[str, str]], ...] = (  # of each cell, each a job of
 )
 SETTINGS = GROUPS[0] | GROUPS[1]
 CELLS = ((3, 0), (3, 1), (3, 2), (9, 0), (8, 0))  # class, training seed of its original
+SEED = CELLS[0][1]  # of the original that is trained for longer
+LONGER = RECORD.with_name("longer-cifar.json")
 PLACE = ("method", "forget", "original_seed")
 ORACLES = 3  # retrained networks for each class
 
@@ -62,11 +67,16 @@ def main() -> None:
     parser.add_argument("--only", choices=("networks", "audit"))
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, metavar="NAME",
                         help=f"of {', '.join(map(repr, SETTINGS))}")  # fmt: skip
+    parser.add_argument("--longer", type=int, metavar="EPOCHS",
+                        help="train one original so long, and nothing else")  # fmt: skip
     options = parser.parse_args()
     check("--workers", options.workers, options.workers >= 1, "at least one")
     check("--cells", options.cells, 1 <= options.cells <= len(CELLS), f"1 to {len(CELLS)}")
     cfg, cells = get_config("cifar", data=options.data), CELLS[: options.cells]
     dataset = data.load_dataset(cfg)  # decoded once, before there are several workers
+    if options.longer is not None:
+        longer(cfg, options.longer, dataset)
+        return
     record = record_of(dataset)
     recorded(cfg, dataset)  # refuses before hours of training, as does what follows
     for one in networks(cfg, cells):
@@ -230,6 +240,16 @@ def training_row(cfg: RunConfig, dataset: Dataset) -> dict[str, Any]:
         "method": cfg.method, "seed": cfg.seed, "forget": forget,
         "seconds": done.record["seconds"], "accuracy": float(right.double().mean()),
     }  # fmt: skip
+
+
+def longer(cfg: RunConfig, epochs: int, dataset: Dataset) -> None:
+    """Train an original with the same recipe over more epochs, and record how it does."""
+    recipe = dataclasses.replace(cfg.train, epochs=epochs)
+    one = cfg.but(method="original", seed=SEED, train=recipe, compile=True, threads=1)
+    row = training_row(one, dataset)  # trains, or reads back
+    about = {"data": dataset.name, "model": cfg.model, "epochs": epochs}
+    files.write_json(LONGER, {**about, **row, **runs.environment(cfg.device)})
+    pages.render(RECORD.parents[1])
 
 
 if __name__ == "__main__":

@@ -339,6 +339,12 @@ def photographs() -> str:
     hours = sum(row["seconds"] for rows in trained.values() for row in rows) / 3600
     right = ", ".join(f"{100 * row['accuracy']:.2f} %" for row in trained["original"])
     cells = found.table.groupby("method")["forget"].size()
+    longer, more = path.with_name("longer-cifar.json"), ""
+    if longer.is_file():
+        one = files.read_json(longer, ("epochs", "accuracy", "seed"))
+        epochs = record["settings"]["original"]["epochs"]
+        more = (f" after {epochs} epochs; of seed {one['seed']} trained for {one['epochs']}: "
+                f"{100 * one['accuracy']:.2f} %")  # fmt: skip
     several = " to ".join(map(str, sorted({cells.min(), cells.max()})))
     return (
         f"{markdown_table(_protocol_cells(record, _COUNTED))}\n"
@@ -346,7 +352,7 @@ def photographs() -> str:
         f"{record['data']}, {record['model']}. Networks unlearned with each method: {several}, "
         f"a class and a training seed each; {found.oracles} oracles a class (in their row the Avg "
         "Gap is that of each to the others, on average). Test accuracy of the originals: "
-        f"{right}. TMACs: 10^12 multiply-accumulates. By the clock, with "
+        f"{right}{more}. TMACs: 10^12 multiply-accumulates. By the clock, with "
         f"other jobs beside it, training these and the oracles took {hours:.1f} hours of a core, "
         f"unlearning and its audits {record['core_seconds'] / 3600:.1f}. {provenance(record)}\n"
     )

@@ -444,7 +444,8 @@ def test_the_audit_on_photographs_is_told_as_it_was_recorded(monkeypatch, tmp_pa
     training.append({"method": "retrain", "seconds": 3600, "accuracy": 0.95})
     record = runs.environment("cpu") | {
         "preset": "cifar", "data": "CIFAR-10 (JPEG)", "model": "resnet20", "oracles": 3,
-        "classes": ["plane", "car", "bird", "cat"], "settings": {"lora": {"epochs": 5}},
+        "classes": ["plane", "car", "bird", "cat"],
+        "settings": {"lora": {"epochs": 5}, "original": {"epochs": 40}},
         "training": training, "core_seconds": 9000.0,
         "bands": {"3": {"0": band, "2": band}, "1": {"0": band}}, "columns": columns, "rows": rows,
     }  # fmt: skip
@@ -460,6 +461,11 @@ def test_the_audit_on_photographs_is_told_as_it_was_recorded(monkeypatch, tmp_pa
     assert "| lora | 13 | 67 |" in text
     assert "unlearned with each method: 3," in text
     assert "originals: 90.00 %, 91.00 %." in text
+    longer = tmp_path / "longer-cifar.json"
+    longer.write_text(json.dumps({"epochs": 160, "accuracy": 0.95, "seed": 0}))
+    told = "originals: 90.00 %, 91.00 % after 40 epochs; of seed 0 trained for 160: 95.00 %."
+    assert told in pages.photographs()
+    longer.unlink()
     assert "training these and the oracles took 2.0 hours of a core" in text
     assert "its audits 2.5." in text
     (tmp_path / "audit-cifar.json").write_text("{}")

@@ -705,6 +705,39 @@ def test_the_standing_names_no_winner_inside_an_interval():
     assert shown.loc["UA", "logit_mask"].startswith("closer -0.7")
 
 
+def test_a_mark_and_what_the_class_adds_make_the_whole():
+    def values(c):
+        return {"retrain": 0.5, "lora of retrain": 0.7, "lora": 0.9 if c == 3 else 0.5}
+
+    cells = [(m, c, s, 0, v, 0.0, 9) for c in (3, 5) for s in (0, 1)
+             for m, v in values(c).items()]  # fmt: skip
+    found = made(cells, {c: {"UA": (0.4, 0.6, 0.5)} for c in (3, 5)})
+    shown = report.mark(found, "lora")
+    assert shown.columns.name == "lora"
+    row = shown.loc["UA"]
+    assert row["retrained"] == "50.0 %"
+    assert row["its mark"] == "+0.2000 (+0.2000 to +0.2000) *", "the same everywhere"
+    d = study.lead(found, "lora", "lora of retrain", "UA")
+    assert d.low < 0 < d.high
+    assert row["the class adds"] == f"+0.0000 ({d.low:+.4f} to {d.high:+.4f})"
+    assert row["in all"] == "70.0 %", "50 % + 20 pp + 0 pp"
+
+
+def test_two_rates_stand_side_by_side():
+    cells = [(m, 3, s, 0, 1.0, 0.0, 9) for m in ("lora", "lora, high lr", "finetune")
+             for s in (0, 1)]  # fmt: skip
+    found = made(cells, {3: {"UA": (0.0, 1.0, 0.5)}})
+    for place, name in enumerate(("TA", "activation", "CKA_forget", "linear_probe", "head_refit",
+                                  "IDI", "prototype_attack", "epsilon")):  # fmt: skip
+        of = {"lora": 0.1, "lora, high lr": 0.2, "finetune": 0.9}
+        found.table[name] = found.table["method"].map(of) + place / 100
+    hits = {"lora": {"tpr": 0.5}, "lora, high lr": {"tpr": 0.025}, "finetune": {"tpr": 1.0}}
+    shown = report.rates(found, hits)
+    assert shown.index.tolist() == ["lora"], "what has two rates"
+    assert shown.loc["lora", ["TA", "IDI"]].tolist() == ["10.0 % → 20.0 %", "0.150 → 0.250"]
+    assert shown.loc["lora", "U-LiRA hits"] == "50.0% → 2.5%"
+
+
 def test_likeness_to_the_oracles_is_a_distance_already():
     cells = [("lora", c, 0, 0, 1.0, 0.1, 9) for c in (3, 5)]
     one = made(cells, {c: {"ToW": (0.8, math.inf, 0.9)} for c in (3, 5)})
