@@ -100,8 +100,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     record = files.read_json(RECORD) if RECORD.exists() else {}
     record |= {"seeds": list(SEEDS), "classes": list(CLASSES)}
-    for part in ("best", "high", "trials"):
-        record.setdefault(part, {})
+    record.setdefault("trials", {})
     cfg = get_config("cpu", data="digits")
     unlearning.set_threads(cfg)
     dataset = load_dataset(cfg)
@@ -125,7 +124,7 @@ def search(record: dict[str, Any], name: str, space: list[Recipe], score: Any) -
             record |= runs.environment()
             files.write_json(RECORD, record)
     for part, sign in (("best", 1), ("high", -1)):
-        record[part][name] = choice(done, record["one_image"], sign)["recipe"]
+        record.setdefault(part, {})[name] = choice(done, record["one_image"], sign)["recipe"]
     files.write_json(RECORD, record)
 
 

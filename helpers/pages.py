@@ -358,6 +358,38 @@ def photographs() -> str:
     )
 
 
+def marks() -> str:
+    """Tell what methods do to networks on photographs that never saw the class, and to originals.
+
+    Returns:
+        Markdown: means and standard deviations of a few metrics, over three networks each.
+
+    Raises:
+        FileProblem: If a record is missing or damaged.
+
+    Source: ``results/controls-cifar.json``, written by ``benchmarks/controls_cifar.py``.
+    Lesson: 05_evaluation, "On photographs".
+    """
+    folder = runs.results_folder()
+    record = files.read_json(folder / "controls-cifar.json", ("rows", "class", "hardware"))
+    found = study.load(folder / "audit-cifar.json")
+    forget = found.about["classes"].index(record["class"])
+    with_class = found.table[found.table["forget"] == forget]
+    without = pd.DataFrame(record["rows"])
+    metrics = ("TA", "RA", "linear_probe", "head_refit", "prototype_attack")
+    rows = [[record["class"], *(f"{audit.METRICS[m].title} %" for m in metrics)]]
+    for start, name, table in (
+        ("retrain", "oracles", without),
+        ("original", "originals", with_class),
+    ):
+        methods = [start, *(m for m in dict.fromkeys(without["method"]) if m != "retrain")]
+        for method in methods:
+            view = table[table["method"] == method]
+            label = name if method == start else f"`{method}` of these"
+            rows.append([label, *(_spread(100 * view[m].astype(float)) for m in metrics)])
+    return f"{markdown_table(rows)}\n{provenance(record)} Three networks in each row.\n"
+
+
 def protocol() -> str:
     """Set our measurements at the paper's size, if there are any, beside the paper's numbers.
 
@@ -544,5 +576,6 @@ PAGES: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "helpers/README.md": {"methods": methods, "glossary": report.glossary},
     "benchmarks/README.md": {
         "audits": audits, "controls": controls, "savings": savings, "images": images,
+        "marks": marks,
     },
 }  # fmt: skip

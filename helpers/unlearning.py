@@ -520,8 +520,7 @@ def _objective(
     if "original" in asked:
         teachers["original"] = copy.deepcopy(original).eval()
     if "stranger" in asked:
-        other = cfg.but(seed=(cfg.seed + 1) % 2**31)
-        teachers["stranger"] = _untrained(original, dataset, other)
+        teachers["stranger"] = _stranger(original, dataset, cfg)
     networks = [one.requires_grad_(False) for one in teachers.values() if one is not None]
     # the backward pass of boundary_shrink goes through its teacher: counted in the step
     held = 0 if name == "boundary_shrink" else sum(
@@ -532,6 +531,11 @@ def _objective(
     strength = None if chosen.salient else recipe.strength
     task = objectives.Task(*shared, cfg.forgotten, len(dataset.classes), strength)
     return builder(task), held
+
+
+def _stranger(original: nn.Module, dataset: Dataset, cfg: RunConfig) -> nn.Module:
+    """Build a network that is not what ``original`` started as, either."""
+    return _untrained(original, dataset, cfg.but(seed=(cfg.seed + 1) % 2**31))
 
 
 def _untrained(original: nn.Module | None, dataset: Dataset, cfg: RunConfig) -> nn.Module:

@@ -431,6 +431,33 @@ def test_networks_at_the_papers_size_stand_beside_their_own_oracles(monkeypatch,
     assert "No method has been measured on it yet." in pages.protocol()
 
 
+def test_marks_on_photographs_set_oracles_beside_originals_of_one_class(monkeypatch, tmp_path):
+    monkeypatch.setattr(runs, "results_folder", lambda: tmp_path)
+    metrics = ["TA", "RA", "linear_probe", "head_refit", "prototype_attack"]
+    rows = [[m, c, s, s, 0, ta + s / 100, 0.9, 0.5, 0.4, 0.3]
+            for m, ta in (("original", 0.8), ("lora", 0.7), ("salun", 0.1)) for s in (0, 2)
+            for c in (0, 1)]  # fmt: skip
+    rows[0][5] = 0.0  # the other class is not asked
+    record = runs.environment("cpu") | {
+        "preset": "cifar", "data": "d", "model": "m", "oracles": 3, "classes": ["dog", "cat"],
+        "bands": {}, "rows": rows,
+        "columns": ["method", "forget", "original_seed", "seed", "repetition", *metrics],
+    }  # fmt: skip
+    (tmp_path / "audit-cifar.json").write_text(json.dumps(record))
+    never = [{"method": m, "seed": s} | dict.fromkeys(metrics, 0.6)
+             for m in ("lora", "retrain") for s in (1000, 1001)]  # fmt: skip
+    made = runs.environment("cpu") | {"class": "cat", "rows": never}
+    (tmp_path / "controls-cifar.json").write_text(json.dumps(made))
+    heading, _, *shown = pages.marks().splitlines()[:6]
+    assert heading.startswith("| cat | TA % | RA % | linear probe % |")
+    same = " | ".join(["60.00 ± 0.00"] * 5)
+    rest = "90.00 ± 0.00 | 50.00 ± 0.00 | 40.00 ± 0.00 | 30.00 ± 0.00 |"
+    assert shown == [
+        f"| oracles | {same} |", f"| `lora` of these | {same} |",
+        f"| originals | 81.00 ± 1.41 | {rest}", f"| `lora` of these | 71.00 ± 1.41 | {rest}",
+    ]  # fmt: skip
+
+
 def test_the_audit_on_photographs_is_told_as_it_was_recorded(monkeypatch, tmp_path):
     monkeypatch.setattr(runs, "results_folder", lambda: tmp_path)
     assert pages.photographs() == "Not measured yet.\n"
