@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import pandas as pd
 import pytest
 from scipy.stats import false_discovery_control
 
@@ -417,6 +418,30 @@ def test_on_other_photographs_lora_still_names_some_and_is_behind_by_avg_gap(pho
     level = {*behind.index[behind.abs() < image]}
     assert level == ({"prunelora"} if cell == (9, 0) else set())
     assert (behind.drop([*level]) > image).all()
+
+
+@pytest.fixture(scope="module")
+def never():
+    """What methods make of three networks that never saw cat: method -> metrics by oracle."""
+    record = files.read_json(runs.results_folder() / "controls-cifar.json", ("rows", "class"))
+    assert record["class"] == "cat"
+    rows = pd.DataFrame(record["rows"]).set_index(["method", "seed"]).sort_index()
+    return {name: rows.loc[name] for name in rows.index.unique("method")}
+
+
+def test_on_photographs_what_prunelora_loses_is_its_mark(photos, never):
+    assert (never["prunelora"]["TA"] < never["retrain"]["TA"] - 0.06).all()
+    for method in ("lora", "finetune"):
+        assert (abs(never[method]["TA"] - never["retrain"]["TA"]) < 0.01).all()
+    table = photos.table[photos.table["forget"] == 3].set_index("method")
+    loss = never["retrain"]["TA"].mean() - never["prunelora"]["TA"].mean()
+    assert table.loc["original", "TA"].mean() - table.loc["prunelora", "TA"].mean() < loss
+    assert (never["lora"]["head_refit"] < 0.1).all()
+    assert (table.loc["lora", "head_refit"] > 0.25).all()
+    assert never["finetune"]["head_refit"].max() < table.loc["finetune", "head_refit"].min()
+    refit = [never["retrain"]["head_refit"], never["prunelora"]["head_refit"],
+             table.loc["prunelora", "head_refit"]]  # fmt: skip
+    assert refit[0].max() < refit[1].min() <= refit[1].mean() < refit[2].mean()
 
 
 def test_on_photographs_tuned_fine_tuning_keeps_more_and_loses_less_than_published(mine):
