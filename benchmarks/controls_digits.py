@@ -12,7 +12,7 @@ cannot tell apart; here the method has the largest of them. What turns round wit
 that rule. These are attacked image by image, too.
 
 What is finished is kept in ``artifacts/``; run again to go on. The record is
-``results/controls-digits.json``, and ``benchmarks/README.md`` is rendered from it.
+``results/controls-digits.json``; a figure and ``benchmarks/README.md`` are rendered from it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from joblib import Parallel, delayed
 from measure import call
 from tqdm import tqdm
 
-from helpers import audit, data, files, frozen, pages, report, runs, shadows, study, unlearning
+from helpers import audit, data, files, frozen, pages, plots, runs, shadows, study, unlearning
 from helpers.config import TUNED, RunConfig, at_home, home
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -39,7 +39,7 @@ ON_ORACLES = {
     "finetune@3": {"method": "finetune", "epochs": 3},
 }
 HIGH = {
-    f"{name}{report.HIGH}": {"method": name.partition("@")[0], "tuned": "digits_high"} | changes
+    f"{name}{study.HIGH}": {"method": name.partition("@")[0], "tuned": "digits_high"} | changes
     for name, changes in {
         "finetune": {}, "prune_finetune": {}, "lora": {}, "prunelora": {},
         "prunelora_channels": {}, "finetune@3": {"epochs": 3},
@@ -64,7 +64,14 @@ def main() -> None:
     about = ("forget", "networks", "targets", "methods")
     found.about["shadows"] = {name: attacked[name] for name in about}
     study.save(found, RESULTS / "controls-digits.json")
+    both = study.join([study.load(RESULTS / "audit-digits.json"), found])
+    draw(study.marks(both, ON_ORACLES, ("TA", "head_refit", "IDI", "prototype_attack")))
     pages.render(RESULTS.parent)
+
+
+def draw(table: pd.DataFrame) -> None:
+    plots.style()
+    plots.mark_and_memory(table)[0].figure.savefig(RESULTS / "marks-digits.png", dpi=110)
 
 
 def on_oracles(place: str, cfg: RunConfig) -> list[dict[str, Any]]:
@@ -86,7 +93,7 @@ def on_oracles(place: str, cfg: RunConfig) -> list[dict[str, Any]]:
             for name, changes in ON_ORACLES.items():
                 one = cfg.but(seed=seed, original_seed=seed, **changes)
                 row = study._row(one, oracle, before, looks, dataset, split, cache, keep=False)
-                rows.append({**row, "method": name + report.NEVER})
+                rows.append({**row, "method": name + study.NEVER})
         files.write_json(path, {"rows": rows})
         return rows
 

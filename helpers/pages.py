@@ -292,8 +292,8 @@ def controls() -> str:
     folder = runs.results_folder()
     other = study.load(folder / "controls-digits.json")
     found = study.join([study.load(folder / "audit-digits.json"), other])
-    methods = [label.removesuffix(report.NEVER) for label in other.methods
-               if label.endswith(report.NEVER)]  # fmt: skip
+    methods = [label.removesuffix(study.NEVER) for label in other.methods
+               if label.endswith(study.NEVER)]  # fmt: skip
     shadows = files.read_json(folder / "shadows-digits.json", ("methods",))["methods"]
     tables = [report.rates(found, shadows | other.about["shadows"]["methods"])]
     tables += [report.mark(found, method) for method in methods]

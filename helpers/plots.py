@@ -21,7 +21,7 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from helpers import unlearning
+from helpers import audit, unlearning
 from helpers.config import check
 from helpers.report import COLUMNS
 
@@ -669,6 +669,47 @@ def _away_color(away: float) -> tuple[float, ...]:
     inside = np.clip(away, 0, 1) / 2
     beyond = np.clip((away - 1) / (EDGE - 1), 0, 1) / 2
     return _AWAY(float(inside + beyond))[:3]
+
+
+def mark_and_memory(table: pd.DataFrame) -> list[Axes]:
+    """Draw in two steps what a method does: without having seen the class, and what that adds.
+
+    Args:
+        table: From :func:`helpers.study.marks`.
+
+    Returns:
+        The axes, one a metric.
+
+    Source: this project.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    metrics, methods = ([*dict.fromkeys(table[name])] for name in ("metric", "method"))
+    size = (2.2 * len(metrics) + 1.4, 0.55 * len(methods) + 1.5)
+    figure, axes = plt.subplots(1, len(metrics), sharey=True, figsize=size, squeeze=False)
+    for ax, metric in zip(axes[0], metrics, strict=True):
+        view = table[table["metric"] == metric].set_index("method")
+        ax.axvline(view["retrained"].iloc[0], color=ORACLE, linewidth=1.5)
+        for place, method in enumerate(methods):
+            row = view.loc[method]
+            steps = (("retrained", "never", CHANCE, -0.15), ("never", "original", FORGET, 0.15))
+            for start, end, color, up in steps:  # beside each other: one may lead back
+                ax.annotate("", (row[end], place + up), (row[start], place + up),
+                            arrowprops={"arrowstyle": "->", "color": color, "linewidth": 2.2,
+                                        "shrinkA": 0, "shrinkB": 0})  # fmt: skip
+            ax.plot(row[["retrained", "never", "original"]], [place] * 3, " ")  # sets the limits
+        known = audit.METRICS[metric]
+        ax.set(title=known.title, yticks=range(len(methods)), ylim=(len(methods) - 0.5, -0.5))
+        ax.set_yticklabels(methods)
+        ax.margins(x=0.15)
+        ax.xaxis.set_major_locator(MaxNLocator(3))
+        if known.unit == "%":
+            ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    keys = (("retrained networks", ORACLE), ("the method's mark", CHANCE),
+            ("what having seen the class adds", FORGET))  # fmt: skip
+    handles = [Line2D([], [], color=color, linewidth=2, label=label) for label, color in keys]
+    figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False)
+    figure.set_layout_engine("tight", rect=(0, 0.12, 1, 1))
+    return list(axes[0])
 
 
 def surface(table: pd.DataFrame, ax: Axes | None = None) -> Axes:

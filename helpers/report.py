@@ -31,9 +31,6 @@ COLUMNS: dict[str, tuple[str, Format]] = {
 
 # with what PruneLoRA is compared: at equal cost, and at the others' full cost
 OPPONENTS = ("finetune@3", "finetune_sgd@3", "retrain@3", "finetune", "finetune_sgd", "retrain")
-# how benchmarks/controls_digits.py names a method on networks that never saw the class, and one
-# with the largest of the equally good learning rates
-NEVER, HIGH = " of retrain", ", high lr"
 RANKED = ("finetune", "prune_finetune", "lora")  # by Avg Gap, in the paper
 
 NOTE = (
@@ -214,7 +211,8 @@ def mark(found: study.Study, method: str) -> pd.DataFrame:
     """Set a method on networks that never saw the class beside the same method on the originals.
 
     Args:
-        found: A study with the method, ``retrain``, and the method with :data:`NEVER` behind it.
+        found: A study with ``retrain``, the method, and it with :data:`helpers.study.NEVER` behind
+            its name.
         method: Name of the method.
 
     Returns:
@@ -229,7 +227,7 @@ def mark(found: study.Study, method: str) -> pd.DataFrame:
     Source: ``benchmarks/controls_digits.py``.
     Lesson: 05_evaluation, "The comparison".
     """
-    never = method + NEVER
+    never = method + study.NEVER
     means = found.table.groupby("method")[found.metrics].mean()
     rows = {}
     for name in found.metrics:
@@ -251,7 +249,8 @@ def rates(found: study.Study, attacked: Mapping[str, Any]) -> pd.DataFrame:
     """Set the smallest of the equally good learning rates beside the largest.
 
     Args:
-        found: A study with methods, and some of them with :data:`HIGH` behind the name.
+        found: A study with methods, and some of them with :data:`helpers.study.HIGH` behind the
+            name.
         attacked: Method -> what U-LiRA found, for the same names.
 
     Returns:
@@ -264,8 +263,8 @@ def rates(found: study.Study, attacked: Mapping[str, Any]) -> pd.DataFrame:
     metrics = ("TA", "activation", "CKA_forget", "linear_probe", "head_refit", "IDI",
                "prototype_attack", "epsilon")  # fmt: skip
     means, rows = found.table.groupby("method")[list(metrics)].mean(), {}
-    for label in (one for one in found.methods if one.endswith(HIGH)):
-        both = label.removesuffix(HIGH), label
+    for label in (one for one in found.methods if one.endswith(study.HIGH)):
+        both = label.removesuffix(study.HIGH), label
         shown = {audit.METRICS[m].title: [audit.shown(m, means[m][one]) for one in both]
                  for m in metrics}  # fmt: skip
         shown["U-LiRA hits"] = [f"{attacked[one]['tpr']:.1%}" for one in both]

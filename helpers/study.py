@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# how benchmarks/controls_digits.py names a method on networks that never saw the class, and one
+# with the largest of the equally good learning rates
+NEVER, HIGH = " of retrain", ", high lr"
 ORACLE_SEED = 1000  # the oracles' seeds begin here, so that ``retrain`` is none of them
 COSTS = ("seconds", "gmacs", "memory_mb", "trainable")
 MOST_ORACLES = 1000  # each is a training
@@ -762,6 +765,39 @@ def lead(study: Study, method: str, other: str, metric: str) -> statistics.Inter
     Lesson: 05_evaluation, "The comparison".
     """
     return statistics.bootstrap(apart(study, method, other, metric, _values))
+
+
+def marks(study: Study, methods: Iterable[str], metrics: Iterable[str]) -> pd.DataFrame:
+    """Tell what methods do to networks that never saw the class, and to originals, on average.
+
+    Args:
+        study: With ``retrain``, the methods, and each with :data:`NEVER` behind its name.
+        methods: Their names.
+        metrics: Names of metrics.
+
+    Returns:
+        One row a method and metric: ``method``, ``metric`` and the means ``retrained`` (of
+        retrained networks), ``never`` (of the method on these) and ``original`` (of the method on
+        originals). The first step is the method's mark, the second what having seen the class adds.
+
+    Raises:
+        InputError: If one of them was not measured.
+
+    Source: ``benchmarks/controls_digits.py``.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    import pandas as pd
+
+    methods, metrics = list(methods), list(metrics)
+    wanted = {"retrain", *methods, *(name + NEVER for name in methods)}
+    check("methods", methods, wanted <= {*study.methods}, "those measured on retrained networks, "
+          "too")  # fmt: skip
+    check("metrics", metrics, {*metrics} <= {*study.metrics}, "those that were measured")
+    mean = study.table.groupby("method")[metrics].mean()
+    rows = [{"method": method, "metric": metric, "retrained": mean[metric]["retrain"],
+             "never": mean[metric][method + NEVER], "original": mean[metric][method]}
+            for method in methods for metric in metrics]  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def apart(

@@ -262,11 +262,11 @@ def test_u_lira_tells_prunelora_from_oracles_and_a_cheat_hardly_better_than_lora
 
 
 def mark(found, method, metric):
-    return study.lead(found, f"{method}{report.NEVER}", "retrain", metric)
+    return study.lead(found, f"{method}{study.NEVER}", "retrain", metric)
 
 
 def adds(found, method, metric):
-    return study.lead(found, method, f"{method}{report.NEVER}", metric)
+    return study.lead(found, method, f"{method}{study.NEVER}", metric)
 
 
 def added(found, method, metric):
@@ -275,7 +275,7 @@ def added(found, method, metric):
     one, other = (
         statistics.crossed(table[table["method"] == label], metric,
                            "original_seed", "forget", "repetition")
-        for label in (method, f"{method}{report.NEVER}")
+        for label in (method, f"{method}{study.NEVER}")
     )  # fmt: skip
     return one - other
 
@@ -320,7 +320,7 @@ def test_epsilon_is_high_where_lora_never_saw_the_class(both):
     assert mark(both, "lora", "epsilon").low > 0 > adds(both, "lora", "epsilon").high
 
 
-RATES = ("", report.HIGH)  # the smallest and the largest of the equally good learning rates
+RATES = ("", study.HIGH)  # the smallest and the largest of the equally good learning rates
 
 
 @pytest.mark.parametrize("rate", RATES)
@@ -338,7 +338,7 @@ def test_with_either_rate_prunelora_holds_less_than_lora_and_has_its_price(both,
 
 
 def test_with_the_largest_rates_nothing_is_decided_of_what_prunelora_and_fine_tuning_hold(both):
-    mine, rival = (f"{name}{report.HIGH}" for name in ("prunelora", "finetune@3"))
+    mine, rival = (f"{name}{study.HIGH}" for name in ("prunelora", "finetune@3"))
     for metric in (*PROBES, "IDI", "TA", "epsilon"):
         assert not unlike(both, mine, rival, metric)
     assert more(both, mine, rival, "prototype_attack")
@@ -348,9 +348,9 @@ def test_what_u_lira_recognises_hangs_on_the_rate(both, shadow):
     high = both.about["shadows"]["methods"]
     for name in ("prunelora", "prunelora_channels", "finetune@3"):
         assert shadow[name]["tpr"] > 0.9
-        assert high[f"{name}{report.HIGH}"]["tpr"] < 0.05
+        assert high[f"{name}{study.HIGH}"]["tpr"] < 0.05
     assert shadow["lora"]["tpr"] < 0.15
-    assert high[f"lora{report.HIGH}"]["tpr"] > 0.5
+    assert high[f"lora{study.HIGH}"]["tpr"] > 0.5
     assert shadow["retrain@3"]["tpr"] > 4 * shadow["lora"]["tpr"], "and that never saw the class"
 
 

@@ -244,3 +244,24 @@ def test_a_large_panel_fits_its_texts_into_their_cells():
 def test_a_damaged_table_is_refused(change, message):
     with pytest.raises(InputError, match=message):
         plots.lie_detector(change(table()))
+
+
+# --------------------------------------------------------------------------------- mark and memory
+
+
+def test_two_arrows_lead_from_retrained_networks_by_way_of_the_mark():
+    steps = {"lora": (0.5, 0.6, 0.9), "prunelora": (0.5, 0.2, 0.5)}
+    rows = [{"method": m, "metric": metric, "retrained": a, "never": b, "original": c}
+            for m, (a, b, c) in steps.items() for metric in ("TA", "IDI")]  # fmt: skip
+    left, right = plots.mark_and_memory(pd.DataFrame(rows))
+    assert [ax.get_title() for ax in (left, right)] == ["TA", "IDI"]
+    assert [text.get_text() for text in left.get_yticklabels()] == ["lora", "prunelora"]
+    arrows = [(one.xyann, one.xy, to_hex(one.arrow_patch.get_edgecolor())) for one in right.texts]
+    colors = [plots.CHANCE.lower(), VERMILLION]
+    for place, (start, never, end) in enumerate(steps.values()):
+        mark, memory = arrows[2 * place : 2 * place + 2]
+        assert (mark[0][0], mark[1][0], memory[0][0], memory[1][0]) == (start, never, never, end)
+        assert [mark[2], memory[2]] == colors
+        assert mark[0][1] < place < memory[0][1], "beside each other, in the row of the method"
+    low, high = right.get_xlim()
+    assert low < 0.2 < 0.9 < high

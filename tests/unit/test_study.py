@@ -723,6 +723,21 @@ def test_a_mark_and_what_the_class_adds_make_the_whole():
     assert row["in all"] == "70.0 %", "50 % + 20 pp + 0 pp"
 
 
+def test_the_two_steps_are_means_and_ask_for_both_kinds_of_networks():
+    values = {"retrain": 0.5, "lora of retrain": 0.6, "lora": 0.2, "salun": 0.1}
+    cells = [(m, 3, s, 0, v + s / 10, 0.0, 9) for s in (0, 1) for m, v in values.items()]
+    found = made(cells, {3: {"UA": (0.4, 0.6, 0.5)}})
+    (row,) = study.marks(found, ["lora"], ["UA"]).to_dict("records")
+    assert (row["method"], row["metric"]) == ("lora", "UA")
+    assert [row[step] for step in ("retrained", "never", "original")] == pytest.approx(
+        [0.55, 0.65, 0.25]
+    )
+    with pytest.raises(InputError, match="those measured on retrained networks"):
+        study.marks(found, ["salun"], ["UA"])
+    with pytest.raises(InputError, match="metrics"):
+        study.marks(found, ["lora"], ["IDI"])
+
+
 def test_two_rates_stand_side_by_side():
     cells = [(m, 3, s, 0, 1.0, 0.0, 9) for m in ("lora", "lora, high lr", "finetune")
              for s in (0, 1)]  # fmt: skip
