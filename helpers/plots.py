@@ -703,7 +703,7 @@ def mark_and_memory(table: pd.DataFrame) -> list[Axes]:
         ax.margins(x=0.15)
         ax.xaxis.set_major_locator(MaxNLocator(3))
         if known.unit == "%":
-            ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            ax.xaxis.set_major_formatter(PercentFormatter(1))
     keys = (("retrained networks", ORACLE), ("the method's mark", CHANCE),
             ("what having seen the class adds", FORGET))  # fmt: skip
     handles = [Line2D([], [], color=color, linewidth=2, label=label) for label, color in keys]

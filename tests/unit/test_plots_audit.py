@@ -265,3 +265,15 @@ def test_two_arrows_lead_from_retrained_networks_by_way_of_the_mark():
         assert mark[0][1] < place < memory[0][1], "beside each other, in the row of the method"
     low, high = right.get_xlim()
     assert low < 0.2 < 0.9 < high
+
+
+def test_the_ticks_of_small_steps_say_where_they_are():
+    row = {"method": "lora", "metric": "TA", "retrained": 0.99, "never": 0.982, "original": 0.9815}
+    (ax,) = plots.mark_and_memory(pd.DataFrame([row]))
+    ax.figure.canvas.draw()
+    low, high = ax.get_xlim()
+    labels = zip(ax.get_xticks(), ax.get_xticklabels(), strict=True)
+    told = {tick: text.get_text() for tick, text in labels if low <= tick <= high}
+    assert len(told) >= 2
+    for tick, text in told.items():
+        assert float(text.rstrip("%")) == pytest.approx(100 * tick, abs=0.06)
