@@ -314,6 +314,7 @@ def test_having_seen_the_class_adds_as_much_as_after_fine_tuning_and_less_than_a
             assert not decided(less_added(rival, metric))
     for metric in ("knn_probe", "head_refit", "IDI", "prototype_attack"):
         assert less_added("lora", metric).high < 0
+    assert not decided(less_added("lora", "linear_probe"))
 
 
 def test_epsilon_is_high_where_lora_never_saw_the_class(both):
