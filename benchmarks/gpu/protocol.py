@@ -504,7 +504,7 @@ def _settle(place: Path, records: Iterable[str]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     ends = time.monotonic() + 60 * options.minutes
-    listed = [step for step in steps(options) if _asked(step, options)]
+    listed = _asked(options)
     check("--only", options.only, bool(listed),
           "the beginning of a step's name; --dry-run lists them")  # fmt: skip
     if options.dry_run:
@@ -562,8 +562,11 @@ def go(
     return failed
 
 
-def _asked(step: Step, options: argparse.Namespace) -> bool:
-    return not options.only or any(step.name.startswith(one) for one in options.only)
+def _asked(options: argparse.Namespace) -> list[Step]:
+    """List the steps to do, those of ``--only`` in its order."""
+    every = steps(options)
+    starts = options.only or [""]
+    return list({s.name: s for start in starts for s in every if s.name.startswith(start)}.values())
 
 
 def _needless(step: Step, done: dict[str, Any]) -> bool:
@@ -605,7 +608,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     add("--minutes", type=float, default=9, help="time of this call; default 9")
     add("--carry", type=Path, metavar="FILE", help="all measurements as one small file: read if it "
         "is there and --home is empty, written after every step")  # fmt: skip
-    add("--only", action="append", metavar="STEP", help="steps whose names begin so; repeatable")
+    add("--only", action="append", metavar="STEP", help="steps whose names begin so; repeatable, "
+        "and done in this order")  # fmt: skip
     add("--device", default="cuda", help="cuda (default), or cpu")
     add("--dry-run", action="store_true", help="list the steps and their guessed minutes")
     add("--quick", action="store_true", help="tiny sizes on the CPU, to see that everything works")

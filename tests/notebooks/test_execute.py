@@ -43,7 +43,7 @@ def colour(tmp_path_factory):
     return home
 
 
-@pytest.mark.parametrize("path", LESSONS[1:-1], ids=lambda p: p.stem)  # those with layers
+@pytest.mark.parametrize("path", LESSONS[1:], ids=lambda p: p.stem)  # those with networks
 def test_the_notebook_runs_on_colour_images_and_a_network_of_torchvision(path, colour):
     """As the preset ``gpu`` does at full size: other layers, shapes, class names and recipes."""
     run(path, "smoke_gpu", colour, HELPERS_DATA=f"folder:{colour / 'pictures'}")

@@ -135,6 +135,12 @@ def test_the_list_of_steps_needs_no_gpu_and_each_fits_a_call(tmp_path):
     for name in ("tests", "notebook: 05_evaluation", "resnet50: original, seed 2",
                  "vit: oracle, class 9, seed 1000", "audit, class 8, seed 1"):  # fmt: skip
         assert name in names
+    first, second = "resnet50: run, class 9, seed 1, prunelora", "resnet50: original, seed 0"
+    some = call("--dry-run", "--only", first, "--only", second, "--only", first, home=tmp_path)
+    names = [line.split(" min  ")[1] for line in some.stdout.splitlines()[:-1]]
+    assert names[-1] == second
+    assert len(names) == len({*names}) > 2, "several have a name that begins so, each once"
+    assert all(name.startswith(first) for name in names[:-1])
     wrong = call("--dry-run", "--only", "resnet99", home=tmp_path)
     assert wrong.returncode == 1
     assert "--dry-run lists them" in wrong.stderr
