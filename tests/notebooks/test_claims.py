@@ -518,3 +518,24 @@ def test_on_photographs_what_is_inside_the_bands(photos):
         "neggrad_plus", *CHEATS,
     }  # fmt: skip
     assert {*others.index[(others > 0) & (others < 1)]} == {"finetune"}, "truck inside, ship not"
+
+
+def test_at_the_papers_size_fine_tuning_costs_accuracy_and_lora_none():
+    model = files.read_json(runs.results_folder() / "protocol-cuda.json", ("classic",))["classic"]
+    rows = pd.DataFrame(model["resnet50"]["rows"]).drop_duplicates(["label", "mode", "seed"])
+    assert set(rows["method"]) == {"original", "retrain", "finetune", "prune_finetune", "lora"}
+    assert not rows["label"].str.contains("10 epochs").any()
+    oracle = rows[rows["method"] == "retrain"].set_index("mode")["TA"]
+    assert oracle.index.is_unique, "one oracle"
+    above = rows["TA"] - rows["mode"].map(oracle)
+    tuned = rows["method"].isin(["finetune", "prune_finetune"])
+    assert (rows[tuned].groupby("method")["mode"].nunique() == 2).all()
+    assert (above[tuned] < -0.04).all()
+    (lora,) = rows.index[rows["method"] == "lora"]
+    assert rows["mode"][lora] == "default"
+    assert above[lora] > 0
+    paper = files.read_json(runs.results_folder() / "paper.json", ("models",))["models"]["resnet50"]
+    lost = {
+        m: paper["retrain"]["TA"][0] - paper[m]["TA"][0] for m in ("finetune", "prune_finetune")
+    }
+    assert min(lost.values()) > 0.04
