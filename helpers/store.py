@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import itertools
+import os
 import tempfile
 import threading
 from collections import deque
@@ -32,6 +33,7 @@ from helpers.config import check
 VERSION = 1  # of the format; part of every description
 AHEAD = 3  # batches that are read before they are asked for
 PIECE = 16_000_000  # bytes that are held at once where all images are passed through
+_SHORT = "it ends too early"
 
 Put = Callable[[int, np.ndarray], None]
 
@@ -105,6 +107,8 @@ class Spilled:
         shape: (N, K), as of a tensor.
         dtype: Of the numbers.
         device: Where a tensor of them goes.
+        mapped: Whether the file is mapped into memory to be read, as for a GPU. What is mapped
+            counts as this process's memory, of which a training on the CPU is to take little.
 
     Source: :func:`tempfile.TemporaryFile`.
     Lesson: 03_lora_adaptation, "The frozen part, computed once".
@@ -118,6 +122,7 @@ class Spilled:
         """
         self.shape, self.dtype = torch.Size((count, len(example))), example.dtype
         self.device, self.folder = example.device, folder
+        self.mapped = self.device.type == "cuda"
         self._turn = threading.Lock()  # a file has one position
         with self._named():
             folder.mkdir(parents=True, exist_ok=True)
@@ -156,13 +161,25 @@ class Spilled:
         index = torch.arange(len(self))[chosen.cpu() if isinstance(chosen, Tensor) else chosen]
         on_gpu = self.device.type == "cuda"
         rows = torch.empty(len(index), self.shape[1], dtype=self.dtype, pin_memory=on_gpu)
-        bytes_of = rows.view(torch.uint8).numpy()
         with self._turn, self._named():
-            for target, row in zip(bytes_of, index.tolist(), strict=True):
-                self._file.seek(row * len(target))
-                if self._file.readinto(target) != len(target):
-                    raise OSError("it ends too early")
+            (self._copy if self.mapped else self._read)(index, rows.view(torch.uint8).numpy())
         return rows.to(self.device, non_blocking=True)  # while the GPU computes
+
+    def _read(self, index: Tensor, rows: np.ndarray) -> None:
+        for target, row in zip(rows, index.tolist(), strict=True):
+            self._file.seek(row * len(target))
+            if self._file.readinto(target) != len(target):
+                raise OSError(_SHORT)
+
+    def _copy(self, index: Tensor, rows: np.ndarray) -> None:
+        """Copy all in one call, which does not hold up the thread that tells a GPU what to do."""
+        if os.fstat(self._file.fileno()).st_size < self.nbytes:
+            raise OSError(_SHORT)  # reading past the end of a map kills the process
+        np.take(self._map, index.numpy(), axis=0, out=rows, mode="clip")  # else a copy of rows
+
+    @cached_property
+    def _map(self) -> np.memmap:
+        return np.memmap(self._file, np.uint8, "r", shape=(len(self), self.nbytes // len(self)))
 
     def fill(self, several: Iterable[Tensor]) -> None:
         """Write all rows; what a GPU has computed, while it computes the next.

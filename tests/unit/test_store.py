@@ -24,12 +24,15 @@ def filled(rows, folder):
 @settings(max_examples=25)
 @given(
     count=st.integers(1, 20), width=st.integers(1, 9), kind=st.sampled_from(KINDS),
-    chosen=st.lists(st.integers(0, 19), max_size=30), seed=st.integers(0, 99),
+    chosen=st.lists(st.integers(0, 19), max_size=30), mapped=st.booleans(),
+    seed=st.integers(0, 99),
 )  # fmt: skip
-def test_rows_come_back_bit_for_bit(count, width, kind, chosen, seed, tmp_path_factory):
+def test_rows_come_back_bit_for_bit(count, width, kind, chosen, mapped, seed, tmp_path_factory):
     draw = torch.Generator().manual_seed(seed)
     rows = torch.randn(count, width, generator=draw).to(kind)
     made = filled(rows, tmp_path_factory.mktemp("rows"))
+    assert not made.mapped, "but for a GPU"
+    made.mapped = mapped
     assert (len(made), made.shape, made.dtype, made.nbytes) == (
         count, rows.shape, kind, rows.nbytes,
     )  # fmt: skip
@@ -76,16 +79,21 @@ def test_the_file_has_no_name_and_leaves_nothing_behind(tmp_path):
     made = filled(torch.randn(9, 2), tmp_path / "new")
     if os.name == "posix":
         assert not list((tmp_path / "new").iterdir()), "a killed process leaves nothing either"
+    made.mapped = True
+    assert len(made[2:4]) == 2
     number = made._file.fileno()
     del made
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(number)
 
 
-def test_a_file_that_became_shorter_is_refused(tmp_path):
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_file_that_became_shorter_is_refused(mapped, tmp_path):
     made = filled(torch.randn(9, 2), tmp_path)
+    made.mapped = mapped
+    assert len(made[4:6]) == 2
     made._file.truncate(40)
-    assert len(made[:5]) == 5
+    assert mapped or len(made[:5]) == 5
     with pytest.raises(FileProblem, match=r"features in .* ends too early; make room there"):
         made[4:6]
 
