@@ -56,9 +56,10 @@ def main() -> None:
         draw(study.panel(found))
         pages.render(RESULTS.parent)
     if options.only != "audit":
-        started = time.perf_counter()
+        resumed, started = (home() / "artifacts" / "shadows").exists(), time.perf_counter()
         record = shadows.run(CFG, SETTINGS, workers=options.workers)
-        about = {"workers": options.workers, "wall_seconds": time.perf_counter() - started}
+        wall = None if resumed else time.perf_counter() - started
+        about = {"workers": options.workers, "wall_seconds": wall}
         files.write_json(RESULTS / "shadows-digits.json", record | about)
 
 

@@ -61,7 +61,7 @@ def main() -> None:
     table["repetition"] = table["seed"] - table["original_seed"]
     never = study.Study(table, high.bands, high.oracles, high.about)
     found = study.join([never, high])
-    about = ("forget", "networks", "targets", "methods")
+    about = ("forget", "networks", "groups", "methods")
     found.about["shadows"] = {name: attacked[name] for name in about}
     study.save(found, RESULTS / "controls-digits.json")
     both = study.join([study.load(RESULTS / "audit-digits.json"), found])

@@ -386,7 +386,7 @@ def masked_logit(cfg: RunConfig, dataset: Dataset) -> Defect:
     """
     model = _network(cfg, dataset)
     edits.logit_mask(model, dataset.split(cfg.forgotten), dataset)
-    found = audit.evaluate(model, dataset, cfg.forgotten, cfg.seed)
+    found = audit.evaluate(model, dataset, cfg.forgotten)
     oracle = runs.run(cfg.but(method="retrain"), dataset, progress=False).metrics
     gap = audit.average_gap(found, oracle)
     values = {"UA": found["UA"], "MIA": found["MIA"], "gap": gap}

@@ -56,7 +56,7 @@ def verdict() -> str:
     """
     found = study.load(runs.results_folder() / "audit-digits.json")
     shadows = files.read_json(
-        runs.results_folder() / "shadows-digits.json", ("methods", "forget", "targets")
+        runs.results_folder() / "shadows-digits.json", ("methods", "forget", "networks")
     )
     means, inside = found.table.groupby("method")[[*VERDICT, "gmacs"]].mean(), found.inside()
     whole = inside.astype(float).groupby(found.table["method"]).mean()
@@ -64,7 +64,7 @@ def verdict() -> str:
     rows = [["", *(f"{title} %" for title in titles), "U-LiRA %", "GMACs"]]
     for name in JUDGED:
         told = [
-            f"{100 * means[m][name]:.1f}{'' if whole[m][name] >= 0.5 else ' ✗'}" for m in VERDICT
+            f"{100 * means[m][name]:.1f}{' ✗' if whole[m][name] < 0.5 else ''}" for m in VERDICT
         ]
         hits = shadows["methods"].get(name)
         hits = "–" if hits is None else f"{100 * hits['tpr']:.1f}"
@@ -76,7 +76,7 @@ def verdict() -> str:
         "than half of the networks lie where one more retrained network is expected (of those for "
         "which a value could lie elsewhere). U-LiRA: hits "
         f"at 1 % false alarms of an attack with many shadow networks, digit {one} alone, "
-        f"{shadows['targets']} networks attacked. GMACs: 10^9 multiply-accumulates of pruning and "
+        f"{shadows['networks']} networks attacked. GMACs: 10^9 multiply-accumulates of pruning and "
         "training. `@3`: three epochs, which cost about what PruneLoRA costs. Each method has the "
         "smallest of the learning rates that its tuning cannot tell apart; what hangs on that, "
         "U-LiRA above all, stands in `benchmarks/README.md`. "
@@ -377,7 +377,7 @@ def marks() -> str:
     with_class = found.table[found.table["forget"] == forget]
     without = pd.DataFrame(record["rows"])
     metrics = ("TA", "RA", "linear_probe", "head_refit", "prototype_attack")
-    rows = [[record["class"], *(f"{audit.METRICS[m].title} %" for m in metrics)]]
+    rows = [[record["class"], *(f"{audit.METRICS[m].title} %" for m in metrics), "networks"]]
     for start, name, table in (
         ("retrain", "oracles", without),
         ("original", "originals", with_class),
@@ -386,8 +386,9 @@ def marks() -> str:
         for method in methods:
             view = table[table["method"] == method]
             label = name if method == start else f"`{method}` of these"
-            rows.append([label, *(_spread(100 * view[m].astype(float)) for m in metrics)])
-    return f"{markdown_table(rows)}\n{provenance(record)} Three networks in each row.\n"
+            shown = (_spread(100 * view[m].astype(float)) for m in metrics)
+            rows.append([label, *shown, str(len(view))])
+    return f"{markdown_table(rows)}\n{provenance(record)}\n"
 
 
 def protocol() -> str:

@@ -462,7 +462,7 @@ def _write(cfg: RunConfig, dataset: data.Dataset, folder: Path, outcome: unlearn
     if rows:
         again = models.load(folder, dense)
         rows = [*rows, ledger.measure(again, "reloaded", names)]
-    metrics = audit.evaluate(model, as_evaluated(dataset, cfg), cfg.forgotten, cfg.seed)
+    metrics = audit.evaluate(model, as_evaluated(dataset, cfg), cfg.forgotten)
     record = {
         "identity": identity(cfg, dataset.fingerprint),
         "config": dataclasses.asdict(cfg),
@@ -508,7 +508,7 @@ def _read(
             with _claim(folder, wait):  # the record must not lose what another process adds
                 return _read(cfg, dataset, folder, claimed=True)
         seen = as_evaluated(dataset, cfg)
-        metrics = audit.evaluate(found.model(dataset), seen, cfg.forgotten, cfg.seed)
+        metrics = audit.evaluate(found.model(dataset), seen, cfg.forgotten)
         record["metrics"][_view(cfg)] = metrics
         files.write_json(path, record)
     return found

@@ -18,13 +18,14 @@ from helpers.config import RunConfig, at_home, check, home
 from helpers.training import predict
 
 POINTS = 60  # of a ROC curve that are kept
+FALSE = 0.01  # rate of false alarms at which hits are counted
 
 
 def run(
     cfg: RunConfig,
     methods: Sequence[str] | Mapping[str, Mapping[str, Any]],
     networks: int = 32,
-    targets: int = 10,
+    groups: int = 8,
     workers: int = 1,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -36,14 +37,15 @@ def run(
             configuration, as :func:`helpers.study.settings` takes them.
         networks: Trained for each method, every one from an original of its own; and as many
             oracles.
-        targets: Of these, the last ones are attacked; the others are the attacker's shadows.
+        groups: All networks are attacked, in so many groups, each with those of the others as the
+            attacker's shadows.
         workers: Processes.
         progress: Whether to show a bar.
 
     Returns:
-        A record of plain data: for each method the area under the ROC curve with its interval, the
-        true positive rate at 1 % false positives, points of the curve, and KLoM with half of the
-        networks; ``retrain`` gives what a further set of oracles has in their place.
+        A record of plain data: for each method the area under the ROC curve and the true positive
+        rate at 1 % false positives, each with its interval, points of the curve, and KLoM with half
+        of the networks; ``retrain`` gives what a further set of oracles has in their place.
 
     Raises:
         InputError: If there are too few networks, or a configuration cannot be run.
@@ -59,8 +61,7 @@ def run(
     least = 2 * attacks.LEAST  # before anything is trained: KLoM compares halves
     check("networks", networks, networks >= least, f"at least {least}")
     check("networks", networks, networks <= study.ORACLE_SEED, f"at most {study.ORACLE_SEED:,}")
-    most = networks - attacks.LEAST_SHADOWS
-    check("targets", targets, 1 <= targets <= most, f"from 1 to {most}")
+    check("groups", groups, 2 <= groups <= networks, f"from 2 to {networks}")
     own = cfg.original_seed is None
     check("original_seed", cfg.original_seed, own, "none: each network has an original of its own")
     dataset = data.load_dataset(cfg, progress)
@@ -78,9 +79,9 @@ def run(
     pool = Parallel(n_jobs=workers, return_as="generator", batch_size=each)
     every = list(tqdm(pool(jobs), total=len(jobs), desc="networks", disable=not progress))
     oracles, *margins = (torch.stack(every[i::each]) for i in range(each))
-    found = {name: judge(one, oracles, targets) for name, one in zip(points, margins, strict=True)}
+    found = {name: judge(one, oracles, groups) for name, one in zip(points, margins, strict=True)}
     return {
-        "forget": list(cfg.forgotten), "networks": networks, "targets": targets,
+        "forget": list(cfg.forgotten), "networks": networks, "groups": groups,
         "images": oracles.shape[1], "methods": found, **runs.environment(cfg.device),
     }  # fmt: skip
 
@@ -120,18 +121,21 @@ def _path(cfg: RunConfig, dataset: data.Dataset) -> Path:
     return home() / "artifacts" / "shadows" / f"{key}.safetensors"
 
 
-def judge(margins: Tensor, oracles: Tensor, targets: int) -> dict[str, Any]:
-    """Attack the last networks of two sets with the help of the others.
+def judge(margins: Tensor, oracles: Tensor, groups: int) -> dict[str, Any]:
+    """Attack all networks of two sets, group by group, with the help of the other groups.
+
+    Where a few of them alone are attacked the answer hangs on which ones these are.
 
     Args:
         margins: (networks, images) of networks that saw the images and unlearned them.
         oracles: (networks, images) of networks that never saw them.
-        targets: How many of each set are attacked.
+        groups: Every so many-th network belongs to one group.
 
     Returns:
-        ``auc``, ``auc_interval``, ``tpr`` (at 1 % false positives), ``roc`` (false and true
-        positive rates), all of single answers; ``klom`` (mean over the images, half as many
-        networks of each set) and ``klom_oracles`` (the same between the two halves of the oracles).
+        ``auc``, ``tpr`` (at 1 % false positives), the interval of each over networks, and ``roc``
+        (false and true positive rates), all of single answers; ``klom`` (mean over the images, half
+        as many networks of each set) and ``klom_oracles`` (the same between the two halves of the
+        oracles).
 
     Raises:
         InputError: If there are too few networks.
@@ -140,28 +144,37 @@ def judge(margins: Tensor, oracles: Tensor, targets: int) -> dict[str, Any]:
     Lesson: 05_evaluation, "Example by example".
     """
     half = len(oracles) // 2
-    shadows = margins[:-targets], oracles[:-targets]
-    positive, negative = (
-        attacks.u_lira(*shadows, group[-targets:]) for group in (margins, oracles)
-    )  # fmt: skip
+    positive, negative = _attacked(margins, oracles, groups)
     curve = attacks.roc(positive.flatten(), negative.flatten())
     places = torch.linspace(0, len(curve.fpr) - 1, min(POINTS, len(curve.fpr))).long()
     return {
-        "auc": curve.auc, "auc_interval": list(_over_networks(positive, negative)),
-        "tpr": curve.tpr_at(0.01),
+        "auc": curve.auc, "tpr": curve.tpr_at(FALSE), **_intervals(positive, negative),
         "roc": [[round(v, 4) for v in rates[places].tolist()] for rates in (curve.fpr, curve.tpr)],
         "klom": attacks.klom(margins[:half], oracles[half : 2 * half]).mean().item(),
         "klom_oracles": attacks.klom(oracles[:half], oracles[half : 2 * half]).mean().item(),
     }  # fmt: skip
 
 
-def _over_networks(positive: Tensor, negative: Tensor, repeats: int = 500) -> tuple[float, float]:
-    """Bootstrap the area over the networks attacked, not over the images, which hang together."""
+def _attacked(margins: Tensor, oracles: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Score every network by an attack that knows none of its group."""
+    sets = margins, oracles
+    scores = torch.empty_like(margins), torch.empty_like(oracles)
+    for group in range(groups):
+        own = [torch.arange(len(s)) % groups == group for s in sets]
+        known = [s[~mine] for s, mine in zip(sets, own, strict=True)]
+        for of, s, mine in zip(scores, sets, own, strict=True):
+            of[mine] = attacks.u_lira(*known, s[mine])
+    return scores
+
+
+def _intervals(positive: Tensor, negative: Tensor, repeats: int = 500) -> dict[str, list[float]]:
+    """Bootstrap over the networks attacked, not over the images, which hang together."""
     draw = torch.Generator().manual_seed(0)
-    areas = []
+    found = []
     for _ in range(repeats):
         chosen = (torch.randint(len(g), (len(g),), generator=draw) for g in (positive, negative))
         one, other = (g[c].flatten() for g, c in zip((positive, negative), chosen, strict=True))
-        areas.append(attacks.roc(one, other).auc)
-    ends = torch.tensor(areas).quantile(torch.tensor([0.025, 0.975])).tolist()
-    return ends[0], ends[1]
+        curve = attacks.roc(one, other)
+        found.append([curve.auc, curve.tpr_at(FALSE)])
+    ends = torch.tensor(found).quantile(torch.tensor([0.025, 0.975]), dim=0)
+    return {"auc_interval": ends[:, 0].tolist(), "tpr_interval": ends[:, 1].tolist()}

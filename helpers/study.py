@@ -764,7 +764,7 @@ def lead(study: Study, method: str, other: str, metric: str) -> statistics.Inter
     Source: the pigeonhole bootstrap of :func:`helpers.statistics.bootstrap`.
     Lesson: 05_evaluation, "The comparison".
     """
-    return statistics.bootstrap(apart(study, method, other, metric, _values))
+    return statistics.bootstrap(apart(study, method, other, metric, values))
 
 
 def marks(study: Study, methods: Iterable[str], metrics: Iterable[str]) -> pd.DataFrame:
@@ -793,7 +793,10 @@ def marks(study: Study, methods: Iterable[str], metrics: Iterable[str]) -> pd.Da
     check("methods", methods, wanted <= {*study.methods}, "those measured on retrained networks, "
           "too")  # fmt: skip
     check("metrics", metrics, {*metrics} <= {*study.metrics}, "those that were measured")
-    mean = study.table.groupby("method")[metrics].mean()
+    first = study.table[
+        study.table["repetition"] == 0
+    ]  # all that is measured on retrained networks
+    mean = first.groupby("method")[metrics].mean()
     rows = [{"method": method, "metric": metric, "retrained": mean[metric]["retrain"],
              "never": mean[metric][method + NEVER], "original": mean[metric][method]}
             for method in methods for metric in metrics]  # fmt: skip
@@ -852,10 +855,26 @@ def components(study: Study, method: str, metric: str) -> dict[str, Any]:
     Source: :func:`helpers.statistics.variance_components`.
     Lesson: 05_evaluation, "The comparison".
     """
-    return statistics.variance_components(_values(study, method, metric))
+    return statistics.variance_components(values(study, method, metric))
 
 
-def _values(study: Study, method: str, metric: str) -> Any:
+def values(study: Study, method: str, metric: str) -> Any:
+    """Arrange the values of a method cell by cell.
+
+    Args:
+        study: The study.
+        method: Name of a method.
+        metric: Name of a metric.
+
+    Returns:
+        (training seeds, classes, unlearning seeds) array of the values themselves.
+
+    Raises:
+        InputError: If the method is unknown, or was not measured in every cell.
+
+    Source: :func:`helpers.statistics.crossed`.
+    Lesson: 05_evaluation, "The comparison".
+    """
     check("method", method, method in study.methods, f"known are {', '.join(study.methods)}")
     mine = study.table[study.table["method"] == method]
     return statistics.crossed(mine, metric, "original_seed", "forget", "repetition")

@@ -254,12 +254,12 @@ def test_metrics_beside_the_oracles_band_say_what_lies_outside():
 
 
 def test_the_attacks_on_single_images_as_a_table():
-    found = {"auc": 0.625, "auc_interval": [0.5, 0.75], "tpr": 0.1234, "klom": 1.25,
-             "klom_oracles": 0.5}  # fmt: skip
-    table = report.shadow_table({"networks": 32, "targets": 10, "methods": {"lora": found}})
-    assert table.columns.name == "32 networks a method, 10 attacked"
+    found = {"auc": 0.625, "auc_interval": [0.5, 0.75], "tpr": 0.1234, "tpr_interval": [0.05, 0.2],
+             "klom": 1.25, "klom_oracles": 0.5}  # fmt: skip
+    table = report.shadow_table({"networks": 32, "methods": {"lora": found}})
+    assert table.columns.name == "32 networks a method"
     assert table.to_dict("index") == {"lora": {
-        "U-LiRA AUC": "0.62 (0.50 – 0.75)", "hits at 1 % false alarms": "12.3%",
+        "U-LiRA AUC": "0.62 (0.50 – 0.75)", "hits at 1 % false alarms": "12.3% (5% – 20%)",
         "KLoM": "1.2", "oracles' own": "0.5",
     }}  # fmt: skip
 
@@ -453,8 +453,9 @@ def test_marks_on_photographs_set_oracles_beside_originals_of_one_class(monkeypa
     same = " | ".join(["60.00 ± 0.00"] * 5)
     rest = "90.00 ± 0.00 | 50.00 ± 0.00 | 40.00 ± 0.00 | 30.00 ± 0.00 |"
     assert shown == [
-        f"| oracles | {same} |", f"| `lora` of these | {same} |",
-        f"| originals | 81.00 ± 1.41 | {rest}", f"| `lora` of these | 71.00 ± 1.41 | {rest}",
+        f"| oracles | {same} | 2 |", f"| `lora` of these | {same} | 2 |",
+        f"| originals | 81.00 ± 1.41 | {rest} 2 |",
+        f"| `lora` of these | 71.00 ± 1.41 | {rest} 2 |",
     ]  # fmt: skip
 
 

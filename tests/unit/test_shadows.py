@@ -11,7 +11,7 @@ from helpers import attacks, data, files, runs, shadows, study, training, unlear
 from helpers.config import InputError
 from helpers.files import FileProblem
 
-NETWORKS, IMAGES, TARGETS = 60, 40, 20
+NETWORKS, IMAGES, GROUPS = 60, 40, 3
 
 
 def margins(seed, mean=0.0, own=0.0):
@@ -26,7 +26,7 @@ def margins(seed, mean=0.0, own=0.0):
 
 
 def test_networks_like_the_oracles_cannot_be_told_from_them():
-    found = shadows.judge(margins(0), margins(1), TARGETS)
+    found = shadows.judge(margins(0), margins(1), GROUPS)
     low, high = found["auc_interval"]
     assert low < 0.5 < high
     assert low <= found["auc"] <= high
@@ -36,27 +36,37 @@ def test_networks_like_the_oracles_cannot_be_told_from_them():
 
 
 def test_networks_far_from_the_oracles_are_always_found():
-    found = shadows.judge(margins(0, mean=30), margins(1), TARGETS)
+    found = shadows.judge(margins(0, mean=30), margins(1), GROUPS)
     assert (found["auc"], found["tpr"], found["auc_interval"]) == (1, 1, [1, 1])
     assert found["klom"] > 3 * found["klom_oracles"]
-    same = shadows.judge(margins(0), margins(1), TARGETS)
+    same = shadows.judge(margins(0), margins(1), GROUPS)
     assert found["klom_oracles"] == same["klom_oracles"], "it is about the oracles alone"
 
 
 def test_the_further_the_easier():
-    found = [shadows.judge(margins(0, mean=m), margins(1), TARGETS) for m in (0, 0.5, 1, 2)]
+    found = [shadows.judge(margins(0, mean=m), margins(1), GROUPS) for m in (0, 0.5, 1, 2)]
     for name in ("auc", "tpr", "klom"):
         values = [one[name] for one in found]
         assert values == sorted(values), name
 
 
+def by_hand(one, oracles):
+    """Scores of all networks, where nothing about a network may be known to its attacker."""
+    scores = []
+    for attacked in (one, oracles):
+        rows = []
+        for network in range(NETWORKS):
+            others = [n for n in range(NETWORKS) if n % GROUPS != network % GROUPS]
+            known = one[others], oracles[others]
+            rows.append(attacks.u_lira(*known, attacked[network : network + 1]))
+        scores.append(torch.cat(rows).flatten())
+    return scores
+
+
 def test_each_number_is_what_its_parts_give():
     one, oracles = margins(0, mean=1), margins(1)
-    found = shadows.judge(one, oracles, TARGETS)
-    # the last 20 are attacked, nothing about them may be known to the attacker
-    known = one[:40], oracles[:40]
-    scores = [attacks.u_lira(*known, group[40:]).flatten() for group in (one, oracles)]
-    curve = attacks.roc(*scores)
+    found = shadows.judge(one, oracles, GROUPS)
+    curve = attacks.roc(*by_hand(one, oracles))
     assert found["auc"] == curve.auc
     assert found["tpr"] == curve.tpr_at(0.01)
     # halves of equal size, the second one of the oracles for both
@@ -65,8 +75,18 @@ def test_each_number_is_what_its_parts_give():
     assert found["klom_oracles"] == pytest.approx(wanted[1].mean().item())
 
 
+def test_which_networks_stand_together_hardly_matters():
+    """All are attacked: the answer does not hang on their order, as it would for the last ones."""
+    one, oracles = margins(0, mean=0.7, own=1), margins(1, own=1)
+    orders = slice(None), torch.arange(NETWORKS).flip(0)
+    found = [shadows.judge(one[o], oracles[o], g)["tpr"] for o in orders for g in (3, 4, 12)]
+    low, high = shadows.judge(one, oracles, GROUPS)["tpr_interval"]
+    assert max(found) - min(found) < (high - low) / 3
+    assert low <= min(found) <= max(found) <= high
+
+
 def test_the_curve_is_short_rises_and_is_plain_data():
-    found = shadows.judge(margins(0, mean=0.5), margins(1), TARGETS)
+    found = shadows.judge(margins(0, mean=0.5), margins(1), GROUPS)
     false, true = found["roc"]
     assert len(false) == len(true) <= shadows.POINTS
     assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
@@ -76,30 +96,28 @@ def test_the_curve_is_short_rises_and_is_plain_data():
 
 
 def test_the_interval_is_over_networks_not_images():
-    """Where a network's images hang together, 20 networks are not 800 observations."""
+    """Where a network's images hang together, 60 networks are not 2,400 observations."""
     one, oracles = margins(0, own=3), margins(1, own=3)
-    found = shadows.judge(one, oracles, TARGETS)
-    known = one[:40], oracles[:40]
-    scores = [attacks.u_lira(*known, group[40:]).flatten() for group in (one, oracles)]
-    low, high = attacks.auc_interval(*scores)
+    found = shadows.judge(one, oracles, GROUPS)
+    low, high = attacks.auc_interval(*by_hand(one, oracles))
     assert found["auc_interval"][1] - found["auc_interval"][0] > 1.5 * (high - low)
     assert found["auc_interval"][0] < 0.5 < found["auc_interval"][1]
 
 
 @pytest.mark.parametrize(
-    ("networks", "targets", "message"),
-    [(18, 6, "oracles|unlearned"), (24, 21, "'3 scores' is not allowed: at least 4")],
+    ("networks", "groups", "message"),
+    [(18, 6, "oracles|unlearned"), (24, 1, "'0 scores' is not allowed: at least one")],
 )
-def test_a_judgement_on_too_few_networks_is_refused(networks, targets, message):
+def test_a_judgement_on_too_few_networks_is_refused(networks, groups, message):
     with pytest.raises(InputError, match=message):
-        shadows.judge(margins(0)[:networks], margins(1)[:networks], targets)
+        shadows.judge(margins(0)[:networks], margins(1)[:networks], groups)
 
 
 def test_a_margin_that_is_not_finite_is_refused():
     broken = margins(0)
     broken[3, 5] = float("nan")
     with pytest.raises(InputError, match="finite"):
-        shadows.judge(broken, margins(1), TARGETS)
+        shadows.judge(broken, margins(1), GROUPS)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -128,8 +146,8 @@ def test_every_method_gets_its_own_networks(cfg, made_up):
     assert [*record["methods"]] == ["original", "retrain"]
     assert record["methods"]["original"]["auc"] == 1
     assert 0.3 < record["methods"]["retrain"]["auc"] < 0.7
-    facts = {k: record[k] for k in ("forget", "networks", "targets", "images")}
-    assert facts == {"forget": [3], "networks": 24, "targets": 10, "images": 30}
+    facts = {k: record[k] for k in ("forget", "networks", "groups", "images")}
+    assert facts == {"forget": [3], "networks": 24, "groups": 10, "images": 30}
     assert record.keys() >= runs.environment().keys()
     json.dumps(record, allow_nan=False)
 
@@ -159,20 +177,20 @@ def test_one_original_for_all_networks_is_refused(cfg, made_up):
 
 
 @pytest.mark.parametrize(
-    ("networks", "targets", "methods", "message"),
+    ("networks", "groups", "methods", "message"),
     [
         (19, 5, ["original"], "networks = 19 is not allowed: at least 20"),
-        (20, 0, ["original"], "targets = 0 is not allowed: from 1 to 16"),
-        (20, 17, ["original"], "targets = 17 is not allowed: from 1 to 16"),
+        (20, 1, ["original"], "groups = 1 is not allowed: from 2 to 20"),
+        (20, 21, ["original"], "groups = 21 is not allowed: from 2 to 20"),
         (1001, 5, ["original"], "networks = 1001 is not allowed: at most 1,000"),
         (20, 5, ["erase"], "known are original, retrain"),
     ],
 )
 def test_what_cannot_be_judged_is_refused_before_training(
-    cfg, made_up, networks, targets, methods, message
+    cfg, made_up, networks, groups, methods, message
 ):
     with pytest.raises(InputError, match=message):
-        shadows.run(cfg, methods, networks, targets, progress=False)
+        shadows.run(cfg, methods, networks, groups, progress=False)
     assert not made_up
 
 

@@ -711,6 +711,7 @@ def test_a_mark_and_what_the_class_adds_make_the_whole():
 
     cells = [(m, c, s, 0, v, 0.0, 9) for c in (3, 5) for s in (0, 1)
              for m, v in values(c).items()]  # fmt: skip
+    cells += [("lora", c, s, 1, 0.0, 0.0, 9) for c in (3, 5) for s in (0, 1)]  # not done on both
     found = made(cells, {c: {"UA": (0.4, 0.6, 0.5)} for c in (3, 5)})
     shown = report.mark(found, "lora")
     assert shown.columns.name == "lora"
@@ -726,6 +727,7 @@ def test_a_mark_and_what_the_class_adds_make_the_whole():
 def test_the_two_steps_are_means_and_ask_for_both_kinds_of_networks():
     values = {"retrain": 0.5, "lora of retrain": 0.6, "lora": 0.2, "salun": 0.1}
     cells = [(m, 3, s, 0, v + s / 10, 0.0, 9) for s in (0, 1) for m, v in values.items()]
+    cells += [("lora", 3, 0, 1, 0.9, 0.0, 9)]
     found = made(cells, {3: {"UA": (0.4, 0.6, 0.5)}})
     (row,) = study.marks(found, ["lora"], ["UA"]).to_dict("records")
     assert (row["method"], row["metric"]) == ("lora", "UA")
