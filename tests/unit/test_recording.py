@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import recording, training
-from helpers.config import InputError, Recipe
+from helpers import data, recording, training
+from helpers.config import InputError, Recipe, get_config
 from helpers.recording import Recorded
 
 SIZE = 16
@@ -27,6 +27,17 @@ def network(dropout=0.0):
 
 def batch(count=SIZE):
     return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    """On the CPU, also where there is a GPU: what stands in for a recording needs none."""
+    return data.load_dataset(get_config("smoke", device="cpu"), progress=False)
+
+
+@pytest.fixture(scope="module")
+def split(dataset):
+    return dataset.split(3)
 
 
 @pytest.fixture
@@ -170,8 +181,9 @@ def test_a_short_training_is_not_recorded(repeated, dataset, split, monkeypatch)
 
 @NO_GPU
 @pytest.mark.parametrize("precision", ["fp32", "amp"])
-def test_on_a_gpu_the_steps_are_those_of_plain_training(dataset, split, precision, monkeypatch):
-    calls = []
+def test_on_a_gpu_the_steps_are_those_of_plain_training(precision, monkeypatch):
+    dataset = data.load_dataset(get_config("smoke", device="cuda"), progress=False)
+    split, calls = dataset.split(3), []
     real = torch.cuda.make_graphed_callables
 
     def make(*arguments, **how):
