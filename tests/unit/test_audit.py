@@ -207,7 +207,7 @@ def hidden(networks, cfg, dataset, split):
     network, part = copy.deepcopy(networks["original"]), split.forget.with_all(split.retain)
     seen, unseen = (features.penultimate(network, p, dataset).double()
                     for p in (part, split.validation_forget))  # fmt: skip
-    mine, truth = (part.labels == 3).double(), split.validation_forget.labels
+    mine, truth = (part.labels.cpu() == 3).double(), split.validation_forget.labels
     left = torch.ones(seen.shape[1], dtype=torch.bool)
     while features.linear_probe(seen * left, part.labels, unseen * left, truth, 3) > 0.2:
         z = (seen - seen.mean(0)) * features.scale(seen) * left
