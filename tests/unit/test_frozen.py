@@ -335,7 +335,8 @@ class Own(nn.Module):
         x = self.norms[1](self.second(x)) + self.pair.mean()
         x = torch.tanh(x) if self.trick == "tanh" else x.relu()
         if self.trick == "mean kept" and self.training:
-            self.centre.lerp_(x.detach().mean((0, 2, 3), keepdim=True), 0.1)
+            mean = x.detach().mean((0, 2, 3), keepdim=True)
+            self.centre.lerp_(mean.float(), 0.1)  # in mixed precision it is not float
         if self.trick == "count" and self.training:
             self.seen.add_(len(x))
         x = x - self.centre
