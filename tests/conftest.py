@@ -10,6 +10,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import pytest
+import torch
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # its scripts import each other
@@ -21,6 +22,8 @@ os.environ["HELPERS_PRESET"] = "smoke"
 os.environ.pop("MPLBACKEND", None)
 os.environ.pop("HELPERS_DATA", None)
 mpl.use("agg")
+# Tests compare results bit by bit; on a GPU gradients of convolutions else differ in the last ones.
+torch.backends.cudnn.deterministic = True
 settings.register_profile("course", deadline=None)  # how long a draw takes depends on neighbours
 settings.load_profile("course")
 
