@@ -64,8 +64,9 @@ def networks(cfg, dataset, original_run):
     wanted |= {name: ("retrain", study.ORACLE_SEED + i) for i, name in enumerate(ORACLES)}
     wanted |= {name: ("retrain", i) for i, name in enumerate(HELD_OUT)}
     wanted |= {name: (name, 0) for name in (*CHEATS, "prunelora_channels")}
+    full = cfg.but(precision="fp32")  # what is known of these networks is so of full precision
     made = {
-        name: runs.run(cfg.but(method=method, seed=seed), dataset, progress=False).model(dataset)
+        name: runs.run(full.but(method=method, seed=seed), dataset, progress=False).model(dataset)
         for name, (method, seed) in wanted.items()
     }
     return made | {n: rewritten(made["logit_mask"], *how) for n, how in REWRITTEN.items()}
@@ -332,7 +333,7 @@ def strangers(cfg, dataset, split):
         network = plain_network(seed).to(cfg.device)
         network.input_shape = (1, 8, 8)
         part = dataset.train if seed == 0 else split.retain
-        training.fit(network, part, dataset, recipe, seed=seed)
+        training.fit(network, part, dataset, recipe, seed=seed, precision="fp32")
         found.append(network)
     return found
 

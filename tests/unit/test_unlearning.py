@@ -237,6 +237,7 @@ def test_at_a_second_request_the_zeros_of_the_first_would_be_chosen_again(kind, 
 
 def test_a_second_request_forgets_as_it_should_with_the_recipe_of_lora(cfg, dataset):
     """The learning rate of PruneLoRA is tuned for networks that pruning has just damaged."""
+    cfg = cfg.but(precision="fp32")  # in mixed precision half as much of the class stays
     first = runs.run(cfg.but(method="prunelora", forget=8), dataset, progress=False)
     then = cfg.but(method="prunelora", forget=3, earlier=(8,))
     recipe = cfg.but(method="lora").unlearn
