@@ -73,7 +73,7 @@ def test_what_is_shut_is_found_and_speaks_again_once_opened(how, dataset, split,
     found = torch.zeros(64, dtype=torch.bool)
     for channels, *_ in gates.opens.values():
         assert len(channels) == 64, "another layer"
-        found |= channels
+        found |= channels.cpu()
     assert found[HALF].all()
     assert not found[40:].any()
     closed, known = (recognised(n, dataset, split) for n in (network, original))
@@ -84,7 +84,7 @@ def test_what_is_shut_is_found_and_speaks_again_once_opened(how, dataset, split,
     assert recognised(network, dataset, split) == closed, "shut again afterwards"
 
 
-def test_a_network_is_left_as_it_was(dataset, original):
+def test_a_network_is_left_as_it_was(cfg, dataset, original):
     network = changed(original, by_bias).train()
     before = training.predict(network.eval(), dataset.test, dataset)
     hash_ = models.fingerprint(network)
@@ -92,7 +92,7 @@ def test_a_network_is_left_as_it_was(dataset, original):
     with shut.opened(network, gates):
         assert not torch.equal(training.predict(network, dataset.test, dataset), before)
     with pytest.raises(RuntimeError, match="channels"), shut.opened(network, gates):
-        network(torch.zeros(1, 7, 8, 8))
+        network(torch.zeros(1, 7, 8, 8, device=cfg.device))
     assert torch.equal(training.predict(network, dataset.test, dataset), before)
     assert models.fingerprint(network) == hash_
     assert not network._forward_hooks
@@ -149,35 +149,37 @@ class ByKeyword(nn.Module):
 @pytest.mark.parametrize(
     "kind", [nn.ReLU(), nn.ReLU(inplace=True), nn.GELU(), ByKeyword()], ids=str
 )
-def test_however_an_activation_is_called_it_is_looked_into(kind, dataset):
-    gates = shut.find(with_two_shut(kind), dataset.train.where(torch.arange(50)), dataset)
+def test_however_an_activation_is_called_it_is_looked_into(kind, cfg, dataset):
+    network = with_two_shut(kind).to(cfg.device)
+    gates = shut.find(network, dataset.train.where(torch.arange(50)), dataset)
     assert len(gates) == 2
 
 
-def test_what_opens_a_batchnorm_is_plain_numbers(dataset):
+def test_what_opens_a_batchnorm_is_plain_numbers(cfg, dataset):
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4), nn.Linear(4, 10))
     with torch.no_grad():
         network[2].weight[2:] = 0
-    gates = shut.find(network.eval(), dataset.train.where(torch.arange(50)), dataset)
+    network = network.eval().to(cfg.device)
+    gates = shut.find(network, dataset.train.where(torch.arange(50)), dataset)
     assert len(gates) == 2
     assert not any(t.requires_grad for found in gates.opens.values() for t in found)
 
 
-def test_what_is_shut_behind_what_is_shut_is_found_too(dataset):
+def test_what_is_shut_behind_what_is_shut_is_found_too(cfg, dataset):
     network = with_two_shut(nn.ReLU(), nn.Linear(4, 4), nn.ReLU())
     with torch.no_grad():  # the last two hear of nobody but of the two shut before them
         network[3].weight[:] = torch.block_diag(torch.eye(2), torch.tensor([[1.0, 1], [1, -1]]))
         network[3].bias[:] = torch.tensor([1.0, 1, -1e4, -1e4])
-    gates = shut.find(network, dataset.train.where(torch.arange(50)), dataset)
+    gates = shut.find(network.to(cfg.device), dataset.train.where(torch.arange(50)), dataset)
     assert sorted(gates.opens) == [0, 1]
     assert len(gates) == 4
 
 
-def test_images_of_all_classes_are_looked_at(dataset, split, monkeypatch):
+def test_images_of_all_classes_are_looked_at(cfg, dataset, split, monkeypatch):
     """An audit passes the images of the forgotten class first."""
     monkeypatch.setattr(shut, "IMAGES", 20)
     part, seen = split.forget.with_all(split.retain), []
-    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval().to(cfg.device)
     network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     shut.find(network, part, dataset)
     (images,) = seen
@@ -187,9 +189,10 @@ def test_images_of_all_classes_are_looked_at(dataset, split, monkeypatch):
     assert (~among).sum() > 0
 
 
-def test_worked_out_by_hand(dataset):
+def test_worked_out_by_hand(cfg, dataset):
     """Two of four channels are shut by a bias: they are centred and get the others' spread."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 10)).eval()
+    network.to(cfg.device)
     with torch.no_grad():
         network[1].bias[2:] = -1e4
         images = dataset.normalise(dataset.train.where(torch.arange(50)).images)
