@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from helpers import audit, edits, models, outputs, pruning, runs, training, unlearning
+from helpers import audit, edits, models, outputs, pruning, runs, training, turns, unlearning
 from helpers.config import RunConfig
 from helpers.data import Dataset
 
@@ -114,7 +114,7 @@ def dead_adapter(cfg: RunConfig, dataset: Dataset) -> Defect:
         def forward(self, x: Tensor) -> Tensor:
             return self.attention(x, x, x, need_weights=False)[0]
 
-    with torch.random.fork_rng([]):
+    with turns.own_random_state():
         torch.default_generator.manual_seed(0)
         block, tokens = Block(), torch.randn(2, 5, 8)
         targets = LoraConfig(r=2, target_modules=["out_proj"], init_lora_weights=False)
@@ -247,7 +247,7 @@ def lost_statistics(cfg: RunConfig, dataset: Dataset) -> Defect:
     layers = models.layers(model)
     targets = LoraConfig(r=4, lora_alpha=8, target_modules=list(layers.adaptable),
                          modules_to_save=[layers.head])  # fmt: skip
-    with torch.random.fork_rng([]):
+    with turns.own_random_state():
         torch.default_generator.manual_seed(cfg.seed)
         adapted = get_peft_model(copy.deepcopy(model), targets)
     recipe = cfg.but(method="lora").unlearn

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from helpers import files, models
+from helpers import files, models, turns
 from helpers.config import InputError, check, home
 from helpers.data import Dataset, ImageSet, batches
 from helpers.store import Spilled, Stored
@@ -33,10 +34,25 @@ class _Tracer(fx.Tracer):
     def __init__(self, trained: Iterable[str]) -> None:
         super().__init__()
         names = [name.split(".") for name in trained]
+        self.thread = threading.get_ident()
         self.opened = {".".join(n[:i]) for n in names for i in range(1, len(n))}
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return name not in self.opened
+
+    # What follows is called for every network that any thread calls while one is traced.
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
+    ) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
 class Tail(nn.Module):
@@ -115,7 +131,7 @@ def cut(plain: nn.Module, adapted: nn.Module, trained: Iterable[str]) -> Cut:
     images = models.example(plain, 3)
     own = {*vars(plain)}
     # a forward pass in training mode would move BatchNorm
-    with models.evaluating(plain), _as_it_was(plain):
+    with turns.taken(), models.evaluating(plain), _as_it_was(plain):
         try:
             graph = _Tracer(trained).trace(plain)
             _refuse_dropout(graph)
@@ -175,7 +191,7 @@ def _trains_alike(
     Tracing sees one path: noise, or a branch, that is there in training alone would be lost.
     """
     outputs, buffers, cards = [], [], [images.device] if images.is_cuda else []
-    with models.evaluating(adapted), torch.random.fork_rng(cards):
+    with models.evaluating(adapted), turns.own_random_state(cards):
         for module in adapted.modules():
             module.training = not isinstance(module, nn.modules.batchnorm._BatchNorm)
         # the front as its features are made: what it draws or normalises in training is missed

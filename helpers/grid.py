@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -588,8 +589,8 @@ def train(
         cfg: Everything else.
         dataset: The data of the configuration.
         stop: Ends the training at the next step once it is set.
-        say: Called with what is done, and how many of how many steps; 0 of 0 while another process
-            that trains the network before is waited for.
+        say: Called with what is done, and how many of how many steps; 0 of 0 while another training
+            is waited for, in this process or in another.
 
     Returns:
         The trained point.
@@ -604,10 +605,10 @@ def train(
     check("seed", seed, seed in grid.seeds, f"offered are {', '.join(map(str, grid.seeds))}")
     check("earlier", cfg.earlier, not cfg.earlier, "(): a point forgets one class alone")
     started, own = time.perf_counter(), point.of(cfg, seed, grid.seeds[seed])
-    unlearning.set_threads(own)
-    unlearning.validate(own, dataset)
-    before = _reference(own, "original", own.start_seed, dataset, stop, say)
-    with training.watched(stop, lambda done, total: say("training", done, total)):
+    with _watched("training", stop, say), training.in_turn():
+        unlearning.set_threads(own)
+        unlearning.validate(own, dataset)
+        before = _reference(own, "original", own.start_seed, dataset, stop, say)
         outcome = unlearning.unlearn(before, runs.as_trained(dataset, own), own)
     say("measuring", 0, 1)
     split = runs.as_evaluated(dataset, own).split(point.forget)
@@ -668,8 +669,16 @@ def _reference(
 ) -> nn.Module:  # fmt: skip
     one = cfg.but(method=method, seed=seed, original_seed=None)
     name = {"original": "the network before", "retrain": "an oracle"}[method]
-    with training.watched(stop, lambda done, total: say(f"training {name}", done, total)):
+    with _watched(f"training {name}", stop, say), training.in_turn():
         return runs.run(one, dataset, progress=False).model(dataset)
+
+
+def _watched(
+    what: str, stop: threading.Event, say: Callable[[str, int, int], object]
+) -> AbstractContextManager[None]:
+    """Tell of the steps of a training, and of whom it waits for; stop it, if asked to."""
+    return training.watched(stop, lambda done, total: say(what, done, total),
+                            lambda whom: say(f"{what}: waiting for {whom}", 0, 0))  # fmt: skip
 
 
 def _leave_if(stop: threading.Event) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers import models
+from helpers import models, turns
 from helpers.config import check
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def saved_bytes(model: nn.Module, images: Tensor) -> int:
     cuda = [images.device] if images.device.type == "cuda" else []
     with models.evaluating(model), models.unmoved(model):  # which put everything back
         model.train()
-        with torch.random.fork_rng(cuda), count_saved(model) as total, torch.enable_grad():
+        with turns.own_random_state(cuda), count_saved(model) as total, torch.enable_grad():
             found = model(images)
             check("answer while training", type(found).__name__, isinstance(found, Tensor),
                   "a tensor, as in evaluation; switch further heads off")  # fmt: skip

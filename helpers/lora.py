@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from helpers import models
+from helpers import models, turns
 from helpers.config import ADAPTERS, InputError, check, choose
 from helpers.models import max_rank
 from helpers.pruning import Masks, apply_masks
@@ -204,7 +204,7 @@ def attach(
         config._register_custom_module(_weight_form())
     masked = copy.deepcopy(model)
     apply_masks(masked, masks or {})
-    with torch.random.fork_rng([]), _hidden(masked, "config"):
+    with turns.own_random_state(), _hidden(masked, "config"):
         torch.default_generator.manual_seed(seed)
         adapted = get_peft_model(masked, config)
     _train_in_full(adapted.get_base_model(), train_in_full)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers import files
+from helpers import files, turns
 from helpers.config import TARGETS, InputError, check, choose
 
 
@@ -255,7 +255,7 @@ def build_model(
     Lesson: 01_baseline_training, "The network".
     """
     choose("model", name, MODELS)
-    with torch.random.fork_rng([]):
+    with turns.own_random_state():
         torch.default_generator.manual_seed(seed)
         model = MODELS[name](
             num_classes=num_classes, in_channels=in_channels, image_size=image_size
@@ -622,7 +622,7 @@ def check_training(name: str, model: nn.Module, images: Tensor, classes: int) ->
     try:
         for parameter in trial.parameters():  # adapters train where the owner froze everything
             parameter.requires_grad_(parameter.is_floating_point())
-        with torch.enable_grad(), torch.random.fork_rng(cards):  # of its dropout
+        with torch.enable_grad(), turns.own_random_state(cards):  # of its dropout
             found = trial(images)
     except Exception as error:  # the network's own code may raise anything
         raise InputError(f"{name} cannot train: {_line(error)}") from error
@@ -755,7 +755,7 @@ def fresh(model: nn.Module, seed: int = 0) -> nn.Module:
     Lesson: 05_evaluation, "Where the answers go".
     """
     copied = copy.deepcopy(model).cpu()
-    with torch.random.fork_rng([]):
+    with turns.own_random_state():
         torch.default_generator.manual_seed(seed)
         drawn: set[int] = set()
         for module in copied.modules():

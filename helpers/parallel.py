@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from helpers import turns
 from helpers.config import InputError, check, launched
 
 T = TypeVar("T")
@@ -343,7 +344,7 @@ class _Shared(nn.Module):
         rows = share(len(images))
         # dropout shall not repeat itself from share to share, and what an objective draws
         # afterwards shall be the same everywhere
-        with torch.random.fork_rng([images.device] if images.is_cuda else []):
+        with turns.own_random_state([images.device] if images.is_cuda else []):
             if rank():
                 # of a seed the CPU's generator takes the lowest 32 bits
                 seed = torch.default_generator.initial_seed() + rank() * 0x9E3779B1

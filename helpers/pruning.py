@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune as torch_prune
 
-from helpers import ledger, models
+from helpers import ledger, models, turns
 from helpers.config import CRITERIA, KINDS, SCOPES, InputError, check, choose
 from helpers.data import Dataset, ImageSet, at_most, batches
 from helpers.training import recalibrate_batchnorm
@@ -369,7 +369,7 @@ def remove_channels(
         with torch.no_grad():
             shape = model(models.example(model)).shape
         model.requires_grad_(True)  # Torch-Pruning traces with autograd
-        with torch.random.fork_rng([]), warnings.catch_warnings():
+        with turns.own_random_state(), warnings.catch_warnings():
             # its answer to a graph that it cannot follow, over which it would sit for hours
             warnings.filterwarnings("error", "Maximum recursive depth")
             torch.default_generator.manual_seed(seed)

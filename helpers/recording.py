@@ -11,7 +11,7 @@ import gc
 import torch
 from torch import Tensor, nn
 
-from helpers import models
+from helpers import models, turns
 from helpers.config import InputError
 
 EAGER = 2  # steps before the recording: the optimiser has its memory then, and a peak was seen
@@ -112,7 +112,7 @@ class Recorded(nn.Module):
         """
         half, device = self.dtype is not None, images.device
         amp = torch.autocast(device.type, self.dtype, enabled=half, cache_enabled=False)
-        random = torch.random.fork_rng([device] if device.type == "cuda" else [])
+        random = turns.own_random_state([device] if device.type == "cuda" else [])
         _warn_of_streams(False)
         with models.unmoved(self.model), random, amp:
             torch.cuda.empty_cache()  # what the plain steps took is taken by the recording

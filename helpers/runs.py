@@ -268,6 +268,7 @@ def folder_of(cfg: RunConfig, dataset: data.Dataset) -> Path:
     return home() / "artifacts" / cfg.preset / key
 
 
+@training.in_turn()
 def run(
     cfg: RunConfig,
     dataset: data.Dataset | None = None,
@@ -283,6 +284,7 @@ def run(
     A method that starts from the original network runs ``original`` first, with the same seed; one
     with earlier requests runs those first, one after another. Several processes, see
     :mod:`helpers.parallel`, train it together; the first writes it, and all must see its folder.
+    Of several threads of a process one trains at a time, the others wait, see :mod:`helpers.turns`.
 
     Args:
         cfg: The configuration.
@@ -301,7 +303,8 @@ def run(
         InputError: If the configuration cannot be run.
         FileProblem: If a file of the run is damaged or cannot be written.
         Interrupted: After Ctrl-C or the kernel's stop button; the same call goes on from there.
-            Also while another process is waited for, where :func:`helpers.training.watched` stops.
+            Also while another process, or another training in this one, is waited for, where
+            :func:`helpers.training.watched` stops.
         Claimed: If another process does this run, or one that it starts from, and ``wait`` is off.
 
     Source: this project.

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers import files, models, parallel, recording
+from helpers import files, models, parallel, recording, turns
 from helpers.config import InputError, Recipe, check
 from helpers.data import Dataset, ImageSet, at_most, batches, per_pass
 from helpers.ledger import count_saved, counting
@@ -47,6 +47,7 @@ class Interrupted(KeyboardInterrupt):
 class _Watch:
     stop: threading.Event
     step: Callable[[int, int], object]
+    waits: Callable[[str], object]
 
 
 _WATCH: contextvars.ContextVar[_Watch | None] = contextvars.ContextVar("watch", default=None)
@@ -54,8 +55,9 @@ _WATCH: contextvars.ContextVar[_Watch | None] = contextvars.ContextVar("watch", 
 
 @contextlib.contextmanager
 def watched(
-    stop: threading.Event, step: Callable[[int, int], object] = lambda done, total: None
-) -> Iterator[None]:
+    stop: threading.Event, step: Callable[[int, int], object] = lambda done, total: None,
+    waits: Callable[[str], object] = lambda whom: None,
+) -> Iterator[None]:  # fmt: skip
     """Follow and stop, from another thread, what trains while the context lasts.
 
     Signals reach the main thread only; a training in a thread of its own needs another way.
@@ -63,8 +65,8 @@ def watched(
     Args:
         stop: Once it is set, the training saves its checkpoint, if it has one, and ends after the
             current step with :class:`Interrupted`.
-        step: Called after each step with the steps that are done, and their total; with 0 and 0
-            while another process is waited for.
+        step: Called after each step with the steps that are done, and their total.
+        waits: Called with what is waited for, while another process or another thread trains.
 
     Yields:
         Nothing.
@@ -72,15 +74,18 @@ def watched(
     Source: this project.
     Lesson: 06_explorer, "Run it live".
     """
-    token = _WATCH.set(_Watch(stop, step))
+    token = _WATCH.set(_Watch(stop, step, waits))
     try:
         yield
     finally:
         _WATCH.reset(token)
 
 
-def waiting() -> None:
-    """Tell whoever watches that another process is waited for; leave, if they want it.
+def waiting(whom: str = "another process") -> None:
+    """Tell whoever watches that somebody else is waited for; leave, if they want it.
+
+    Args:
+        whom: Who is waited for.
 
     Raises:
         Interrupted: If :func:`watched` was told to stop.
@@ -92,8 +97,24 @@ def waiting() -> None:
     if watch is None:
         return
     if watch.stop.is_set():
-        raise Interrupted("stopped while waiting for another process; nothing was begun")
-    watch.step(0, 0)
+        raise Interrupted(f"stopped while waiting for {whom}; nothing was begun")
+    watch.waits(whom)
+
+
+def in_turn() -> contextlib.AbstractContextManager[None]:
+    """Train while no other thread of this process does, see :mod:`helpers.turns`.
+
+    Returns:
+        A context, or a decorator; while it waits, :func:`waiting` is called now and then.
+
+    Source: this project.
+    Lesson: 06_explorer, "Run it live".
+    """
+    return turns.taken(_waiting_for_a_turn)
+
+
+def _waiting_for_a_turn() -> None:
+    waiting("another training in this process")
 
 
 @dataclass
@@ -217,7 +238,8 @@ def fit(
         The history and the costs.
 
     Raises:
-        Interrupted: After Ctrl-C or the kernel's stop button.
+        Interrupted: After Ctrl-C or the kernel's stop button; also while another thread of this
+            process trains, where :func:`watched` stops.
         FileProblem: If a checkpoint cannot be read or written.
         InputError: If there are no images, training diverges to a loss that is not finite, or the
             network cannot be compiled or recorded.
@@ -235,9 +257,9 @@ def fit(
     check("images", n, n > 1 or not flat, "at least two: BatchNorm1d needs a variance")
     watch = _WATCH.get()
     # the random state that dropout and MixUp use is set anew for every step, then given back
-    random = torch.random.fork_rng(_cuda_devices(model))
+    random = turns.own_random_state(_cuda_devices(model), _waiting_for_a_turn)
     stack = contextlib.ExitStack()
-    with _stop_requested() as stop, random, parallel.whole_batch_norms(model), stack:
+    with random, _stop_requested() as stop, parallel.whole_batch_norms(model), stack:
         parallel.as_first([*model.parameters(), *model.buffers()])
         device = str(part.images.device)
         loop = _Loop(model, recipe, device, precision, frozen, compile, graphs)

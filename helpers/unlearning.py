@@ -361,6 +361,7 @@ def _targets(layers: models.Layers, cfg: RunConfig) -> tuple[str, ...]:
     return layers.paper_adaptable if cfg.mode == "paper" else layers.targets(cfg.targets)
 
 
+@training.in_turn()
 def unlearn(
     original: nn.Module | None,
     dataset: Dataset,

@@ -542,8 +542,6 @@ class Explorer:
     def _say(self, what: str, done: int, total: int) -> None:
         if self._stop.is_set():
             return
-        if not total:
-            what += ": waiting for another process"
         new, now = what != self._phase, time.monotonic()
         if new:
             self._phase, self.note.value = what, controls.line(f"{what} …")

@@ -267,18 +267,18 @@ def test_the_lock_of_a_kept_run_has_never_two_holders(tmp_path, monkeypatch):
 def test_who_waits_for_another_process_can_be_stopped(tmp_path):
     stop, seen = threading.Event(), []
 
-    def step(done, total):
-        seen.append((done, total))
+    def waits(whom):
+        seen.append(whom)
         stop.set()
 
     with (
         files.locked(tmp_path / "lock"),
-        training.watched(stop, step),
+        training.watched(stop, waits=waits),
         pytest.raises(Interrupted, match="while waiting for another process"),
         runs._claim(tmp_path, wait=True),
     ):
         pytest.fail("it is held")
-    assert seen == [(0, 0)]
+    assert seen == ["another process"]
     with runs._claim(tmp_path, wait=True):
         pass  # and nothing is held afterwards
 

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from traitlets import TraitError
 
-from helpers import audit, controls, files, grid, plots, runs, study, training, widgets
+from helpers import audit, controls, files, grid, plots, runs, study, training, turns, widgets
 from helpers.config import InputError
 from helpers.files import FileProblem
 from tests import grids
@@ -398,6 +398,20 @@ def test_stop_stops_what_waits_for_another_process(panel, dataset, home):
         panel.halt.click()
         assert panel.wait(10)
     assert "stopped while waiting for another process." in panel.note.value
+    assert not panel.run.disabled
+    assert not panel.lives
+
+
+def test_stop_stops_what_waits_for_another_training_in_this_process(panel):
+    with turns.taken():  # as a cell that trains
+        panel.run.click()
+        ends = time.monotonic() + 30
+        while "waiting for another" not in panel.note.value and time.monotonic() < ends:
+            time.sleep(0.05)
+        assert "training: waiting for another training in this process …" in panel.note.value
+        panel.halt.click()
+        assert panel.wait(10)
+    assert "stopped while waiting for another training in this process." in panel.note.value
     assert not panel.run.disabled
     assert not panel.lives
 
