@@ -18,6 +18,7 @@ import logging
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -252,7 +253,27 @@ class Explorer:
     def _ipython_display_(self) -> None:
         from IPython.display import HTML, display
 
+        _replace_in_its_cell(self)
         display(HTML(_PAGE + controls.SCRIPT + _UPLOADS), self.widget)
+
+    def close(self) -> None:
+        """Take the explorer off the page, end what it trains, and let go of what it holds.
+
+        ipywidgets keep what is open for as long as the kernel runs. A cell that is run again closes
+        the explorer that it showed before, where the notebook's page says which cell that is.
+
+        Source: this project.
+        Lesson: 06_explorer, "The explorer".
+        """
+        self._stop.set()
+        for part in {*_parts(self.widget), *_parts(self.panel.widget)}:
+            part.unobserve_all()
+            part.close()
+        with self._lock:
+            self.lives.clear()
+            self.pins.clear()
+            self._pictured = None
+        self._sheet.cache_clear()
 
     # --------------------------------------------------------------------------------------------
     # the stored point
@@ -770,6 +791,44 @@ class Explorer:
         ])  # fmt: skip
         whole.add_class("explorer")
         return whole
+
+
+# ------------------------------------------------------------------------------------------------
+# which explorers are shown
+
+# cell -> the run of it that showed something last, and what
+_SHOWN: dict[str, tuple[str, list[weakref.ref[Explorer]]]] = {}
+
+
+def _replace_in_its_cell(shown: Explorer) -> None:
+    """Close what an earlier run of the same cell showed, unless another cell shows it, too."""
+    cell, run = _cell()
+    if cell is None:
+        return
+    before, mine = _SHOWN.get(cell, (run, []))
+    if before != run:
+        old, mine = [one for known in mine if (one := known()) is not None], []
+        _SHOWN[cell] = run, mine
+        still = [known() for _, others in _SHOWN.values() for known in others]
+        for one in old:
+            if one is not shown and one not in still:
+                one.close()
+    _SHOWN[cell] = run, [*mine, weakref.ref(shown)]
+
+
+def _cell() -> tuple[str | None, str]:
+    """Return which cell runs, and a name of this run of it; None where the page does not say."""
+    from IPython import get_ipython
+
+    asked = getattr(get_ipython(), "get_parent", dict)()  # outside of a kernel there is none
+    return asked.get("metadata", {}).get("cellId"), asked.get("header", {}).get("msg_id", "")
+
+
+def _parts(widget: core.Widget) -> list[core.Widget]:
+    """List a widget, what is in it, and its layouts and styles."""
+    held = (getattr(widget, name) for name in widget.keys)
+    inside = [v for h in held for v in (h if isinstance(h, list | tuple) else [h])]
+    return [widget, *(p for v in inside if isinstance(v, core.Widget) for p in _parts(v))]
 
 
 # ------------------------------------------------------------------------------------------------

@@ -12,9 +12,11 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
+import ipywidgets as core
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
@@ -93,7 +95,62 @@ def test_what_was_there_before_an_explorer_is_not_collected_again(panel):
     frozen = gc.get_freeze_count()
     assert frozen > 0
     widgets.explorer(panel.cfg, panel.grid.study)
-    assert gc.get_freeze_count() <= frozen, "an explorer can be collected"
+    assert gc.get_freeze_count() <= frozen, "what an explorer holds is not kept for good"
+
+
+def test_an_explorer_that_was_closed_is_collected(cfg, dataset, original_run):
+    registry = core.widget._instances if hasattr(core.widget, "_instances") else core.Widget.widgets
+    before = {*registry}
+    one = widgets.explorer(cfg, grids.made())
+    one.run.click()
+    assert one.wait(120)
+    one.pin.click()
+    move(one, rank=1)
+    one.close()
+    assert {*registry} == before, "of a layout, too, nothing is left open"
+    assert not one.lives
+    assert one._sheet.cache_info().currsize == 0, "pictures take half a megabyte each"
+    known = weakref.ref(one)
+    del one
+    gc.collect()
+    assert known() is None
+
+
+def test_to_close_an_explorer_ends_what_it_trains(panel, monkeypatch):
+    real = training.fit
+    monkeypatch.setattr(training, "fit", lambda *a, **k: (panel.close(), real(*a, **k))[1])
+    panel.run.click()
+    assert panel.wait(120)
+    assert not panel.lives
+
+
+def test_a_cell_that_is_run_again_closes_what_it_showed(cfg, dataset, original_run, monkeypatch):
+    monkeypatch.setattr(widgets, "_SHOWN", {})
+    a, b, c, d = (widgets.explorer(cfg, grids.made()) for _ in range(4))
+    closed = []
+    for name, one in {"a": a, "b": b, "c": c, "d": d}.items():
+        monkeypatch.setattr(one, "close", lambda name=name: closed.append(name))
+
+    def show(cell, run, *several):
+        asked = {"metadata": {"cellId": cell} if cell else {}, "header": {"msg_id": run}}
+        shell = SimpleNamespace(get_parent=lambda: asked)
+        monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+        monkeypatch.setattr("IPython.display.display", lambda *_: None)
+        for one in several:
+            one._ipython_display_()
+
+    show("first", "1", a, b)
+    assert not closed, "two in one cell"
+    show("second", "2", b)
+    show("first", "3", c)
+    assert closed == ["a"], "the other one is shown elsewhere"
+    show("second", "4", b)
+    assert closed == ["a"], "the same one again"
+    show("second", "5", d)
+    assert closed == ["a", "b"]
+    show(None, "6", d)
+    show(None, "7", a)
+    assert closed == ["a", "b"], "nobody knows which cell"
 
 
 def test_axes_that_a_method_lacks_are_switched_off(panel):
