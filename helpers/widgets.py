@@ -48,6 +48,9 @@ LEAKS = {
     "other classes, answers that changed": grid.changed,
 }
 _NO_NETWORKS = "Stored points are numbers, not networks: press “Run it live” to see its pictures."
+# settings that the controls choose, or that no number of a live run depends on
+_NO_REASON = ("data", "method", "forget", "earlier", "seed", "original_seed", "rank", "sparsity",
+              "cache_mb", "memory_mb", "seeds", "on_corrupt")  # fmt: skip
 _WHY = (
     "Blue: inside the band of networks that never saw the class; vermillion: outside. ★: on the "
     "Pareto front of all methods, on the means over seeds. Frame and ring: the chosen point; ×: "
@@ -511,7 +514,7 @@ class Explorer:
         try:
             live = grid.train(self.grid, point, seed, self.cfg, self.dataset, stop, self._say)
             said = f"{point}, seed {seed}: trained and measured in {live.seconds:.1f} s."
-            said += self._otherwise()
+            said += self._otherwise(point)
             self._keep(live)
             self.panel.refresh()
             if (point, seed) in list(self.pins.values()):
@@ -544,12 +547,24 @@ class Explorer:
         self.bar.value = self.bar.max
         return ""
 
-    def _otherwise(self) -> str:
-        """Say in what the record was measured otherwise than points are trained here."""
-        here = {"preset": self.cfg.preset, "mode": self.cfg.mode}
-        there = {"preset": self.cfg.preset, "mode": "default"} | self.grid.study.about
-        odd = [f"{name} {there[name]}, trained with {mine}" for name, mine in here.items()
-               if there[name] != mine]  # fmt: skip
+    def _otherwise(self, point: grid.Point) -> str:
+        """Say in what the record was measured otherwise than a point is trained here.
+
+        A record names its preset, network and mode; of other settings it is taken to have those of
+        the preset.
+        """
+        own = self.cfg.but(method=point.method)
+        plain = get_config(own.preset, data=own.data)
+        usual = get_config(own.preset, data=own.data, model=own.model)  # paper trains a ViT its way
+        known = {"preset": own.preset, "mode": "default", "model": plain.model}
+        known |= {name: v for name, v in self.grid.study.about.items() if name in known}
+        odd = [f"{name} {there}, trained with {getattr(own, name)}"
+               for name, there in known.items() if there != getattr(own, name)]  # fmt: skip
+        fields = [f.name for f in dataclasses.fields(own) if f.name not in {*known, *_NO_REASON}]
+        for name in sorted({*fields} - {*runs.unused(own, fields)}, key=fields.index):
+            if (mine := getattr(own, name)) != getattr(usual, name):
+                mine = "another recipe" if dataclasses.is_dataclass(mine) else mine
+                odd.append(f"{name} as in the preset, trained with {mine}")
         return f" Stored with {' and '.join(odd)}: they differ for that reason." if odd else ""
 
     def _keep(self, live: grid.Live) -> None:

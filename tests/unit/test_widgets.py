@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import gc
 import io
 import logging
@@ -399,7 +400,7 @@ def test_in_paper_mode_pictures_are_shown_as_the_metrics_were_measured(cfg, data
     with torch.no_grad():
         wanted = live.networks["after"](fed).double().softmax(1).max(1).values
     assert shown == [f"{100 * share:.0f}" for share in wanted.tolist()]
-    assert " Stored with mode default, trained with paper" in found._otherwise()
+    assert " Stored with mode default, trained with paper" in found._otherwise(found.point)
 
 
 def test_a_pinned_point_that_is_trained_is_compared_anew(panel, dataset, monkeypatch):
@@ -420,6 +421,28 @@ def test_another_preset_is_said(cfg, dataset, original_run):
     panel.start()
     assert panel.wait(120)
     assert "Stored with preset cpu, trained with smoke" in panel.note.value
+
+
+def test_another_network_or_recipe_is_said(cfg, dataset, original_run):
+    made = grids.made()
+    point = grid.Point("prunelora", 3, 8, 0.5)
+
+    def why(changed, about=made.about, point=point):
+        record = study.Study(made.table, made.bands, 5, about)
+        return widgets.explorer(changed, record)._otherwise(point)
+
+    assert why(cfg) == why(cfg, made.about | {"model": "digits_resnet"}) == ""
+    assert why(cfg.but(cache_mb=0, rank=2, sparsity=0.1, seed=4, original_seed=1)) == ""
+    narrow = cfg.but(model="resnet_tiny", epochs=1)
+    assert why(narrow, made.about | {"model": "digits_resnet"}) == (
+        " Stored with model digits_resnet, trained with resnet_tiny and epochs as in the preset, "
+        "trained with 1: they differ for that reason."
+    )
+    assert "model digits_resnet, trained with resnet_tiny" in why(narrow), "that of the preset"
+    assert why(narrow.but(epochs=None), made.about | {"model": "resnet_tiny"}) == ""
+    longer = cfg.but(train=dataclasses.replace(cfg.train, epochs=13))
+    assert "train as in the preset, trained with another recipe" in why(longer)
+    assert why(cfg.but(adapter="dora"), point=grid.Point("finetune", 3)) == "", "it has none"
 
 
 def test_stop_stops(panel, monkeypatch):
