@@ -261,7 +261,7 @@ class Grid:
             row |= dict(zip(("mean", "low", "high"), interval(name, values), strict=True))
             row["value"] = _known(values.loc[mine].mean())
             row["away"] = _known(away.mean())
-            row["inside"] = None if row["away"] is None else bool(away.mean() <= 1 + 1e-9)
+            row["inside"] = None if row["away"] is None else bool(inside(away.mean()))
             open_ = -math.inf, math.inf, 0.0
             low, high, _ = self.study.band(point.forget, name, start) or open_
             row["band"] = [v if math.isfinite(v) else None for v in (low, high)]
@@ -442,6 +442,21 @@ def away(metric: str, value: float, band: tuple[float, float, float]) -> float:
         return math.nan
     columns = (pd.Series([float(v)]) for v in (value, *band))
     return float(_away(audit.METRICS[metric].side, *columns).iloc[0])
+
+
+def inside(away: Any) -> Any:
+    """Say whether distances are within the oracles' band; its edge belongs to it.
+
+    Args:
+        away: From :func:`away` or :attr:`Grid.away`: a number, or a column or table of them.
+
+    Returns:
+        Whether, of the same shape; False where the distance is not known.
+
+    Source: this project.
+    Lesson: 06_explorer, "The stored grid".
+    """
+    return away <= 1 + 1e-9  # as decimals are written: 0.6 need not be the 0.6 of an edge
 
 
 def _away(

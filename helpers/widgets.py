@@ -385,7 +385,7 @@ class Explorer:
         title, where = audit.METRICS[metric].title, self.dataset.classes[point.forget]
         sheet, table = self._sheet("surface", point.method, point.forget, metric, cost)
         frame = plots.mark_surface(sheet.ax, table, point.rank, point.sparsity)
-        inside = int((table["away"] <= 1).sum())
+        inside = int(grid.inside(table["away"]).sum())
         found = sheet.picture(
             frame, f"{title} of {point.method}, mean over seeds",
             f"Heat map of {title} over rank and sparsity for {point.method}, class {where}: "

@@ -293,6 +293,24 @@ def test_frame_stars_and_words_are_those_of_the_point(panel, monkeypatch):
     assert len(framed) == len(mine), "each has its frame"
 
 
+def test_the_map_counts_as_inside_what_the_tables_do(panel):
+    for method in panel.grid.methods:
+        move(panel, method=method)
+        for rank, sparsity in ((1, 0.0), (1, 0.5), (8, 0.0), (8, 0.5)):
+            move(panel, rank=rank, sparsity=sparsity)
+            for metric in panel.grid.study.metrics:
+                move(panel, metric=metric)
+                table = panel.grid.surface(method, 3, metric)
+                wanted = sum(a <= 1 + 1e-9 for a in table["away"])
+                alt = picture_of(panel, 0)[2]
+                assert f"{wanted} of {len(table)} points inside the oracles" in alt
+                assert f"framed: {panel.point}" in alt
+    move(panel, method="prunelora", metric="head_refit")
+    table = panel.grid.surface("prunelora", 3, "head_refit")
+    assert (table["away"] <= 1).sum() < 2, "0.8 - 0.4 * 0.5 is no exact 0.6"
+    assert "2 of 4 points inside" in picture_of(panel, 0)[2]
+
+
 def overtake(slow, quick, inside, go):
     """Let one thread come upon another that is still inside; wait for both."""
     slow.start()
