@@ -863,12 +863,13 @@ def mark_tradeoff(ax: Axes, cost: float, away: float, live: bool = False) -> lis
     return ax.plot(x, y, "x" if live else "o", zorder=5, clip_on=not live, **still, **look)
 
 
-def label_shares(classes: Sequence[str], ax: Axes | None = None) -> Axes:
+def label_shares(classes: Sequence[str], ax: Axes | None = None, oracles: str = "oracles") -> Axes:
     """Prepare the axes for the shares of labels that the images of one class get.
 
     Args:
         classes: Names of the classes.
         ax: Where to draw.
+        oracles: What the key calls those that never saw the class; ``one oracle`` where it is one.
 
     Returns:
         The axes, without bars.
@@ -882,7 +883,7 @@ def label_shares(classes: Sequence[str], ax: Axes | None = None) -> Axes:
            ylabel="share of its test images")  # fmt: skip
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.grid(False, axis="x")
-    names = {"stored": STORED, "live": LIVE, "oracles": ORACLE}
+    names = {"stored": STORED, "live": LIVE, oracles: ORACLE}
     handles = [Patch(facecolor=ink, label=name, hatch=HATCHES[name == "live"], edgecolor="white")
                for name, ink in names.items()]  # fmt: skip
     ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False,
@@ -895,7 +896,7 @@ def mark_shares(ax: Axes, shares: Mapping[str, Sequence[float]]) -> list[Artist]
 
     Args:
         ax: From :func:`label_shares`.
-        shares: ``stored``, ``live`` or ``oracles`` -> (C,) shares that sum to 1.
+        shares: ``stored``, ``live``, ``oracles`` or ``one oracle`` -> (C,) shares that sum to 1.
 
     Returns:
         What was added.
@@ -903,7 +904,7 @@ def mark_shares(ax: Axes, shares: Mapping[str, Sequence[float]]) -> list[Artist]
     Source: Unlearning Comparator.
     Lesson: 06_explorer, "The stored grid".
     """
-    colors = {"stored": STORED, "live": LIVE, "oracles": ORACLE}
+    colors = {"stored": STORED, "live": LIVE, "oracles": ORACLE, "one oracle": ORACLE}
     width, found = 0.8 / max(1, len(shares)), []
     for place, (name, row) in enumerate(shares.items()):
         left = np.arange(len(row)) - 0.4 + (place + 0.5) * width

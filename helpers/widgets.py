@@ -365,8 +365,9 @@ class Explorer:
 
     def _new_sheet(self, kind: str, *key: Any) -> tuple[_Sheet, pd.DataFrame | None]:
         if kind == "shares":
-            classes = self.dataset.classes
-            return _Sheet(self._easel, lambda ax: plots.label_shares(classes, ax), 0.9, 0.19), None
+            classes, (oracles,) = self.dataset.classes, key
+            return _Sheet(self._easel, lambda ax: plots.label_shares(classes, ax, oracles), 0.9,
+                          0.19), None  # fmt: skip
         if kind == "tradeoff":
             forget, metric, cost = key
             table = self.grid.tradeoff(forget, metric, cost)
@@ -424,9 +425,12 @@ class Explorer:
         shares = {"stored": self.grid.predicted(point, seed)}
         if live is not None:
             shares["live"] = live.predicted
-        shares["oracles"] = self._oracle_shares(point, live)
+        stored, one = self.grid.predicted(grid.Point("retrain", point.forget)), None
+        if stored is None and live is not None:
+            one = self._oracle_shares(live)
+        shares |= {"oracles": stored, "one oracle": one}
         shares = {name: row for name, row in shares.items() if row is not None}
-        sheet, _ = self._sheet("shares")
+        sheet, _ = self._sheet("shares", "one oracle" if "one oracle" in shares else "oracles")
         marks = plots.mark_shares(sheet.ax, shares)
         tops = (f"{name} mostly {self.dataset.classes[row.index(max(row))]} ({max(row):.0%})"
                 for name, row in shares.items())  # fmt: skip
@@ -436,14 +440,13 @@ class Explorer:
             f"Bars of the labels given to test images of class {where}: {', '.join(tops)}.",
         )  # fmt: skip
 
-    def _oracle_shares(self, point: grid.Point, live: grid.Live | None) -> list[float] | None:
-        stored = self.grid.predicted(grid.Point("retrain", point.forget))
-        network = live.networks.get("oracle") if live is not None else None
-        if stored is None and network is not None:
-            part = self.judged.split(point.forget).test_forget
-            logits = training.predict(network, part, self.judged)
-            return outputs.label_histogram(logits).tolist()
-        return stored
+    def _oracle_shares(self, live: grid.Live) -> list[float] | None:
+        network = live.networks.get("oracle")
+        if network is None:
+            return None
+        part = self.judged.split(live.point.forget).test_forget
+        logits = training.predict(network, part, self.judged)
+        return outputs.label_histogram(logits).tolist()
 
     # --------------------------------------------------------------------------------------------
     # trained now

@@ -400,12 +400,40 @@ def test_a_live_run_is_drawn_onto_the_stored_point(trained):
     assert "live - stored" in tables
     assert re.search(r"[+-]\d+\.\d pp", tables)
     assert "live mostly" in trained.panel.outputs[0].value
-    assert "oracles mostly" in trained.panel.outputs[0].value
+    assert "one oracle mostly" in picture_of(trained, 2)[2]
+    assert "oracles mostly" not in picture_of(trained, 2)[2]
     move(trained, rank=1)
     assert "Trained now" not in says(trained), "another point was not trained"
     assert "live - stored" not in trained.panel.outputs[1].value
     move(trained, rank=8)
     assert "Trained now" in says(trained)
+
+
+def test_the_bars_are_the_shares_of_those_they_name(panel, dataset, original_run, monkeypatch):
+    real, drawn, keys = plots.mark_shares, [], []
+    monkeypatch.setattr(plots, "mark_shares", lambda ax, s: drawn.append(s) or real(ax, s))
+    made = plots.label_shares
+    monkeypatch.setattr(plots, "label_shares", lambda *a: keys.append(made(*a)) or keys[-1])
+    before, oracle = (original_run.model(dataset) for _ in range(2))
+    with torch.no_grad():
+        oracle.fc.bias[7] += 1e3  # it says 7 to everything
+    live = live_of(panel)
+    live.networks = {"before": before, "after": before, "oracle": oracle}
+    panel._keep(live)
+    panel.panel.refresh()
+    seven = [0.0] * 7 + [1.0, 0.0, 0.0]
+    assert drawn[-1] == {"stored": panel.grid.predicted(panel.point, 0), "live": [0.1] * 10,
+                         "one oracle": seven}  # fmt: skip
+    assert "one oracle mostly 7 (100%)" in picture_of(panel, 2)[2]
+    assert [t.get_text() for t in keys[-1].get_legend().texts] == ["stored", "live", "one oracle"]
+    found = grids.made()
+    retrained = found.table[found.table["method"] == "finetune"].assign(method="retrain")
+    table = pd.concat([found.table, retrained], ignore_index=True)
+    other = widgets.explorer(panel.cfg, study.Study(table, found.bands, 5, found.about))
+    other._keep(live)
+    other.panel.refresh()
+    assert list(drawn[-1]) == ["stored", "live", "oracles"]
+    assert drawn[-1]["oracles"] == pytest.approx([0, 0, 0, 0, 0, 60 / 81, 0, 0, 0, 21 / 81])
 
 
 def test_in_paper_mode_pictures_are_shown_as_the_metrics_were_measured(cfg, dataset, original_run):
