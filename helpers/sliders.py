@@ -308,7 +308,7 @@ def both(
 
     Raises:
         InputError: If the method has no rank and sparsity, there is no combination or one that
-            cannot be run, or the values do not ascend.
+            cannot be run, or the values do not ascend; nothing is trained before all are checked.
 
     Source: arXiv 2411.11907; :func:`helpers.runs.run`.
     Lesson: 04_class_unlearning, "How it goes".
@@ -320,11 +320,13 @@ def both(
     for field, values in (("ranks", ranks), ("sparsities", sparsities)):
         ok = bool(values) and list(values) == sorted({*values})
         check(field, list(values), ok, "at least one, each once, ascending")
+    grid = [cfg.but(rank=r, sparsity=s) for r in ranks for s in sparsities]
+    for one in (wanted := [cfg.but(method=rival), *grid]):
+        unlearning.validate(one, dataset)
     start = runs.run(cfg.but(method="original", seed=cfg.start_seed), dataset, progress)
     first = {"epoch": 0, **{part: start.history[-1][part] for part in ("forget", "retain")}}
     cache, rows = frozen.Cache(cfg.cache_mb * 1_000_000), []
-    grid = [cfg.but(rank=r, sparsity=s) for r in ranks for s in sparsities]
-    for one in [cfg.but(method=rival), *grid]:
+    for one in wanted:
         run = runs.run(one, dataset, progress, cache)
         mine = one.method != rival
         about = {"method": one.method, "rank": one.rank if mine else None,

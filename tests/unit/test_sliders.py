@@ -287,6 +287,17 @@ def test_both_refuses_positions_out_of_order_before_training(cfg, dataset, home,
     assert not home.exists()
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [({"ranks": (1, 999)}, "rank = 999"), ({"rival": "erase"}, "method = 'erase'"),
+     ({"sparsities": (0.0, 0.9), "ranks": (1, 16)}, "rank = 16 .* from 1 to")],
+)  # fmt: skip
+def test_both_refuses_what_cannot_be_run_before_training(cfg, dataset, home, asked, message):
+    with pytest.raises(InputError, match=message):
+        sliders.both(cfg.but(method="prunelora_channels"), dataset, progress=False, **asked)
+    assert not home.exists()
+
+
 def test_threshold_draws_its_table(drive):
     view, seen = sliders.threshold(groups()), 0
     for at, (left, right), (numbers, text) in drive(view):
