@@ -651,8 +651,8 @@ class Explorer:
 
         Returns:
             pin, method, forget, rank, sparsity, seed, kind (``metric`` or ``cost``), name, value
-            (of the seed; of a cost the mean over seeds), mean, low, high, band_low, band_high,
-            inside, live, difference.
+            (of the seed; of a cost the mean over seeds, and of seconds the fastest), mean over
+            seeds, low, high, band_low, band_high, inside, live, difference (live - value).
 
         Source: this project.
         Lesson: 06_explorer, "Compare".
@@ -673,8 +673,9 @@ class Explorer:
                             | {"band_low": low, "band_high": high})  # fmt: skip
             for name, value in self.grid.costs(point).items():
                 now = live.costs.get(name) if live else None
+                mean = float(self.grid.rows(point)[name].astype(float).mean())
                 rows.append(place | {
-                    "kind": "cost", "name": name, "value": value, "mean": value, "live": now,
+                    "kind": "cost", "name": name, "value": value, "mean": mean, "live": now,
                     "difference": None if now is None else now - value,
                 })  # fmt: skip
         columns = ["pin", "method", "forget", "rank", "sparsity", "seed", "kind", "name", "value",

@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import io
 import logging
+import math
 import os
 import re
 import subprocess
@@ -711,6 +712,39 @@ def test_pins_stand_side_by_side_and_can_be_taken_along(trained):
     panel.unpin.click()
     assert "No point is pinned" in panel.compared.value
     assert panel.unpin.disabled
+
+
+def test_the_file_holds_the_numbers_of_the_grid(panel):
+    move(panel, seed=1)
+    panel._keep(live_of(panel, gmacs=3.0, head_refit=0.5))
+    panel.pin.click()
+    link = re.search(r'href="data:text/csv;base64,([^"]+)"', panel.compared.value)
+    read = pd.read_csv(io.BytesIO(base64.b64decode(link[1])))
+    assert read["pin"].unique().tolist() == ["prunelora, class 3, rank 8, sparsity 50 %, seed 1"]
+    place = read[["method", "forget", "rank", "sparsity", "seed"]].drop_duplicates()
+    assert place.to_numpy().tolist() == [["prunelora", 3, 8, 0.5, 1]]
+    rows = read.set_index("name")
+    wanted = {row["name"]: row for row in panel.grid.metrics(panel.point, 1)}
+    assert [*wanted] == rows.index[rows["kind"] == "metric"].tolist()
+    for name, row in wanted.items():
+        found = rows.loc[name]
+        for key, value in {
+            "band_low": row["band"][0],
+            "band_high": row["band"][1],
+            **{k: row[k] for k in ("value", "mean", "low", "high")},
+        }.items():
+            assert found[key] == pytest.approx(math.nan if value is None else value, nan_ok=True)
+        assert str(found["inside"]) == str(row["inside"])
+    assert (rows.loc["TA", "band_low"], rows.loc["TA", "band_high"]) == (0.9, 1.0)
+    assert rows.loc["head_refit", "difference"] == pytest.approx(0.5 - 0.6)
+    costs = rows[rows["kind"] == "cost"]
+    assert costs["value"].to_dict() == panel.grid.costs(panel.point)
+    assert (costs.loc["seconds", "value"], costs.loc["seconds", "mean"]) == (1.0, 1.5), "1 and 2"
+    others = costs.drop("seconds")
+    assert others["mean"].tolist() == pytest.approx(others["value"].tolist())
+    assert (costs.loc["gmacs", "live"], costs.loc["gmacs", "value"]) == (3.0, 9.0)
+    assert costs.loc["gmacs", "difference"] == -6.0
+    assert costs.drop("gmacs")[["live", "difference"]].isna().all(axis=None)
 
 
 def test_too_many_pins_are_refused_where_the_visitor_sees_it(panel):
