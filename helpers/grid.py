@@ -7,6 +7,7 @@ stored for it are audits over seeds. The same point can be trained now, and the 
 from __future__ import annotations
 
 import math
+import numbers
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -53,6 +54,13 @@ COSTS: dict[str, tuple[str, str, float]] = {
     "file_bytes": ("file", "kB", 1e-3),
     "patch_bytes": ("patch", "kB", 1e-3),
 }
+
+
+_NUMBERS = ("forget", "original_seed", "seed", *AXES, "zeros", "channels", *COSTS)
+
+
+def _is_number(value: object) -> bool:
+    return value is None or isinstance(value, numbers.Real)
 
 
 @dataclass(frozen=True)
@@ -119,10 +127,13 @@ class Grid:
     study: Study
 
     def __post_init__(self) -> None:
-        """Refuse a study without the axes of a grid; raises InputError."""
+        """Refuse a study without the axes of a grid, or with text for numbers: an InputError."""
         columns = list(self.study.table.columns)
         check("record", columns, {*_NEEDED} <= {*columns} and len(self.study.table) > 0,
               f"a study with at least one row and the columns {', '.join(_NEEDED)}")  # fmt: skip
+        for name in {*columns} & {*_NUMBERS, *self.study.metrics}:
+            odd = [v for v in self.study.table[name] if not _is_number(v)]
+            check(f"{name} of the record", odd[:1], not odd, "numbers, or nothing where not known")
 
     @cached_property
     def _cells(self) -> dict[Point, Any]:
@@ -341,7 +352,7 @@ class Grid:
             seed: Of this seed alone; None takes all seeds together.
 
         Returns:
-            (C,) shares that sum to 1; None if the point was not measured.
+            (C,) shares that sum to 1; None if the point was not measured, or given no label.
 
         Source: this project.
         Lesson: 06_explorer, "The stored grid".
@@ -352,7 +363,8 @@ class Grid:
         if not counts:
             return None
         summed = [sum(column) for column in zip(*counts, strict=True)]
-        return [count / sum(summed) for count in summed]
+        total = sum(summed)
+        return [count / total for count in summed] if total else None
 
     def surface(self, method: str, forget: int, metric: str) -> pd.DataFrame:
         """Lay a metric of one method and class out over rank and sparsity.

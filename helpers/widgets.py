@@ -354,6 +354,9 @@ class Explorer:
             inside = sum(row["inside"] for row in known)
             text += f"{inside} of {len(known)} metrics inside the oracles' band"
             text += f"; {row['title']} {_shown(row, 'value')}."
+        elif any(row["value"] is not None for row in rows):
+            text += "stored without a band of the oracles that tells inside from outside; "
+            text += f"{row['title']} {_shown(row, 'value')}."
         else:
             stored = self.grid.rows(point)
             reasons = stored["problem"].dropna() if "problem" in stored else []
@@ -378,14 +381,16 @@ class Explorer:
         front = self._sheet("tradeoff", forget, metric, cost)[1]
         table["front"] = table["point"].isin(front.loc[front["front"], "point"])
         table["text"] = ["–" if math.isnan(v) else audit.shown(metric, v) for v in table["mean"]]
-        return _Sheet(self._easel, lambda ax: plots.surface(table, ax)), table
+        return _Sheet(self._easel, lambda ax: _surface(table, ax)), table
 
     def _pictures(
         self, point: grid.Point, seed: int, metric: str, cost: str, live: grid.Live | None
     ) -> str:
         title, where = audit.METRICS[metric].title, self.dataset.classes[point.forget]
         sheet, table = self._sheet("surface", point.method, point.forget, metric, cost)
-        frame = plots.mark_surface(sheet.ax, table, point.rank, point.sparsity)
+        frame = []
+        if len(table):
+            frame = plots.mark_surface(sheet.ax, table, point.rank, point.sparsity)
         inside = int(grid.inside(table["away"]).sum())
         found = sheet.picture(
             frame, f"{title} of {point.method}, mean over seeds",
@@ -852,6 +857,14 @@ def _parts(widget: core.Widget) -> list[core.Widget]:
 
 # ------------------------------------------------------------------------------------------------
 # text and tables
+
+
+def _surface(table: pd.DataFrame, ax: Axes) -> None:
+    if len(table):
+        plots.surface(table, ax)
+        return
+    ax.set_axis_off()  # of the method no point of this class was measured
+    ax.text(0.5, 0.5, "not stored", ha="center", va="center", transform=ax.transAxes)
 
 
 def _outside(ax: Axes, cost: float, away: float) -> bool:

@@ -66,6 +66,23 @@ def test_a_study_without_a_grid_is_refused():
             grid.Grid(study.Study(table, whole.bands, 5, {}))
 
 
+@pytest.mark.parametrize("name", ["rank", "sparsity", "seed", "head_refit", "gmacs"])
+@pytest.mark.parametrize("value", ["x", "8.0", [8]])
+def test_text_in_the_place_of_a_number_is_refused(name, value):
+    whole = grids.made()
+    column = whole.table[name].astype(object)
+    column.iloc[3] = value
+    table = whole.table.assign(**{name: column})
+    with pytest.raises(InputError, match=f"{name} of the record = .* numbers, or nothing"):
+        grid.Grid(study.Study(table, whole.bands, 5, {}))
+
+
+def test_no_labels_at_all_are_no_shares():
+    whole = grids.made()
+    table = whole.table.assign(predicted=[[0] * 10] * len(whole.table))
+    assert grid.Grid(study.Study(table, whole.bands, 5, {})).predicted(POINT) is None
+
+
 def test_the_metrics_of_a_point_worked_out_by_hand(stored):
     rows = {row["name"]: row for row in stored.metrics(POINT, 1)}
     assert list(rows) == [name for name in audit.METRICS if name in grids.BAND]

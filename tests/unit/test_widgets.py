@@ -226,6 +226,44 @@ def test_a_grid_without_an_axis_can_be_shown(cfg, dataset, original_run):
         assert shown.inputs[off].disabled
 
 
+def record_of(table=None, bands=None):
+    found = grids.made()
+    return study.Study(found.table if table is None else table,
+                       found.bands if bands is None else bands, 5, found.about)  # fmt: skip
+
+
+def test_a_method_that_was_measured_for_one_class_only_is_not_stored_of_another(
+    cfg, dataset, original_run
+):
+    table = grids.made().table
+    table = table[(table["method"] != "lora") | (table["forget"] == 3)].reset_index(drop=True)
+    panel = widgets.explorer(cfg, record_of(table))
+    move(panel, method="lora")
+    known = picture_of(panel, 0)[0]
+    move(panel, forget=8)
+    assert says(panel) == "lora, class 8, rank 8, seed 0: not stored. It was not measured."
+    assert "0 of 0 points inside" in picture_of(panel, 0)[2]
+    assert picture_of(panel, 0)[0] != known
+    panel.pin.click()
+    assert "alert" not in panel.refused.value
+    panel._keep(live_of(panel))
+    panel.panel.refresh()
+    assert "Trained now: 50.0 %" in says(panel)
+    move(panel, forget=3)
+    assert picture_of(panel, 0)[0] == known
+
+
+def test_values_without_a_band_are_stored_all_the_same(cfg, dataset, original_run):
+    bands = grids.made().bands
+    panel = widgets.explorer(cfg, record_of(bands={3: {0: bands[3][0]}}))
+    assert "6 of 7 metrics inside" in says(panel)
+    for choice in ({"seed": 1}, {"forget": 8}):
+        move(panel, **choice)
+        assert "not stored" not in says(panel)
+        assert "stored without a band of the oracles" in says(panel)
+        assert "head refit 60.0 %." in says(panel)
+
+
 def test_a_composition_has_the_colour_of_its_last_part(cfg, dataset, original_run):
     found = grids.made()
     table = found.table.replace({"method": {"prune_finetune": "prune_finetune+scrub"}})
