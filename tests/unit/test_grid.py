@@ -349,6 +349,50 @@ def test_pictures_whose_answer_changed(live, dataset):
     assert len(grid.changed(same, dataset)) == 0
 
 
+def test_pictures_that_became_wrong_come_first(dataset, monkeypatch):
+    part = dataset.split(3).test_retain
+    before, after = part.labels.clone(), part.labels.clone()
+    before[[2, 5]] = (part.labels[[2, 5]] + 1) % 10  # these become right
+    after[[7, 9]] = (part.labels[[7, 9]] + 1) % 10
+    answers = {"before": before, "after": after}
+    monkeypatch.setattr(training, "predict", lambda network, *_: torch.eye(10)[answers[network]])
+    live = grid.Live(POINT, 0, {}, {}, [], 0.0, {name: name for name in answers})
+    for most in (8, 3, 1):
+        assert torch.equal(grid.changed(live, dataset, most), part.images[[7, 9, 2, 5][:most]])
+
+
+def test_a_live_run_starts_from_the_network_of_its_seed(cfg, dataset, monkeypatch):
+    found, asked = grids.made(), []
+    table = found.table.assign(original_seed=found.table["original_seed"] + 4)
+    stored = grid.Grid(study.Study(table, found.bands, 5, found.about))
+
+    def noted(one, method, seed, *_):
+        asked.append((method, seed))
+        if method == "original":
+            raise training.Interrupted("that is all")
+
+    monkeypatch.setattr(grid, "_reference", noted)
+    with pytest.raises(training.Interrupted, match="that is all"):
+        grid.train(stored, POINT, 1, cfg, dataset, threading.Event())
+    live = grid.Live(POINT, 1, {}, {}, [], 0.0)
+    grid.oracle(live, stored, cfg, dataset, threading.Event())
+    assert asked == [("original", 5), ("retrain", 5)]
+
+
+def test_without_bands_a_live_run_has_no_gap_to_them(cfg, dataset, original_run, monkeypatch):
+    monkeypatch.setattr(audit, "steps_back", lambda seen, known: 100 * known)
+    found = grids.made()
+    stored = grid.Grid(study.Study(found.table, {}, 5, found.about))
+    live = grid.train(stored, POINT, 0, cfg.but(epochs=1), dataset, threading.Event())
+    assert {"TA", "head_refit"} < live.metrics.keys()
+    assert not {"Avg Gap", "ToW"} & live.metrics.keys()
+    part = dataset.split(3).test_forget
+    logits = training.predict(original_run.model(dataset), part, dataset)
+    right = float((logits.argmax(1) == part.labels).double().mean())
+    assert live.metrics["relearn_steps"] == pytest.approx(100 * right)
+    assert right > 0.5
+
+
 def test_the_oracle_never_saw_the_class(live, stored, cfg, dataset):
     found, _ = live
     network = grid.oracle(found, stored, cfg, dataset, threading.Event())

@@ -18,7 +18,18 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from helpers import controls, lora, models, outputs, plots, pruning, runs, sliders, training
+from helpers import (
+    attacks,
+    controls,
+    lora,
+    models,
+    outputs,
+    plots,
+    pruning,
+    runs,
+    sliders,
+    training,
+)
 from helpers.config import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +121,23 @@ def rings(ax):
             for x, y in zip(*line.get_data(), strict=True)]  # fmt: skip
 
 
+def guessing(ax):
+    """Height of the line that is labelled so."""
+    (line,) = [line for line in ax.get_lines() if line.get_label() == "guessing"]
+    return list(line.get_ydata())
+
+
+def test_the_sliders_begin_in_the_middle(pruned_view, grid):
+    assert pruned_view.inputs["sparsity"].value == 0.5
+    assert {name: control.value for name, control in grid.inputs.items()} == {
+        "rank": 4, "sparsity": 0.5,
+    }  # fmt: skip
+    assert sliders.rank({"a": torch.eye(9)}).inputs["rank"].value == 8
+    assert sliders.rank(changes()).inputs["rank"].value == 4, "the most that there is"
+    steps = sliders.threshold(groups()).inputs["threshold"]
+    assert steps.index == len(steps.options) // 2
+
+
 def test_sparsity_draws_its_table(pruned_view, drive, dataset):
     view, seen = pruned_view, 0
     for at, (left, right), (numbers, text) in drive(view):
@@ -132,6 +160,9 @@ def test_sparsity_draws_its_table(pruned_view, drive, dataset):
             f"{row['file_bytes'] / 1e3:,.0f}",
         ]  # fmt: skip
         assert f"{here['gone'].sum()} of {len(here)} filters go" in text
+        assert f"{accuracies[0]:.1%} with BatchNorm&#x27;s old statistics" in text
+        assert f"{accuracies[1]:.1%} with statistics measured again" in text
+        assert guessing(right) == [0.1] * 2, "ten classes"
     assert seen == len(sliders.SPARSITIES) == 10
 
 
@@ -186,6 +217,8 @@ def test_rank_draws_its_table(drive):
         lines = {line.get_label(): line for line in left.get_lines()}
         every = view.table[view.table["layer"] == sliders.ALL]
         assert lines[sliders.ALL].get_ydata().tolist() == every["error"].tolist()
+        wanted = (every["parameters"] / every["weights"]).tolist()
+        assert lines["parameters / weights"].get_ydata().tolist() == wanted
         layers = [t.get_text() for t in right.get_yticklabels()]
         bars = {name: bar.get_width() for name, bar in zip(layers, right.patches, strict=True)}
         assert bars == here["kept"].drop(sliders.ALL).to_dict()
@@ -194,7 +227,11 @@ def test_rank_draws_its_table(drive):
             f"{together['error']:.1%}", f"{together['kept']:.1%}",
         ]  # fmt: skip
         assert list(numbers.index) == list(here.index)
-        assert text.startswith(f"Rank {at['rank']}: {together['parameters']:,.0f} parameters")
+        assert text == (
+            f"Rank {at['rank']}: {together['parameters']:,.0f} parameters beside "
+            f"{together['weights']:,.0f} weights ({cost:.1%}); relative error "
+            f"{together['error']:.1%}, share of the squared length kept {together['kept']:.1%}."
+        )
     assert seen == 4, "the smallest layer has four rows"
 
 
@@ -254,7 +291,16 @@ def test_both_draws_its_table(grid, drive):
                 f"{end['forget']:.1%}", f"{end['retain']:.1%}", f"{end['trainable']:,}",
                 f"{end['zeros']:.1%}",
             ]  # fmt: skip
-        assert text.startswith(f"Rank {at['rank']}, sparsity {controls.percent(at['sparsity'])}:")
+        ends = ", ".join(
+            f"{method} {rows[method].iloc[-1]['forget']:.1%} and "
+            f"{rows[method].iloc[-1]['retain']:.1%}"
+            for method in ("finetune", "prunelora")
+        )
+        place = f"Rank {at['rank']}, sparsity {controls.percent(at['sparsity'])}:"
+        assert text == (f"{place} after the last epoch, accuracy on the forgotten class and the "
+                        f"others: {ends}.")  # fmt: skip
+        assert [guessing(ax) for ax in axes] == [[0.1] * 2] * 2
+        assert [ax.get_title() for ax in axes] == ["the forgotten class", "the other classes"]
     assert seen == 4
 
 
@@ -317,6 +363,15 @@ def test_threshold_draws_its_table(drive):
         counts = numbers.iloc[:, :2].astype(int).to_numpy().tolist()
         assert counts == [[row["tp"], row["fn"]], [row["fp"], row["tn"]]]
         assert f"true positive rate {row['tpr']:.1%}, false positive rate {row['fpr']:.1%}" in text
+        members, others = groups()[at["network"]]
+        auc = float((members[:, None] > others).double().mean())  # no two scores are alike
+        low, high = attacks.auc_interval(members.double(), others.double())
+        assert f"under the curve {auc:.3f} (95 %: {low:.3f} to {high:.3f}); chance" in text
+        assert low < auc < high
+        rate = numbers.iloc[:, 2].tolist()
+        assert rate == [f"{row['tpr']:.1%}", f"{row['fpr']:.1%}"]
+        marked = [tick.get_text() for tick in right.get_xticklabels()]
+        assert marked == [f"{t:.4f}" for t in mine["threshold"]][::4]
     assert seen == 2 * len(view.inputs["threshold"].options)
 
 

@@ -410,6 +410,42 @@ def test_what_was_trained_now_is_drawn_where_it_lies_or_at_the_edge(panel):
     assert "Trained now: 0.6 against 4.00" in picture_of(panel, 1)[2], "0.92, 0.9 is the edge"
 
 
+def test_the_cross_stands_at_the_cost_in_its_unit_and_the_band_of_its_seed(cfg, original_run):
+    bands = grids.made().bands
+    bands[3][1]["head_refit"] = (0.0, 0.2, 0.1)
+    panel = widgets.explorer(cfg, record_of(bands=bands))
+    live, costs = live_of(panel), {"parameters": 50_000, "macs": 3e6, "seconds": 2.0}
+    live.costs = costs | {"gmacs": 3.0, "file_bytes": 2e5, "trainable": 4000}
+    panel._keep(live)
+    shown = {"parameters": "50", "macs": "3", "seconds": "2", "gmacs": "3", "file_bytes": "200",
+             "trainable": "4"}  # fmt: skip
+    for cost, text in shown.items():
+        move(panel, cost=cost)
+        assert f"Trained now: {text} against 0.50" in picture_of(panel, 1)[2], cost
+    move(panel, seed=1, cost="gmacs")
+    panel._keep(dataclasses.replace(live, seed=1))
+    panel.panel.refresh()
+    assert "Trained now: 3 against 4.00" in picture_of(panel, 1)[2], "0.4 beyond 0.1, of 0.1"
+
+
+def test_the_ledger_is_written_in_the_units_of_its_titles(panel):
+    live = live_of(panel)
+    live.costs = {"gmacs": 3.0, "zeros": 0.25, "parameters": 50_000, "channels": 1234}
+    ledger = widgets.ledger_table(panel.grid, panel.point, live)
+    assert ledger.T.to_dict("list") == {
+        "zeros among prunable weights": ["50.0 %", "–", "25.0 %"],
+        "channels": ["100", "100.0 %", "1,234"],
+        "training (GMACs)": ["9", "900.0 %", "3"],
+        "training, fastest seed (seconds)": ["1", "100.0 %", "–"],
+        "training memory (MB)": ["4", "100.0 %", "–"],
+        "trainable parameters (thousand)": ["8", "–", "–"],
+        "parameters (thousand)": ["70", "100.0 %", "50"],
+        "one image (MMACs)": ["2", "100.0 %", "–"],
+        "file (kB)": ["300", "100.0 %", "–"],
+        "patch (kB)": ["10", "–", "–"],
+    }
+
+
 def test_a_mark_outside_the_axes_stands_at_their_edge():
     ax = plots.tradeoff(grid.Grid(grids.made()).tradeoff(3, "head_refit", "gmacs"), "GMACs")
     (left, right), (_, top) = ax.get_xlim(), ax.get_ylim()
@@ -618,6 +654,25 @@ def test_stop_says_when_it_will_stop(panel, monkeypatch):
     assert "stopped after 2 of 9 steps." in panel.note.value
     panel.stop()
     assert "stopped after 2 of 9 steps." in panel.note.value, "nothing trains"
+
+
+def test_the_bar_begins_anew(panel, monkeypatch):
+    seen = []
+    monkeypatch.setattr(panel, "_work", lambda *_: seen.append(panel.bar.value))
+    panel.bar.value = 70
+    panel.start()
+    assert panel.wait(60)
+    assert seen == [0]
+
+
+def test_a_run_done_again_is_the_latest(panel):
+    first, other = live_of(panel), live_of(panel)
+    other.seed = 1
+    for live in (first, other, first):
+        panel._keep(live)
+    assert list(panel.lives) == [(panel.point, 1), (panel.point, 0)]
+    move(panel, rank=1)
+    assert panel._latest is first
 
 
 def test_a_run_that_cannot_begin_can_be_tried_again(panel, monkeypatch):
@@ -936,6 +991,34 @@ def test_an_own_picture_is_shown_as_the_networks_get_it(trained):
     assert 'role="alert"' in trained.own.value
     assert "the picture cannot be read" in trained.own.value
     assert "<script>" not in trained.own.value
+
+
+def test_pictures_are_shown_with_the_probability_after_and_inverted_whole(panel, dataset):
+    class Sure(torch.nn.Module):
+        def __init__(self, share):
+            super().__init__()
+            rest = torch.full((10,), (1 - share) / 10)
+            self.answer = (rest + share * torch.eye(10)[3]).log()
+
+        def forward(self, images):
+            return self.answer.expand(len(images), 10)
+
+    live = live_of(panel)
+    live.networks = {"before": Sure(0.8), "after": Sure(0.2), "oracle": Sure(0.0)}
+    panel._keep(live)
+    upload(panel, png(10))
+    cells = re.findall("<td>(.*?)</td>", panel.own.value)
+    assert cells[:2] == ["3 (82%)", "3 (28%)"]
+    assert cells[3] == "28.0%"
+
+    def pixels():
+        found = re.search('src="data:image/png;base64,([^"]+)"', panel.own.value)[1]
+        with Image.open(io.BytesIO(base64.b64decode(found))) as image:
+            return {*image.tobytes()}
+
+    assert pixels() == {10}
+    panel.invert.value = True
+    assert pixels() == {245}
 
 
 def test_the_value_of_an_upload_field_in_both_versions():
