@@ -429,9 +429,10 @@ def test_the_cross_stands_at_the_cost_in_its_unit_and_the_band_of_its_seed(cfg, 
 
 
 def test_the_ledger_is_written_in_the_units_of_its_titles(panel):
-    live = live_of(panel)
+    table, live = grids.made().table, live_of(panel)
+    table.loc[table["method"] == "finetune", "zeros"] = 0.1  # of zeros no ratio is told
     live.costs = {"gmacs": 3.0, "zeros": 0.25, "parameters": 50_000, "channels": 1234}
-    ledger = widgets.ledger_table(panel.grid, panel.point, live)
+    ledger = widgets.ledger_table(grid.Grid(record_of(table)), panel.point, live)
     assert ledger.T.to_dict("list") == {
         "zeros among prunable weights": ["50.0 %", "–", "25.0 %"],
         "channels": ["100", "100.0 %", "1,234"],
