@@ -370,6 +370,45 @@ def load_dataset(cfg: RunConfig, progress: bool = True) -> Dataset:
     )
 
 
+def load_same(cfg: RunConfig, fingerprint: str) -> Dataset:
+    """Load images once more, as each of several processes does, and refuse others than before.
+
+    Args:
+        cfg: As for :func:`load_dataset`.
+        fingerprint: Of the dataset that the work was begun with.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        InputError: As :func:`load_dataset`; or if files were changed since then: what was done
+            before and what would come now could not be compared.
+
+    Source: this project.
+    Lesson: 00_start_here, "The data".
+    """
+    dataset = load_dataset(cfg, progress=False)
+    if dataset.fingerprint != fingerprint:
+        raise InputError(changed(cfg))
+    return dataset
+
+
+def changed(cfg: RunConfig) -> str:
+    """Word the message for images that are no longer those that the work was begun with.
+
+    Args:
+        cfg: Tells where they come from.
+
+    Returns:
+        One line with the source and the remedy.
+
+    Source: this project.
+    Lesson: 00_start_here, "The data".
+    """
+    return (f"data = {cfg.data!r}: the images changed while they were being worked with; run the "
+            "same again, and leave them as they are until it is done")  # fmt: skip
+
+
 def _normalisation(images: Tensor | Stored) -> tuple[Tensor, Tensor]:
     """Measure the mean and standard deviation of every channel of pixels in [0, 1]."""
     # in float64 and by channel: exact, and small whatever the size of the dataset

@@ -48,8 +48,10 @@ def run(
         of the networks; ``retrain`` gives what a further set of oracles has in their place.
 
     Raises:
-        InputError: If there are too few networks, or a configuration cannot be run.
+        InputError: If there are too few networks, a configuration cannot be run, or the images
+            change meanwhile.
         FileProblem: If a kept file is damaged or cannot be written.
+        ChildProcessError: If a worker dies.
 
     Source: Hayes et al. 2024 (arXiv 2403.01218), U-LiRA; Georgiev et al. 2024 (arXiv 2410.23232),
         KLoM.
@@ -75,9 +77,10 @@ def run(
                     *(point.but(seed=s) for point in points.values()))
     ]  # fmt: skip
     each = 1 + len(points)
-    jobs = [delayed(_job)(str(home()), one) for one in wanted]
+    jobs = [delayed(_job)(str(home()), one, dataset.fingerprint) for one in wanted]
     pool = Parallel(n_jobs=workers, return_as="generator", batch_size=each)
-    every = list(tqdm(pool(jobs), total=len(jobs), desc="networks", disable=not progress))
+    with study.deaths_told():
+        every = list(tqdm(pool(jobs), total=len(jobs), desc="networks", disable=not progress))
     oracles, *margins = (torch.stack(every[i::each]) for i in range(each))
     found = {name: judge(one, oracles, groups) for name, one in zip(points, margins, strict=True)}
     return {
@@ -86,16 +89,16 @@ def run(
     }  # fmt: skip
 
 
-def _job(place: str, cfg: RunConfig) -> Tensor:
+def _job(place: str, cfg: RunConfig, fingerprint: str) -> Tensor:
     """Do one network in a process of its own, or in the caller's."""
     with at_home(place):
-        return _margin(cfg)
+        return _margin(cfg, fingerprint)
 
 
-def _margin(cfg: RunConfig) -> Tensor:
+def _margin(cfg: RunConfig, fingerprint: str) -> Tensor:
     """Train one network, or read its margins back: (images of the forget set,) float64."""
     unlearning.set_threads(cfg)
-    dataset = data.load_dataset(cfg, progress=False)
+    dataset = data.load_same(cfg, fingerprint)
     path = _path(cfg, dataset)
     if path.is_file():
         kept = files.load_tensors(path)[0]

@@ -7,12 +7,13 @@ several studies of other methods may add to the same class at once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
 import reprlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,8 +181,10 @@ def run(
         All audits.
 
     Raises:
-        InputError: If a configuration cannot be run; nothing is trained before all are checked.
+        InputError: If a configuration cannot be run; nothing is trained before all are checked. If
+            the images change meanwhile.
         FileProblem: If a kept file is damaged or cannot be written.
+        ChildProcessError: If a worker dies.
 
     Source: this project.
     Lesson: 05_evaluation, "The comparison".
@@ -212,11 +215,34 @@ def run(
         (t, t + ORACLE_SEED * 10 * u): [name for name in points if times[name] > u]
         for t in original_seeds for u in range(max(times.values()))
     }  # fmt: skip
-    jobs = (delayed(_job)(str(home()), cfg, points, wanted, c, oracles, keep) for c in classes)
+    jobs = (delayed(_job)(str(home()), cfg, points, wanted, c, oracles, keep, dataset.fingerprint)
+            for c in classes)  # fmt: skip
     pool = Parallel(n_jobs=workers, return_as="generator_unordered")
     bar = tqdm(pool(jobs), total=len(classes), desc="classes", disable=not progress)
-    found = sorted(bar, key=lambda job: list(classes).index(job["forget"]))
+    with deaths_told():
+        found = sorted(bar, key=lambda job: list(classes).index(job["forget"]))
     return _collect(found, list(points), oracles, runs.environment(cfg.device), cfg)
+
+
+@contextlib.contextmanager
+def deaths_told() -> Iterator[None]:
+    """Say in one line that a worker of joblib died, which it tells by a long traceback.
+
+    Raises:
+        ChildProcessError: If one died.
+
+    Source: this project.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    from joblib.externals.loky.process_executor import BrokenProcessPool
+
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            "a worker died: memory may be short, so use fewer --workers. What is finished is kept, "
+            "and the same call goes on from there"
+        ) from error
 
 
 def settings(
@@ -328,12 +354,12 @@ def _job(place: str, *arguments: Any) -> dict[str, Any]:
 
 def _class(
     cfg: RunConfig, points: dict[str, RunConfig], wanted: dict[tuple[int, int], list[str]],
-    forget: int, oracles: int, keep: bool,
+    forget: int, oracles: int, keep: bool, fingerprint: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Audit everything of one class."""
     unlearning.set_threads(cfg)
     cfg = cfg.but(forget=forget)
-    dataset = data.load_dataset(cfg, progress=False)
+    dataset = data.load_same(cfg, fingerprint)
     split = dataset.split(forget)
     folder = folder_of(cfg, dataset, oracles)
     # what could not be judged is tried again: what was wrong may have been mended

@@ -355,8 +355,8 @@ def run(
         All points, those that were done before included.
 
     Raises:
-        InputError: If a point cannot be run (nothing is trained), or Ray is not installed or not
-            reached.
+        InputError: If a point cannot be run (nothing is trained), Ray is not installed or not
+            reached, or the images change meanwhile.
         FileProblem: If a file of a run is damaged or cannot be written.
         ChildProcessError: If workers die again and again.
 
@@ -398,9 +398,11 @@ def _refuse(asked: Plan, skip: bool) -> None:
         raise InputError(f"none of the {len(asked.impossible)} points can be run; {name}: {reason}")
 
 
-def _outcome(point: RunConfig, sweep: str) -> dict[str, Any]:
+def _outcome(point: RunConfig, planned: str, sweep: str) -> dict[str, Any]:
     """Do one point, or read it back; what is kept of it in the table."""
     dataset, cache = _share(point, sweep)
+    if runs.folder_of(point, dataset).name != planned:  # whose hash tells the images, too
+        raise InputError(data.changed(point))
     try:
         run = runs.run(point, dataset, False, cache, wait=False, measured=False, validated=True)
     except InputError as error:  # such as a training that diverges: the others can be done
@@ -415,24 +417,28 @@ def _outcome(point: RunConfig, sweep: str) -> dict[str, Any]:
 
 
 def _piece(
-    points: Sequence[tuple[int, RunConfig]], sweep: str, place: str, boss: int | None, whole: bool
+    points: Sequence[tuple[int, RunConfig, str]],
+    sweep: str,
+    place: str,
+    boss: int | None,
+    whole: bool,
 ) -> dict[int, dict[str, Any]]:
     """Do the points of a piece one after another, in a worker; those that others do are left out.
 
     Args:
-        points: (place in the list, configuration).
+        points: (place in the list, configuration, name of the run's folder).
         sweep: Names the sweep.
         place: The folder that holds ``artifacts/``.
         boss: The process to work for; None for Ray, which ends its workers itself.
         whole: Whether to leave the piece to whoever is doing one of its points.
     """
     done = {}
-    for number, cfg in points:
+    for number, cfg, planned in points:
         if boss is not None and os.name != "nt" and boss not in (os.getpid(), os.getppid()):
             os._exit(1)  # killed, and nobody will ask for the rest
         try:
             with at_home(place):
-                done[number] = _outcome(cfg, sweep)
+                done[number] = _outcome(cfg, planned, sweep)
         except runs.Claimed:
             if whole:
                 break
@@ -474,17 +480,20 @@ class _Work:
                 first = False
 
     def _read(self, missing: Mapping[int, Point]) -> dict[int, dict[str, Any]]:
-        kept = {n: p.cfg for n, p in missing.items() if runs.is_kept(p.folder)}
-        return _piece(list(kept.items()), self.sweep, str(home()), None, False) if kept else {}
+        kept = [(n, p.cfg, p.folder.name) for n, p in missing.items() if runs.is_kept(p.folder)]
+        return _piece(kept, self.sweep, str(home()), None, False) if kept else {}
 
     def _round(
         self, missing: dict[int, Point], found: dict[int, dict[str, Any]], bar: Any, first: bool
     ) -> bool:
         """Give out everything that is missing once; says whether a worker died."""
         pieces = [
-            ([(n, missing[n].cfg) for n in piece], self.sweep, str(home()), os.getpid(), first)
+            (
+                [(n, missing[n].cfg, missing[n].folder.name) for n in piece],
+                self.sweep, str(home()), os.getpid(), first,
+            )
             for piece in _pieces(missing, self.engine.workers)
-        ]
+        ]  # fmt: skip
         try:
             for answer in self.engine.do(pieces):
                 self._take(answer, missing, found, bar)

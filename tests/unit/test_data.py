@@ -246,6 +246,15 @@ def test_a_plain_folder_is_divided(tmp_path, home):
     assert int(red[:, 1:].max()) == 0
 
 
+def test_a_folder_that_changes_is_not_taken_for_the_one_before(tmp_path, home):
+    cfg = get_config("smoke", data=f"folder:{folder(tmp_path / 'shop', {'a': 20, 'b': 20})}")
+    first = data.load_dataset(cfg, progress=False).fingerprint
+    assert data.load_same(cfg, first).fingerprint == first
+    paint(tmp_path / "shop" / "a" / "more.png", color=(9, 9, 9))
+    with pytest.raises(InputError, match=r"shop'.*: the images changed while .*; run the same"):
+        data.load_same(cfg, first)
+
+
 def test_train_and_test_folders_are_kept_apart(tmp_path, home):
     folder(tmp_path / "set" / "train", {"a": 10, "b": 10})
     folder(tmp_path / "set" / "test", {"a": 3, "b": 4})

@@ -129,7 +129,7 @@ def made_up(monkeypatch):
     """Margins without training: each method has a mean of its own."""
     asked, mean = [], {"retrain": 0.0, "original": 30.0, "lora": 0.0}
 
-    def margin(cfg):
+    def margin(cfg, fingerprint):
         asked.append((cfg.method, cfg.rank, cfg.seed))
         draw = torch.Generator().manual_seed(100 * cfg.seed + len(cfg.method))
         return torch.randn(30, generator=draw, dtype=torch.float64) + mean[cfg.method]
@@ -199,10 +199,14 @@ def tiny(cfg):
     return cfg.but(train=dataclasses.replace(cfg.train, epochs=2), train_limit=30)
 
 
+def margin(one):
+    return shadows._margin(one, data.load_dataset(one).fingerprint)
+
+
 def test_margins_are_kept_and_read_back(tiny, home, monkeypatch):
     asked = {name: tiny.but(method=name) for name in ("retrain", "original", "logit_mask")}
     asked["oracles"] = asked["retrain"].but(seed=study.ORACLE_SEED)
-    found = {name: shadows._margin(one) for name, one in asked.items()}
+    found = {name: margin(one) for name, one in asked.items()}
     assert all(values.shape == (30,) for values in found.values())
     assert not torch.equal(found["oracles"], found["retrain"]), "two sets of networks"
     assert found["original"].mean() > found["oracles"].mean(), "it was trained on them"
@@ -211,20 +215,20 @@ def test_margins_are_kept_and_read_back(tiny, home, monkeypatch):
     assert len(kept) == len(asked)
     monkeypatch.setattr(unlearning, "unlearn", lambda *_, **__: pytest.fail("trained again"))
     for name, one in asked.items():
-        assert torch.equal(shadows._margin(one), found[name])
+        assert torch.equal(margin(one), found[name])
     for path in kept:
         path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(FileProblem, match=r"\.safetensors"):
-        shadows._margin(asked["oracles"])
+        margin(asked["oracles"])
     for path in kept:
         files.save_tensors(path, {"weights": torch.zeros(2)})
     with pytest.raises(FileProblem, match="no margins"):
-        shadows._margin(asked["oracles"])
+        margin(asked["oracles"])
 
 
 def test_paper_mode_judges_with_the_published_normalisation(tiny, home):
     paper = tiny.but(mode="paper")
-    found = [shadows._margin(one.but(method="retrain")) for one in (tiny, paper)]
+    found = [margin(one.but(method="retrain")) for one in (tiny, paper)]
     dataset = data.load_dataset(tiny)
     fed = runs.as_evaluated(dataset, paper)
     model = unlearning.unlearn(None, dataset, tiny.but(method="retrain")).model
@@ -241,9 +245,24 @@ def test_margins_are_those_of_the_network_that_the_configuration_starts_from(
     real, started = runs.run, []
     monkeypatch.setattr(runs, "run", lambda cfg, *rest, **how: started.append(cfg) or real(
         cfg, *rest, **how))  # fmt: skip
-    shadows._margin(tiny.but(method="logit_mask", seed=5, original_seed=1))
+    margin(tiny.but(method="logit_mask", seed=5, original_seed=1))
     assert [(one.method, one.seed) for one in started] == [("original", 1)]
     started.clear()
     again = tiny.but(method="logit_mask", forget=5, seed=5, earlier=(8,), original_seed=1)
-    shadows._margin(again)
+    margin(again)
     assert (started[0].method, started[0].forget, started[0].earlier) == ("logit_mask", 8, ())
+
+
+def test_images_that_change_meanwhile_are_not_mixed_with_the_others(tiny, home, monkeypatch):
+    monkeypatch.setattr(unlearning, "unlearn", lambda *_, **__: pytest.fail("trained"))
+    first = data.load_dataset(tiny)
+    loaded = iter([first, dataclasses.replace(first, fingerprint="of others")])
+    monkeypatch.setattr(data, "load_dataset", lambda *_, **__: next(loaded))
+    with pytest.raises(InputError, match=r"the images changed while .*; run the same again"):
+        shadows.run(tiny, ["lora"], 40, 10, progress=False)
+
+
+def test_a_worker_that_dies_is_told_in_one_line(cfg, home, monkeypatch):
+    monkeypatch.setattr(shadows, "_job", lambda *_: os._exit(1))
+    with pytest.raises(ChildProcessError, match=r"a worker died: .* fewer --workers"):
+        shadows.run(cfg, ["lora"], 40, 10, workers=2, progress=False)

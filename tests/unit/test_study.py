@@ -881,6 +881,22 @@ def test_another_original_is_measured_and_not_only_paid(tiny, trained):
     assert found["RA"].nunique() == 2
 
 
+def test_images_that_change_meanwhile_are_not_mixed_with_the_others(tiny, home, monkeypatch):
+    monkeypatch.setattr(runs, "run", lambda *_, **__: pytest.fail("trained"))
+    first = data.load_dataset(tiny)
+    loaded = iter([first, dataclasses.replace(first, fingerprint="of others")])
+    monkeypatch.setattr(data, "load_dataset", lambda *_, **__: next(loaded))
+    with pytest.raises(InputError, match=r"the images changed while .*; run the same again"):
+        go(tiny)
+
+
+def test_a_worker_that_dies_is_told_in_one_line(tiny, home, monkeypatch):
+    monkeypatch.setattr(study, "_job", lambda *_: os._exit(1))
+    with pytest.raises(ChildProcessError, match=r"a worker died: .* fewer --workers") as told:
+        go(tiny, workers=2)
+    assert "\n" not in str(told.value)
+
+
 def test_too_few_images_for_an_audit_are_refused_before_training(tiny, home, monkeypatch):
     monkeypatch.setattr(runs, "run", lambda *_, **__: pytest.fail("trained"))
     few = tiny.but(train_limit=9)

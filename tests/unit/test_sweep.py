@@ -506,6 +506,23 @@ def killing_one(name, seconds):
         thread.join()
 
 
+def test_images_that_change_meanwhile_end_the_sweep(tmp_path, home, monkeypatch):
+    """A worker loads them by itself: here by emptying what this process remembers."""
+    shop = folder(tmp_path / "shop", dict.fromkeys("abc", 60))
+
+    def change(*_):
+        folder(shop, {"a": 61})
+        sweep._shared.cache_clear()
+
+    monkeypatch.setattr(sweep, "_refuse", change)
+    monkeypatch.setattr(runs, "run", lambda *_, **__: pytest.fail("trained"))
+    asked = {"data": f"folder:{shop}", "model": "resnet_tiny", "method": "retrain",
+             "forget": 0}  # fmt: skip
+    grid = {field: [value] for field, value in asked.items()}
+    with pytest.raises(InputError, match=r"the images changed while .*; run the same again"):
+        sweep.run(grid, "smoke", progress=False)
+
+
 def test_a_dying_worker_does_not_end_the_sweep(calm, home, caplog):
     with killing_one("loky", 2.0) as killed:
         sweep.run(GRID, "smoke", workers=2, progress=False)
