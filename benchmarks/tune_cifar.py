@@ -9,7 +9,7 @@ images. The test part is never looked at; but the class and the network are amon
 reported, for every method alike.
 
 Every finished trial is kept in ``results/tuning-cifar.json``; run again to go on. Trials on other
-images are not added to it: give it another name first.
+images are not added to it: give it another name first. Several calls may add to it at once.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from audit_cifar import IMAGES, ORACLES, take
 from joblib import Parallel, delayed
 from measure import call
 from tqdm import tqdm
-from tune_digits import choice, validation
+from tune_digits import add, changed, choice, read, validation
 
-from helpers import files, runs, study, unlearning
+from helpers import runs, study, unlearning
 from helpers.config import InputError, Recipe, RunConfig, check, get_config
 from helpers.data import Dataset, load_dataset
 
@@ -70,10 +70,14 @@ def main() -> None:
     options = parser.parse_args()
     check("--workers", options.workers, options.workers >= 1, "at least one")
     cfg = get_config("cifar", data=options.data, forget=FORGET, seed=SEED)
-    record = begun(load_dataset(cfg))  # decoded once, before there are several workers
+    dataset = load_dataset(cfg)  # decoded once, before there are several workers
+    begun(dataset)
     take(cfg)
-    record |= {"seed": SEED, "class": FORGET, "share_of_images": 1 / SHARE}
-    done, best = record.setdefault("trials", {}), record.setdefault("best", {})
+    with changed(RECORD) as record:
+        record |= begun(dataset)
+        record |= {"seed": SEED, "class": FORGET, "share_of_images": 1 / SHARE}
+        done = record.setdefault("trials", {})
+        record.setdefault("best", {})
     missing = [
         (name, recipe) for name, space in SPACES.items() for recipe in space
         if dataclasses.asdict(recipe) not in [t["recipe"] for t in done.get(name, [])]
@@ -81,17 +85,19 @@ def main() -> None:
     jobs = (delayed(trial)(cfg.but(method=name), recipe) for name, recipe in missing)
     pool = Parallel(n_jobs=options.workers, return_as="generator_unordered")
     for name, found in tqdm(pool(jobs), "trials", total=len(missing)):
-        done.setdefault(name, []).append(found)
-        record["one_image"] = 1 / found.pop("validation_images")
-        record |= runs.environment()
-        files.write_json(RECORD, record)
-    best |= {name: choice(done[name], record["one_image"])["recipe"] for name in SPACES}
-    files.write_json(RECORD, record)
+        one_image = 1 / found.pop("validation_images")
+        with changed(RECORD) as record:
+            add(record, name, found)
+            record["one_image"] = one_image
+            record |= runs.environment()
+    with changed(RECORD) as record:
+        done, one_image = record["trials"], record["one_image"]
+        record["best"] |= {name: choice(done[name], one_image)["recipe"] for name in SPACES}
 
 
 def begun(dataset: Dataset) -> dict[str, Any]:
     """Read the trials so far, which must be of the same images."""
-    record = files.read_json(RECORD) if RECORD.exists() else {"data": dataset.name}
+    record = read(RECORD) or {"data": dataset.name}
     known = record.setdefault("data", IMAGES)  # without a name: written before they had one
     check("--data", dataset.name, dataset.name == known, f"the trials in {RECORD} are of {known}; "
           "give it another name to begin a new one")  # fmt: skip

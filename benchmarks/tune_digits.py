@@ -19,15 +19,17 @@ methods that are judged in words are audited with both.
 What is compared with PruneLoRA at equal cost, ``METHOD@EPOCHS``, is tuned for that many epochs, in
 batches so small that it takes about as many steps as PruneLoRA.
 
-Every finished trial is kept in ``results/tuning-digits.json``; run again to go on.
+Every finished trial is kept in ``results/tuning-digits.json``; run again to go on. Several calls
+may add to it at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,34 +100,76 @@ METHODS = [
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    record = files.read_json(RECORD) if RECORD.exists() else {}
-    record |= {"seeds": list(SEEDS), "classes": list(CLASSES)}
-    record.setdefault("trials", {})
     cfg = get_config("cpu", data="digits")
     unlearning.set_threads(cfg)
     dataset = load_dataset(cfg)
-    record["one_image"] = 1 / len(dataset.validation)
-    search(record, "train", TRAIN, lambda recipe: train_score(cfg, dataset, recipe))
-    cfg = cfg.but(train=Recipe(**record["best"]["train"]))
+    with changed(RECORD) as record:
+        record |= {"seeds": list(SEEDS), "classes": list(CLASSES)}
+        record.setdefault("trials", {})
+        record["one_image"] = 1 / len(dataset.validation)
+    best = search("train", TRAIN, lambda recipe: train_score(cfg, dataset, recipe))
+    cfg = cfg.but(train=Recipe(**best))
     goals = {c: validation(cfg.but(forget=c), dataset, retrained(cfg, dataset, c)) for c in CLASSES}
     for name in (*METHODS, *AT_EQUAL_COST):
         one = cfg.but(method=name.partition("@")[0])
         space = SPACES.get(name, UNLEARN)
-        search(record, name, space, lambda r, one=one: unlearn_score(one, dataset, r, goals))
+        search(name, space, lambda r, one=one: unlearn_score(one, dataset, r, goals))
 
 
-def search(record: dict[str, Any], name: str, space: list[Recipe], score: Any) -> None:
-    """Score every recipe that has no score yet, keep each, then keep the best."""
-    done = record["trials"].setdefault(name, [])
+def search(
+    name: str, space: list[Recipe], score: Callable[[Recipe], dict[str, Any]]
+) -> dict[str, Any]:
+    """Score every recipe that has no score yet, keep each, then keep the best and return it."""
     for recipe in tqdm(space, name):
         plain = dataclasses.asdict(recipe)
-        if not any(trial["recipe"] == plain for trial in done):
-            done.append({"recipe": plain, **score(recipe)})
-            record |= runs.environment()
-            files.write_json(RECORD, record)
-    for part, sign in (("best", 1), ("high", -1)):
-        record.setdefault(part, {})[name] = choice(done, record["one_image"], sign)["recipe"]
-    files.write_json(RECORD, record)
+        if not _has(read(RECORD), name, plain):
+            trial = {"recipe": plain, **score(recipe)}
+            with changed(RECORD) as record:
+                add(record, name, trial)
+                record |= runs.environment()
+    with changed(RECORD) as record:
+        done = record["trials"][name]
+        for part, sign in (("best", 1), ("high", -1)):
+            record.setdefault(part, {})[name] = choice(done, record["one_image"], sign)["recipe"]
+    return record["best"][name]
+
+
+@contextlib.contextmanager
+def changed(path: Path) -> Iterator[dict[str, Any]]:
+    """Give the record as it is by now, to be changed in place, and write it.
+
+    One call at a time: what others added since the last look stays.
+    """
+    with files.locked(path.with_suffix(".lock"), wait=True):
+        record = read(path)
+        yield record
+        files.write_json(path, record)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read the trials so far; FileProblem where there are things that are none."""
+    record = files.read_json(path) if path.exists() else {}
+    trials = record.get("trials", {})
+    try:
+        for trial in itertools.chain.from_iterable(trials.values()):
+            Recipe(**trial["recipe"])
+            float(trial["score"])
+        for part in ("best", "high"):
+            dict(record.get(part, {}))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        reason = f"its trials have no recipe and score each ({type(error).__name__}: {error})"
+        raise files.FileProblem(files.cannot_read(path, reason)) from error
+    return record
+
+
+def add(record: dict[str, Any], name: str, trial: dict[str, Any]) -> None:
+    """Add a trial to a record, in place, unless another call did the same one meanwhile."""
+    if not _has(record, name, trial["recipe"]):
+        record.setdefault("trials", {}).setdefault(name, []).append(trial)
+
+
+def _has(record: dict[str, Any], name: str, recipe: dict[str, Any]) -> bool:
+    return any(trial["recipe"] == recipe for trial in record.get("trials", {}).get(name, []))
 
 
 def choice(trials: list[dict[str, Any]], one_image: float, sign: int = 1) -> dict[str, Any]:

@@ -335,12 +335,48 @@ def test_a_record_of_trials_keeps_its_date_unless_one_is_added(tmp_path, monkeyp
     path = tmp_path / "digits.json"
     monkeypatch.setattr(tune_digits, "RECORD", path)
     recipe = tune_digits.TRAIN[0]
-    record = {"trials": {}, "best": {}, "one_image": 0.01, "date": "then"}
-    tune_digits.search(record, "train", [recipe], lambda recipe: {"score": 0.5})
-    assert files.read_json(path)["date"] == record["date"] != "then"
-    record["date"] = "then"
-    tune_digits.search(record, "train", [recipe], lambda recipe: pytest.fail("it is known"))
+    files.write_json(path, {"trials": {}, "best": {}, "one_image": 0.01, "date": "then"})
+    tune_digits.search("train", [recipe], lambda recipe: {"score": 0.5})
+    record = files.read_json(path)
+    assert record["date"] != "then"
+    files.write_json(path, record | {"date": "then"})
+    tune_digits.search("train", [recipe], lambda recipe: pytest.fail("it is known"))
     assert files.read_json(path)["date"] == "then"
+
+
+def test_two_calls_of_a_search_lose_no_trial(tmp_path, monkeypatch):
+    path = tmp_path / "digits.json"
+    monkeypatch.setattr(tune_digits, "RECORD", path)
+    files.write_json(path, {"one_image": 0.01})
+    space = tune_digits.UNLEARN[:2]
+
+    def score(recipe):
+        """Score, while another call does the same recipe and another method."""
+        for name in ("finetune", "lora"):
+            tune_digits.search(name, [recipe], lambda _: {"score": 0.5, "retain": 0.0})
+        return {"score": 0.25, "retain": 0.0}
+
+    tune_digits.search("finetune", space, score)
+    record = files.read_json(path)
+    trials = {name: [trial["score"] for trial in done] for name, done in record["trials"].items()}
+    assert trials == {"finetune": [0.5, 0.5], "lora": [0.5, 0.5]}
+    assert record["best"].keys() == record["high"].keys() == {"finetune", "lora"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"trials": []}, {"trials": {"train": [{}]}}, {"trials": {"train": 3}}, {"best": 3},
+     {"trials": {"train": [{"recipe": {"lr": 0.1}}]}},
+     {"trials": {"train": [{"recipe": {"speed": 1}, "score": 0.5}]}}],
+)  # fmt: skip
+def test_a_record_without_trials_is_told_in_one_line(tmp_path, content):
+    path = tmp_path / "record.json"
+    files.write_json(path, content)
+    with pytest.raises(
+        files.FileProblem, match=r"record\.json: its trials have no .* score"
+    ) as told:
+        tune_digits.read(path)
+    assert "\n" not in str(told.value)
 
 
 def test_finished_audits_come_with_the_project_and_go_on_elsewhere(tmp_path, monkeypatch):
