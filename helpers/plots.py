@@ -8,7 +8,8 @@ marker or hatching, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -41,15 +42,34 @@ COLORS = {
     "prunelora_channels": "#009E73",
 }
 _FAMILIES = {"baseline": "#523952", "cheat": "#8B0000"}  # more hues nobody could tell apart
-COLORS |= {name: _FAMILIES[method.family] for name, method in unlearning.METHODS.items()
-           if method.family in _FAMILIES}  # fmt: skip
-MARKERS = dict(zip(COLORS, "Xso^vDP<>hHpd8*1234x+", strict=True))
-ORACLE, FORGET, CHANCE = COLORS["retrain"], "#D55E00", "#767676"
+CHANCE = "#767676"
+COLORS |= {name: _FAMILIES.get(method.family, CHANCE) for name, method in unlearning.METHODS.items()
+           if name not in COLORS}  # fmt: skip
+
+
+def _markers() -> Iterator[Any]:
+    """Yield markers that differ, as many as are asked for: matplotlib's own, then stars."""
+    yield from "Xso^vDP<>hHpd8*1234x+"
+    for points in itertools.count(6):
+        yield from ((points, style, 0) for style in (1, 2))  # filled, or lines alone
+
+
+def _hatch(place: int) -> str:
+    """Return the hatching of a bar with so many of its colour before it: for each another one."""
+    if place == 0:
+        return HATCHES[0]
+    denser, which = divmod(place - 1, len(HATCHES) - 1)
+    return HATCHES[1 + which] * (1 + denser)
+
+
+MARKERS = dict(zip(COLORS, _markers(), strict=False))
+ORACLE, FORGET = COLORS["retrain"], "#D55E00"
 # of what is no method, in this order; the same colours, since no others keep apart as well
 GROUPS = [COLORS[name] for name in ("retrain", "prunelora", "prunelora_channels", "finetune",
                                     "lora", "prune_finetune", "original")]  # fmt: skip
 STORED, LIVE = GROUPS[1], GROUPS[2]  # of the explorer's two layers, beside ORACLE
-HATCHES = ["", "//", "\\\\", "||", "--", "++", "xx", "oo", "..", "**", "OO"]
+_LINES, _DOTS = ["//", "\\\\", "||", "--", "++", "xx"], ["oo", "..", "**", "OO"]
+HATCHES = ["", *_LINES, *_DOTS, *(lines + dots for lines in _LINES for dots in _DOTS)]
 EDGE = 6.0  # half-widths of a band; what lies beyond is written at the edge
 DASHES = ["-", "--", ":", "-."]
 UNKNOWN = "#d9d9d9"  # cells without a measurement, or without anything to decide
@@ -69,7 +89,7 @@ def _axes(ax: Axes | None, size: tuple[float, float] = (7, 3.5)) -> Axes:
     return ax if ax is not None else plt.subplots(figsize=size)[1]
 
 
-def _look(method: str) -> tuple[str, str]:
+def _look(method: str) -> tuple[str, Any]:
     """Return colour and marker: of a composition its last part's, of a free label grey ones."""
     known = method.rpartition("+")[2]
     return COLORS.get(known, CHANCE), MARKERS.get(known, "|")
@@ -388,7 +408,7 @@ def destinations(
     keys, used = ax.legend(title="").legend_handles, []
     for bars, key, color in zip(ax.containers, keys, colors.values(), strict=True):
         for bar in (*bars, key):
-            bar.set(hatch=HATCHES[used.count(color) % len(HATCHES)], edgecolor="white")
+            bar.set(hatch=_hatch(used.count(color)), edgecolor="white")
         used.append(color)
     return ax
 
@@ -454,7 +474,7 @@ def _panel(ax: Axes, values: Mapping[str, pd.Series], band: bool) -> None:
         elif len(seeds):
             color, marker = _look(name)
             ax.plot(seeds, [place] * len(seeds), ".", color=color, alpha=0.5)
-            ax.plot(mean, place, marker, color=color)
+            ax.plot(mean, place, marker=marker, ls="", color=color)
             drawn.append(seeds)
     shown = pd.concat(drawn)
     margin = max(0.12 * (shown.max() - shown.min()), 0.002)
@@ -824,8 +844,8 @@ def tradeoff(
     for method, part in table.groupby("method", sort=False):
         color, marker = _look(method)
         edge = {"mec": "white", "mew": 0.5} if MarkerStyle(marker).is_filled() else {}
-        ax.plot(part["cost"], _at_edge(part["away"]), marker, color=color, label=method, ms=7,
-                alpha=0.85, **edge)  # fmt: skip
+        ax.plot(part["cost"], _at_edge(part["away"]), marker=marker, ls="", color=color,
+                label=method, ms=7, alpha=0.85, **edge)  # fmt: skip
     top = int(np.clip(np.ceil(table["away"].max() if len(table) else 2), 2, EDGE))
     ax.set(xlabel=literal(cost), ylabel="distance to the oracles (half-widths)",
            ylim=(-0.3, top + 0.3))  # fmt: skip

@@ -109,6 +109,21 @@ def test_methods_of_one_colour_differ_by_marker_or_hatching():
     plt.close("all")
 
 
+def test_any_number_of_methods_can_be_told_apart():
+    """What the present ones look like stays: a new method takes the next marker and hatching."""
+    markers = [*itertools.islice(plots._markers(), 60)]
+    assert "".join(markers[:21]) == "Xso^vDP<>hHpd8*1234x+"
+    assert len({*markers}) == 60
+    ax = plt.gca()
+    for marker in markers:
+        ax.plot([0], [0], marker=marker)
+    hatches = [plots._hatch(place) for place in range(150)]
+    assert hatches[:11] == ["", "//", "\\\\", "||", "--", "++", "xx", "oo", "..", "**", "OO"]
+    assert len({"".join(sorted(one)) for one in hatches}) == 150
+    ax.bar(range(150), 1, hatch=hatches)
+    ax.figure.canvas.draw()
+
+
 def test_groups_of_images_differ_by_more_than_colour_where_they_overlap():
     detail = pd.DataFrame({"layer": ["a"] * 4, "norm": [1, 2, 3, 4],
                            "gone": [True, True, False, False]})  # fmt: skip
