@@ -32,7 +32,7 @@ Section = Callable[..., dict[str, Any]]
 
 
 def call(main: Callable[[], None]) -> None:
-    """Run a script, and tell in one line what is wrong with its input or its files."""
+    """Run a script; tell in one line what is wrong with its input or files, or that it stopped."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # the locale C, say, has no dash
             stream.reconfigure(errors="replace")
@@ -40,6 +40,8 @@ def call(main: Callable[[], None]) -> None:
         main()
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt as stopped:  # where a training was, its message tells
+        sys.exit(str(stopped) or "stopped; what is done is kept")
 
 
 def retell(text: Path, rendered: Callable[[str, Any], str], record: Path) -> None:

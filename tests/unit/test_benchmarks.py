@@ -21,7 +21,7 @@ import torch
 import tune_cifar
 import tune_digits
 
-from helpers import audit, data, files, models, recording, runs, study
+from helpers import audit, data, files, models, recording, runs, study, training
 from helpers.config import InputError, get_config
 from helpers.data import Dataset
 
@@ -148,6 +148,20 @@ def test_what_cannot_be_done_is_told_in_one_line(monkeypatch, script, words, tol
     assert line.startswith("error: ")
     assert told in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("stopped", "line"),
+    [(KeyboardInterrupt(), "stopped; what is done is kept"),
+     (training.Interrupted("stopped after 3 of 6 steps"), "stopped after 3 of 6 steps")],
+)  # fmt: skip
+def test_a_script_that_is_stopped_says_so_in_one_line(stopped, line):
+    def main():
+        raise stopped
+
+    with pytest.raises(SystemExit) as told:
+        measure.call(main)
+    assert told.value.code == line
 
 
 def test_each_way_of_training_is_told_beside_the_first():
