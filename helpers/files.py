@@ -326,7 +326,8 @@ def _opened(path: Path) -> Iterator[Any]:
         there = path.exists()
         raise FileProblem(forbidden(path) if there else f"{path} does not exist") from error
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise FileProblem(cannot_read(path, error)) from error
+        hint = "; networks must be safetensors, not pickles (safetensors.torch.save_file)"
+        raise FileProblem(cannot_read(path, error) + hint) from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -438,11 +439,8 @@ def cannot_read(path: Path, reason: object) -> str:
     Source: this project.
     Lesson: 00_start_here, "Where results are kept".
     """
-    text = (
+    return (
         f"cannot read {path}: {reason}. If this package wrote it, it is damaged or of another run: "
         "delete it (for a run, its whole folder) and run the same command again. If it is yours, "
         "keep it, and see what the reason asks for"
     )
-    if path.suffix in (".json", ".npy"):
-        return text
-    return f"{text}; networks must be safetensors, not pickles (safetensors.torch.save_file)"

@@ -379,7 +379,17 @@ def _kept(name: str) -> Path:
 def done_so_far(place: Path | None = None) -> dict[str, Any]:
     """Return step -> what was kept of it; place is the home, unless it is told."""
     path = (place or home()) / "protocol" / DONE
-    return files.read_json(path) if path.is_file() else {}
+    done = files.read_json(path) if path.is_file() else {}
+    for name, kept in done.items():
+        ok = isinstance(kept, dict) and isinstance(kept.get("folder", ""), str | None)
+        if ok and "rows" in kept:  # of a network, for the record
+            parts = (kept["rows"], kept.get("data"), kept.get("classes"))
+            ok = all(map(isinstance, parts, (list, str, list)))
+            ok = ok and all(isinstance(row, dict) for row in kept["rows"])
+        if not ok:
+            raise files.FileProblem(files.cannot_read(path, f"what it holds of {name!r} is not "
+                                                            "what a step keeps"))  # fmt: skip
+    return done
 
 
 def images_of(options: argparse.Namespace) -> dict[str, str]:
@@ -471,6 +481,8 @@ def unpack(path: Path, records: Iterable[str], images: Mapping[str, str]) -> Non
             _extract(path, place)
             compare_images(done_so_far(Path(place)), images)
             _settle(Path(place), records)
+    except files.FileProblem as error:  # in the archive, whose own name is of use
+        raise files.FileProblem(files.cannot_read(path, f"{DONE} in it is damaged")) from error
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise files.FileProblem(files.cannot_read(path, error)) from error
     except OSError as error:
@@ -618,7 +630,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     check("--minutes", options.minutes, 0 < options.minutes <= LONGEST,
           f"more than 0, at most {LONGEST:,}")  # fmt: skip
     if options.carry:
-        check("--carry", str(options.carry), not options.carry.is_dir(), "a file, not a folder")
+        carry = options.carry.absolute()
+        check("--carry", str(options.carry), not carry.is_dir(), "a file, not a folder")
+        check("--carry", str(options.carry), carry.parent.is_dir(), "a file in a folder that is "
+              "there: make it, if the name is right")  # fmt: skip
+        if not options.dry_run:
+            files.try_folder(carry.parent, carry.name)
     if options.home:
         os.environ["HELPERS_HOME"] = options.home
     if options.data:

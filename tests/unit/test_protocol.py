@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
@@ -154,12 +155,42 @@ def test_the_list_of_steps_needs_no_gpu_and_each_fits_a_call(tmp_path):
         (("--minutes", "0"), "--minutes = 0.0"),
         (("--device", "banana", "--dry-run"), "--device = 'banana'"),
         (("--carry", "."), "--carry = '.'"),
+        (("--carry", "no/such/s.tar.gz"), "--carry = 'no/such/s.tar.gz'"),
     ],
 )
 def test_options_are_checked_before_anything_is_done(protocol, monkeypatch, options, told):
     monkeypatch.setattr(protocol, "steps", lambda options: pytest.fail("it was begun"))
     with pytest.raises(protocol.InputError, match=re.escape(told)):
         protocol.main(["--quick", *options])
+
+
+def test_a_carried_file_that_cannot_be_written_is_told_first(protocol, tmp_path, monkeypatch):
+    def refuse(**where):
+        raise OSError(errno.EROFS, "Read-only file system", str(where["dir"]))
+
+    monkeypatch.setattr(protocol, "steps", lambda options: pytest.fail("it was begun"))
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(files.FileProblem, match=r"cannot write .*: Read-only file system"):
+        protocol.main(["--quick", "--carry", str(tmp_path / "s.tar.gz")])
+    monkeypatch.setattr(protocol, "steps", lambda options: [])
+    with pytest.raises(protocol.InputError, match="--only"):  # a list takes no writing
+        protocol.main(["--dry-run", "--carry", str(tmp_path / "s.tar.gz")])
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [3, {"rows": 3}, {"rows": []}, {"rows": [3], "data": "digits", "classes": []}, {"folder": 3}],
+)
+def test_what_no_step_kept_is_told_in_one_line(protocol, home, tmp_path, kept):
+    files.write_json(protocol._kept("done.json"), {"resnet50: original, seed 0": kept})
+    with pytest.raises(files.FileProblem, match=r"done\.json: .* 'resnet50: original, seed 0'"):
+        protocol.done_so_far()
+    protocol.pack(tmp_path / "s.tar.gz", ())
+    shutil.rmtree(home)
+    with pytest.raises(files.FileProblem, match=r"s\.tar\.gz: done\.json in it is damaged"):
+        protocol.unpack(tmp_path / "s.tar.gz", (), {})
+    assert not [*home.iterdir()]
 
 
 def test_images_that_cannot_be_had_are_told_before_anything_is_done(tmp_path, monkeypatch):
@@ -201,6 +232,7 @@ def test_a_damaged_carried_file_is_told_in_one_line(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "s.tar.gz" in done.stderr
+    assert "safetensors" not in done.stderr, "no network was looked for"
     assert len(done.stderr.splitlines()) == 1
 
 
