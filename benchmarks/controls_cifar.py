@@ -35,22 +35,25 @@ def main() -> None:
     dataset = data.load_dataset(cfg)  # decoded once, before there are several workers
     take(cfg)
     seeds = range(study.ORACLE_SEED, study.ORACLE_SEED + ORACLES)
-    jobs = [delayed(measured)(str(home()), cfg, seed, name)
+    jobs = [delayed(measured)(str(home()), cfg, seed, name, dataset.fingerprint)
             for name in (*METHODS, "retrain") for seed in seeds]  # fmt: skip
-    rows = Parallel(n_jobs=options.workers)(jobs)
-    about = {"data": dataset.name, "model": cfg.model, "class": dataset.classes[FORGET]}
+    with study.deaths_told():
+        rows = Parallel(n_jobs=options.workers)(jobs)
+    about = {"data": dataset.name, "model": cfg.model, "class": dataset.classes[FORGET],
+             "audit": audit.VERSION}  # fmt: skip
     files.write_json(RECORD, {**about, "rows": rows, **runs.environment(cfg.device)})
     pages.render(RECORD.parents[1])
 
 
-def measured(place: str, cfg: RunConfig, seed: int, method: str) -> dict[str, Any]:
+def measured(place: str, cfg: RunConfig, seed: int, method: str, images: str) -> dict[str, Any]:
     """Measure an oracle, or what a method makes of it."""
     with at_home(place):
         unlearning.set_threads(cfg)
-        dataset = data.load_dataset(cfg, progress=False)
+        dataset = data.load_same(cfg, images)
         oracle = cfg.but(method="retrain", seed=seed)
         one = cfg.but(method=method, seed=seed)
-        key = runs.identity(one, dataset.fingerprint)
+        # what a network is, and how it is measured
+        key = [runs.identity(one, images), runs.identity(oracle, images), audit.VERSION]
         path = home() / "artifacts" / "controls" / f"{files.digest_json(key)[:16]}.json"
         if not path.is_file():
             model = runs.run(oracle, dataset, progress=False).model(dataset)

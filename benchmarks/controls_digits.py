@@ -27,7 +27,7 @@ from joblib import Parallel, delayed
 from measure import call
 from tqdm import tqdm
 
-from helpers import audit, data, files, frozen, pages, plots, runs, shadows, study, unlearning
+from helpers import data, pages, plots, shadows, study, unlearning
 from helpers.config import TUNED, RunConfig, at_home, home
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -54,9 +54,11 @@ def main() -> None:
     options = parser.parse_args()
     high = study.run(CFG, HIGH, CLASSES, SEEDS, oracles=ORACLES, workers=options.workers)
     attacked = shadows.run(CFG, HIGH, workers=options.workers)
-    jobs = [delayed(on_oracles)(str(home()), CFG.but(forget=c)) for c in CLASSES]
+    images = data.load_dataset(CFG).fingerprint
+    jobs = [delayed(on_oracles)(str(home()), CFG.but(forget=c), images) for c in CLASSES]
     pool = Parallel(n_jobs=options.workers, return_as="generator")
-    rows = [row for done in tqdm(pool(jobs), "classes", len(jobs)) for row in done]
+    with study.deaths_told():
+        rows = [row for done in tqdm(pool(jobs), "classes", len(jobs)) for row in done]
     table = pd.DataFrame(rows)
     table["repetition"] = table["seed"] - table["original_seed"]
     never = study.Study(table, high.bands, high.oracles, high.about)
@@ -74,28 +76,12 @@ def draw(table: pd.DataFrame) -> None:
     plots.mark_and_memory(table)[0].figure.savefig(RESULTS / "marks-digits.png", dpi=110)
 
 
-def on_oracles(place: str, cfg: RunConfig) -> list[dict[str, Any]]:
+def on_oracles(place: str, cfg: RunConfig, images: str) -> list[dict[str, Any]]:
     """Apply the methods to networks that never saw the class, and audit what comes out."""
     with at_home(place):
         unlearning.set_threads(cfg)
-        dataset = data.load_dataset(cfg, progress=False)
-        path = study.folder_of(cfg, dataset, ORACLES) / "of-retrain.json"
-        if path.is_file():
-            return files.read_json(path, ("rows",))["rows"]
-        split, rows = dataset.split(cfg.forgotten), []
-        looks = study._oracles(cfg, dataset, split, ORACLES)
-        for seed in SEEDS:
-            first, oracle = (
-                runs.run(cfg.but(method=name, seed=seed), dataset, progress=False).model(dataset)
-                for name in ("original", "retrain")
-            )
-            before, cache = audit.look(first, split), frozen.Cache(cfg.cache_mb * 1_000_000)
-            for name, changes in ON_ORACLES.items():
-                one = cfg.but(seed=seed, original_seed=seed, **changes)
-                row = study._row(one, oracle, before, looks, dataset, split, cache, keep=False)
-                rows.append({**row, "method": name + study.NEVER})
-        files.write_json(path, {"rows": rows})
-        return rows
+        dataset = data.load_same(cfg, images)
+        return study.of_retrained(cfg, ON_ORACLES, SEEDS, ORACLES, dataset)
 
 
 if __name__ == "__main__":

@@ -525,6 +525,59 @@ def _row(
     }  # fmt: skip
 
 
+def of_retrained(
+    cfg: RunConfig,
+    methods: Sequence[str] | Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int],
+    oracles: int,
+    dataset: data.Dataset,
+) -> list[dict[str, Any]]:
+    """Audit what methods make of networks that never saw the class; go on where it was stopped.
+
+    Args:
+        cfg: Data, network, recipes, and the class.
+        methods: Names of methods that start from a trained network, or label -> changes to the
+            configuration, as for :func:`settings`.
+        seeds: Of the retrained networks, none of the oracles', and of the originals they stand for.
+        oracles: Retrained networks to compare with.
+        dataset: Its data.
+
+    Returns:
+        Rows as in :class:`Study`; ``method`` is the label with :data:`NEVER` behind it.
+
+    Raises:
+        InputError: If a configuration cannot be run, or a network cannot be judged.
+        FileProblem: If a kept file is damaged or cannot be written.
+
+    Source: this project.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    points = settings(cfg, methods)
+    for name, point in points.items():
+        start = unlearning.method(point.method).start
+        check(name, point.method, start == "original", "methods that start from a trained network")
+        unlearning.validate(point, dataset)
+    split, looks, found = dataset.split(cfg.forgotten), [], []
+    keys = {name: _key(point) for name, point in points.items()}
+    folder = folder_of(cfg, dataset, oracles) / "of-retrain"
+    for seed, path in zip(seeds, _paths(folder, [(seed, seed) for seed in seeds]), strict=True):
+        rows = _kept(path)
+        missing = [name for name in points if _find(rows, keys[name]) is None]
+        if missing:
+            looks = looks or _oracles(cfg, dataset, split, oracles)
+            first, retrained = (
+                runs.run(cfg.but(method=name, seed=seed), dataset, progress=False).model(dataset)
+                for name in ("original", "retrain")
+            )
+            before, cache = audit.look(first, split), frozen.Cache(cfg.cache_mb * 1_000_000)
+        for name in missing:
+            one = points[name].but(seed=seed, original_seed=seed)
+            row = _row(one, retrained, before, looks, dataset, split, cache, False)
+            rows = _keep(path, row | {"key": keys[name]}, {})
+        found += [{**_find(rows, keys[name]), "method": name + NEVER} for name in points]
+    return found
+
+
 def weight(model: nn.Module, names: Iterable[str]) -> dict[str, Any]:
     """Say what a finished network weighs, from the network itself.
 

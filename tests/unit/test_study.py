@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -7,12 +8,13 @@ import logging
 import math
 import os
 import shutil
+import threading
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import audit, data, models, report, runs, statistics, study, unlearning
+from helpers import audit, data, files, models, report, runs, statistics, study, unlearning
 from helpers.config import TUNED, InputError, get_config
 from helpers.files import FileProblem
 
@@ -261,6 +263,36 @@ def test_other_settings_are_another_study(tiny, home):
         tiny.but(scope="layer"),
     ]
     assert {study._key(one) for one in alike} == {study._key(tiny)}
+
+
+def test_audits_that_were_measured_in_another_way_lie_elsewhere(tiny, home, dataset, monkeypatch):
+    places = [study.folder_of(tiny, dataset, 3)]
+    monkeypatch.setattr(audit, "VERSION", audit.VERSION + 1)
+    places.append(study.folder_of(tiny, dataset, 3))
+    monkeypatch.delitem(audit.METRICS, "ZRF")
+    places.append(study.folder_of(tiny, dataset, 3))
+    assert len({*places}) == 3
+
+
+def test_rows_that_two_write_at_once_are_both_kept(tmp_path, monkeypatch):
+    real, both = study._kept, threading.Barrier(2)
+
+    def kept(path):
+        rows = real(path)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(1)  # without a lock each has read what the other has not written yet
+        return rows
+
+    monkeypatch.setattr(study, "_kept", kept)
+    place = {"method": "lora", "forget": 3, "original_seed": 0, "seed": 0}
+    rows = [place | {"key": key} for key in "ab"]
+    path = tmp_path / "0-0.json"
+    several = [threading.Thread(target=study._keep, args=(path, row, {})) for row in rows]
+    for one in several:
+        one.start()
+    for one in several:
+        one.join()
+    assert sorted(row["key"] for row in real(path)) == ["a", "b"]
 
 
 def test_a_study_may_have_several_settings_of_one_method(tiny, trained, counted, monkeypatch):
@@ -870,9 +902,34 @@ def test_what_is_compared_at_equal_cost_costs_the_same(digits):
 
 
 def test_the_committed_records_are_of_the_present_audit():
-    for name in ("audit-digits", "explorer-digits", "audit-cifar"):
+    for name in ("audit-digits", "explorer-digits", "audit-cifar", "controls-digits"):
         found = study.load(runs.results_folder() / f"{name}.json")
         assert found.about["audit"] == audit.VERSION, name
+    found = files.read_json(runs.results_folder() / "controls-cifar.json", ("audit",))
+    assert found["audit"] == audit.VERSION
+
+
+def test_controls_are_of_the_recipes_that_are_asked_for(tiny, trained, counted):
+    """What a method makes of networks that never saw the class is kept for each configuration."""
+    dataset, one = data.load_dataset(tiny), tiny.but(forget=3)
+
+    def controls(**settings):
+        return study.of_retrained(one, settings, [0], 3, dataset)
+
+    short, mask = {"method": "lora", "epochs": 1}, {"method": "logit_mask"}
+    first = controls(short=short, mask=mask)
+    assert [row["method"] for row in first] == ["short of retrain", "mask of retrain"]
+    assert first[1]["UA"] == 1
+    assert first[1]["RA"] == pytest.approx(go(tiny, ["retrain"], [3]).table["RA"][0], abs=0.02)
+    counted.clear()
+    assert controls(short=short, mask=mask) == first
+    assert not counted
+    again = controls(short=short | {"epochs": 2}, mask=mask)
+    assert counted == [(3, "lora", 0)], "another recipe; the other setting is read back"
+    assert again[0]["gmacs"] > first[0]["gmacs"]
+    assert again[1] == first[1]
+    with pytest.raises(InputError, match="methods that start from a trained network"):
+        controls(one={"method": "retrain"})
 
 
 def test_another_original_is_measured_and_not_only_paid(tiny, trained):
