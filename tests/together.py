@@ -95,6 +95,29 @@ def dropped() -> dict[str, Any]:
     return {"left": left.tolist(), "drawn": torch.rand(1).item()}
 
 
+class Rows(nn.Module):
+    """A network that cannot compute no image at all, as many cannot."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.reshape(len(images), -1)
+
+
+def common() -> dict[str, Any]:
+    """Try what keeps the processes alike, each on numbers of its own where they should not be."""
+    import torch.distributed as dist
+
+    number = torch.full((2, 3), float(parallel.rank())).T  # not contiguous
+    parallel.as_first([number])
+    every: list[Any] = [None] * parallel.size()
+    dist.all_gather_object(every, number.tolist())
+    norm = nn.BatchNorm1d(3)
+    with parallel.whole_batch_norms(norm):
+        kinds = [isinstance(norm, nn.SyncBatchNorm)]
+    few = torch.arange(8.0).reshape(2, 2, 2)  # images, for more processes
+    return {"first": every, "kinds": [*kinds, type(norm).__name__],
+            "few": parallel.shared(Rows())(few).tolist()}  # fmt: skip
+
+
 def fails(dataset: object = None) -> None:
     raise InputError("the first one's reason")
 
@@ -126,7 +149,7 @@ def work(path: Path) -> int:
     stopped = interrupted(dataset, path.with_name("checkpoint.safetensors"))
     found["resumed"] = stopped.pop("weights")
     mine = [torch.cat([t.double().flatten() for t in w.values()]) for w in found.values()]
-    plain = {**stopped, **dropped(), "told": told(), "same": True}
+    plain = {**stopped, **dropped(), **common(), "told": told(), "same": True}
     every: list[Any] = [None] * parallel.size()
     dist.all_gather_object(every, (mine, plain))
     for theirs, heard in every:

@@ -82,6 +82,18 @@ def test_dropout_differs_from_share_to_share_and_later_draws_are_common(three):
     assert three[1]["drawn"] == torch.rand(1).item()
 
 
+def test_all_take_the_numbers_of_the_first(three):
+    assert three[1]["first"] == [[[0.0] * 2] * 3] * 3
+
+
+def test_batch_norms_are_what_they_were_afterwards(three):
+    assert three[1]["kinds"] == [True, "BatchNorm1d"]
+
+
+def test_fewer_images_than_processes_are_computed_by_all(three):
+    assert three[1]["few"] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
 def test_what_fails_in_the_first_is_heard_by_all(three):
     assert three[1]["told"] == ["the first one's reason"] * 2
 

@@ -226,6 +226,13 @@ def test_margins_are_kept_and_read_back(tiny, home, monkeypatch):
         margin(asked["oracles"])
 
 
+def test_one_network_has_margins_of_its_own_for_each_class(tiny, home, dataset):
+    asked = [tiny.but(method="original", forget=forget) for forget in (3, 4)]
+    first, other = (runs.identity(one, dataset.fingerprint) for one in asked)
+    assert first == other, "the original of both"
+    assert shadows._path(asked[0], dataset) != shadows._path(asked[1], dataset)
+
+
 def test_paper_mode_judges_with_the_published_normalisation(tiny, home):
     paper = tiny.but(mode="paper")
     found = [margin(one.but(method="retrain")) for one in (tiny, paper)]
