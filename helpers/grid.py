@@ -578,7 +578,8 @@ class Live:
         metrics: Those that need no oracle's answers, and Avg Gap and ToW.
         costs: As :meth:`Grid.costs`.
         predicted: (C,) shares of labels given to the test images of the class.
-        seconds: From the start to here, everything included.
+        seconds: From the start to here, everything included but the wait for another training in
+            this process.
         networks: ``before`` and ``after``, and ``oracle`` once it was asked for.
 
     Source: this project.
@@ -631,8 +632,9 @@ def train(
     """
     check("seed", seed, seed in grid.seeds, f"offered are {', '.join(map(str, grid.seeds))}")
     check("earlier", cfg.earlier, not cfg.earlier, "(): a point forgets one class alone")
-    started, own = time.perf_counter(), point.of(cfg, seed, grid.seeds[seed])
+    own = point.of(cfg, seed, grid.seeds[seed])
     with _watched("training", stop, say), training.in_turn():
+        started = time.perf_counter()
         unlearning.set_threads(own)
         unlearning.validate(own, dataset)
         before = _reference(own, "original", own.start_seed, dataset, stop, say)

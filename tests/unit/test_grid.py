@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 
@@ -377,6 +378,25 @@ def test_a_live_run_starts_from_the_network_of_its_seed(cfg, dataset, monkeypatc
     live = grid.Live(POINT, 1, {}, {}, [], 0.0)
     grid.oracle(live, stored, cfg, dataset, threading.Event())
     assert asked == [("original", 5), ("retrain", 5)]
+
+
+def test_the_wait_for_a_turn_is_not_counted(stored, cfg, dataset, monkeypatch):
+    now, asked = [0.0], []
+
+    @contextlib.contextmanager
+    def late():
+        now[0] += 100
+        yield
+
+    def reached(*_):
+        raise training.Interrupted("that is all")
+
+    monkeypatch.setattr(training, "in_turn", late)
+    monkeypatch.setattr(grid.time, "perf_counter", lambda: asked.append(now[0]) or now[0])
+    monkeypatch.setattr(grid, "_reference", reached)
+    with pytest.raises(training.Interrupted):
+        grid.train(stored, POINT, 0, cfg, dataset, threading.Event())
+    assert asked[0] == 100
 
 
 def test_without_bands_a_live_run_has_no_gap_to_them(cfg, dataset, original_run, monkeypatch):
