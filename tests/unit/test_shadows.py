@@ -266,10 +266,10 @@ def test_images_that_change_meanwhile_are_not_mixed_with_the_others(tiny, home, 
     loaded = iter([first, dataclasses.replace(first, fingerprint="of others")])
     monkeypatch.setattr(data, "load_dataset", lambda *_, **__: next(loaded))
     with pytest.raises(InputError, match=r"the images changed while .*; run the same again"):
-        shadows.run(tiny, ["lora"], 40, 10, progress=False)
+        shadows.run(tiny, ["lora"], 40, progress=False)
 
 
 def test_a_worker_that_dies_is_told_in_one_line(cfg, home, monkeypatch):
     monkeypatch.setattr(shadows, "_job", lambda *_: os._exit(1))
     with pytest.raises(ChildProcessError, match=r"a worker died: .* fewer --workers"):
-        shadows.run(cfg, ["lora"], 40, 10, workers=2, progress=False)
+        shadows.run(cfg, ["lora"], 40, workers=2, progress=False)
