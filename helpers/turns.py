@@ -8,6 +8,7 @@ network. Whoever also needs the lock of a file takes the turn first.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,16 @@ import torch
 
 ASKED_SECONDS = 0.1  # between two looks at whether whoever waits shall leave
 _LOCK = threading.RLock()  # the thread that has it may take it again
+
+
+def _renew() -> None:
+    """Start a forked process free: a thread that had the turn is not part of it."""
+    global _LOCK
+    _LOCK = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_renew)
 
 
 @contextmanager
@@ -32,12 +43,13 @@ def taken(meanwhile: Callable[[], object] = lambda: None) -> Iterator[None]:
     Source: this project.
     Lesson: 06_explorer, "Run it live".
     """
-    while not _LOCK.acquire(timeout=ASKED_SECONDS):
+    lock = _LOCK
+    while not lock.acquire(timeout=ASKED_SECONDS):
         meanwhile()
     try:
         yield
     finally:
-        _LOCK.release()
+        lock.release()
 
 
 @contextmanager

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -171,3 +174,34 @@ def test_a_network_that_is_traced_leaves_the_others_alone(monkeypatch):
     graph = frozen._Tracer(["head"]).trace(network)
     assert [node.target for node in graph.nodes if node.op == "call_module"] == ["first", "head"]
     assert torch.equal(found[0], wanted)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_forked_process_does_not_wait_for_a_thread_that_it_has_not(tmp_path):
+    code = """
+import os, threading
+from helpers import turns
+
+ready = threading.Event()
+
+def hold():
+    with turns.taken():
+        ready.set()
+        threading.Event().wait(60)
+
+threading.Thread(target=hold, daemon=True).start()
+assert ready.wait(60)
+asked = []
+
+def meanwhile():
+    asked.append(1)
+    if len(asked) > 3:
+        os._exit(3)
+
+if child := os.fork():
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+with turns.taken(meanwhile):
+    os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=120)
+    assert done.returncode == 0
