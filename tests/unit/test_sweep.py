@@ -325,12 +325,13 @@ def test_a_claimed_run_is_left_to_others(home, dataset):
 def test_a_run_waits_for_whoever_is_doing_it(home, dataset, caplog):
     cfg = get_config("smoke", train=TRAIN, method="original")
     folder, found, ready = runs.folder_of(cfg, dataset), [], threading.Event()
+    # another process would be: a thread takes its turn to build before it takes the lock
+    model = models.build_model("digits_resnet", 10, 1, 8)
 
     def other():
         with files.locked(folder / "lock"):
             ready.set()
             time.sleep(0.5)
-            model = models.build_model("digits_resnet", 10, 1, 8)
             found.append(models.save(model, folder))
             (folder / "run.json").write_text('{"identity": 1}')
 
