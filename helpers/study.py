@@ -872,9 +872,8 @@ def marks(study: Study, methods: Iterable[str], metrics: Iterable[str]) -> pd.Da
     check("methods", methods, wanted <= {*study.methods}, "those measured on retrained networks, "
           "too")  # fmt: skip
     check("metrics", metrics, {*metrics} <= {*study.metrics}, "those that were measured")
-    first = study.table[
-        study.table["repetition"] == 0
-    ]  # all that is measured on retrained networks
+    # of the further seeds of unlearning none was tried on retrained networks
+    first = study.table[study.table["repetition"] == 0]
     mean = first.groupby("method")[metrics].mean()
     rows = [{"method": method, "metric": metric, "retrained": mean[metric]["retrain"],
              "never": mean[metric][method + NEVER], "original": mean[metric][method]}
