@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SCORES = ("correctness", "confidence", "entropy", "m_entropy", "prob")
 LEAST = data.LEAST  # examples or networks below which no number is returned
 MOST = 5000  # images of the larger group that an attack learns from: its time grows with the square
+DRAWS = 10  # of members, where the attack learns from few: which ones can decide about all others
 LEAST_SHADOWS = 4  # for a mean and a variance
 _ROUNDING = 1e-9  # a smaller decision value is what is left where the votes of two groups cancel
 _LOG_ZERO = math.log(1e-30)  # what the published attacks put in place of log 0
@@ -99,12 +100,13 @@ def membership(
     balanced: bool = True,
     compat: bool = False,
     seed: int = 0,
+    draws: int | None = None,
 ) -> float:
     """Run one of the five membership attacks on a network's predictions.
 
     The published number is ``compat=True, balanced=False`` with as many members as non-members. The
     attack learns from at most :data:`MOST` images of the larger group, drawn in the proportions of
-    the two, and judges all of the forget set.
+    the two, and judges all of the forget set; the shares of several draws are averaged.
 
     Args:
         members: Logits (N, C) and labels (N,) of retained training images; N at least 10.
@@ -114,6 +116,7 @@ def membership(
         balanced: Whether the larger group is cut to the size of the smaller one.
         compat: As in :func:`score`; each group is one batch.
         seed: Of the choice of the images that it learns from.
+        draws: As in :func:`called_unseen`; the published number is of one.
 
     Returns:
         The share of forget images called non-members, in [0, 1]; 1 where all look unseen.
@@ -125,30 +128,44 @@ def membership(
     Lesson: 05_evaluation, "The membership attack".
     """
     groups = [score(*group, kind, compat) for group in (members, non_members, forget)]
-    return called_unseen(*groups, seed=seed, balanced=balanced).double().mean().item()
+    votes = called_unseen(*groups, seed=seed, balanced=balanced, draws=draws)
+    return votes.double().mean().item()
 
 
 def called_unseen(
-    members: Tensor, non_members: Tensor, forget: Tensor, seed: int = 0, balanced: bool = True
+    members: Tensor,
+    non_members: Tensor,
+    forget: Tensor,
+    seed: int = 0,
+    balanced: bool = True,
+    draws: int | None = None,
 ) -> Tensor:
-    """Fit a membership attack and say which images of the forget set it calls non-members.
+    """Fit membership attacks and say which images of the forget set they call non-members.
 
     A support vector machine learns to tell members from non-members by their scores. Both groups
     are cut to the size of the smaller one: unbalanced, it may answer the same for everyone. Where
     it finds nothing to tell them by, such as one score for all, it calls nobody a non-member.
 
+    Of a network that is sure of nearly every image, the few it is not sure of decide, and so does
+    whether they are drawn: one attack calls the whole forget set unseen, the next nothing of it.
+    Therefore the attack is fitted several times.
+
     Args:
         members: (N,) or (N, C) scores of retained training images; N at least 10.
         non_members: (M,) or (M, C) scores of retained test images; M at least 10.
         forget: (K,) or (K, C) scores of training images of the forgotten class; K at least 1.
-        seed: Of the choice of the images that it learns from.
+        seed: Of the choices of the images that they learn from; another one makes all of them anew.
         balanced: Whether to cut the groups; PruneLoRA's own code uses 9,000 against 5,000.
+        draws: How many attacks, each with other images; at least 1. By default :data:`DRAWS`, or
+            fewer where these would take longer than one that learns from :data:`MOST` images, or
+            one where all images are used.
 
     Returns:
-        (K,) bool.
+        (draws, K) bool: one row an attack.
 
     Raises:
-        InputError: If a group is too small, the widths differ or a score is not finite.
+        InputError: If a group is too small, the widths differ, a score is not finite or there are
+            no draws.
 
     Source: ``SVC_MIA`` of OPTML-Group/Unlearn-Sparse (C = 3, RBF, gamma "auto"), balanced.
     Lesson: 05_evaluation, "The membership attack".
@@ -157,8 +174,21 @@ def called_unseen(
     groups = [_columns(name, scores) for name, scores in named.items()]
     widths = [group.shape[1] for group in groups]
     check("columns of scores", widths, len(set(widths)) == 1, "the same for all three groups")
-    attack = _fit(*_cut(*groups[:2], seed) if balanced else groups[:2], seed)
-    return _decisions(attack, groups[2]) < 0
+    draws = _draws(*groups[:2], balanced) if draws is None else draws
+    check("draws", draws, draws >= 1, "at least 1")
+    learnt = (
+        _fit(*_cut(*groups[:2], one) if balanced else groups[:2], one)
+        for one in range(seed * draws, (seed + 1) * draws)
+    )
+    return torch.stack([_decisions(attack, groups[2]) < 0 for attack in learnt])
+
+
+def _draws(members: Tensor, non_members: Tensor, balanced: bool) -> int:
+    """Return over how many attacks to average: one, where there is no choice or each is long."""
+    size = min(len(members), len(non_members))
+    if not balanced or len(members) == len(non_members):
+        return 1
+    return max(1, min(DRAWS, (MOST // size) ** 2))
 
 
 def attack_scores(
@@ -219,7 +249,9 @@ def _fit(members: Tensor, non_members: Tensor, seed: int) -> SVC:
         for group in (members, non_members)
     ]  # fmt: skip
     truth = torch.cat([torch.ones(len(groups[0])), torch.zeros(len(groups[1]))]).long()
-    return SVC(C=3, kernel="rbf", gamma="auto").fit(torch.cat(groups).numpy(), truth.numpy())
+    # without a seed it takes a number from NumPy's global generator, though it has no use for one
+    attack = SVC(C=3, kernel="rbf", gamma="auto", random_state=0)
+    return attack.fit(torch.cat(groups).numpy(), truth.numpy())
 
 
 def _decisions(attack: SVC, scores: Tensor) -> Tensor:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 GAP_METRICS = ("UA", "RA", "TA", "MIA")  # what Avg Gap averages over
 CLASSIC = ("UA", "UA_test", "RA", "TA", "MIA")
-VERSION = 3  # of what the metrics measure: numbers of another one are not comparable
+VERSION = 4  # of what the metrics measure: numbers of another one are not comparable
 LEAST_ORACLES = 3
-ATTACKS = 5  # draws of the images that membership attacks learn from, for an interval
+ATTACKS = 5  # draws, at least, of the images that membership attacks learn from, for an interval
 ENOUGH = f"at least {LEAST_ORACLES} retrained networks, better five; train more seeds"
 PARTS = ("forget", "retain", "test_forget", "test_retain")
 # Layers take much more room than images: of larger data a sample has to do, the same for everyone.
@@ -85,8 +85,8 @@ METRICS: dict[str, Metric] = {
     ),
     "MIA": Metric(
         "classic", "MIA-Eff.", "both",
-        "efficacy of a membership inference attack: share of the forget set that a balanced attack "
-        "on confidences calls unseen",
+        "efficacy of a membership inference attack: share of the forget set that balanced attacks "
+        "on confidences call unseen, mean over the draws of what they learn from",
         "forget",
     ),
     "Avg Gap": Metric(
@@ -108,7 +108,7 @@ METRICS: dict[str, Metric] = {
     "activation": Metric(
         "outputs", "activation", "upper",
         "distance of the softmax outputs on the forget set to the oracles'",
-        **_PLAIN, most=math.inf,
+        **_PLAIN, most=2**0.5,
     ),
     "ZRF": Metric(
         "outputs", "ZRF", "both",
@@ -145,7 +145,8 @@ METRICS: dict[str, Metric] = {
     ),
     "prototype_attack": Metric(
         "relearning", "few-image recall", "upper",
-        "share recognised after a few images' mean feature became the class's classifier row",
+        "share recognised after the classifier's row was pointed at a few images' mean feature, "
+        "away from the other classes'",
         "test_forget",
     ),
     "relearn_steps": Metric(
@@ -160,7 +161,7 @@ METRICS: dict[str, Metric] = {
     **{
         f"MIA_{kind}": Metric(
             "privacy", f"MIA {kind}", "both",
-            f"share of the forget set that a balanced attack on {kind} calls unseen", "forget",
+            f"share of the forget set that balanced attacks on {kind} call unseen", "forget",
         )
         for kind in attacks.SCORES if kind != "confidence"  # that is MIA
     },
@@ -185,13 +186,14 @@ class Look:
         own: Metrics that need no other network.
         logits: Part -> (N, C) float32.
         labels: Part -> (N,) int64.
-        unseen: (N,) bool, which images of the forget set the membership attack takes for unseen.
+        votes: Metric -> (draws, N) bool, which images of the forget set a membership attack takes
+            for unseen.
         stranger: (N, C) logits of the same network with fresh weights, for the forget set.
         grams: ``forget`` and ``retain`` -> by point, a layer's (N, N) likeness of those test
             images: of at most ``LARGEST_GRAM``, the same for every network.
         information: Point -> what it tells about the class, in nats, one number a draw.
         curves: One relearning curve a draw.
-        shut: How many channels were opened (:mod:`helpers.shut`); where there are any, features,
+        shut: How many channels were opened (:mod:`helpers.shut`); where there are any, probes,
             information and relearning are measured on both, and the worse counts.
 
     Source: this project.
@@ -201,7 +203,7 @@ class Look:
     own: dict[str, float]
     logits: dict[str, Tensor]
     labels: dict[str, Tensor]
-    unseen: Tensor | None = None
+    votes: dict[str, Tensor] = field(default_factory=dict)
     stranger: Tensor | None = None
     grams: dict[str, list[Tensor]] = field(default_factory=dict)
     information: dict[str, list[float]] = field(default_factory=dict)
@@ -232,7 +234,8 @@ def look(model: nn.Module, split: ClassSplit, seed: int = 0, draws: int = 1) -> 
     """
     check("draws", draws, draws >= 1, "at least 1")
     found, inputs = _predictions(model, split, inside=True)
-    found.own = _classic(found, seed) | _attacked(found, seed)
+    found.votes = _votes(found, seed)
+    found.own = _shares(found)
     found.stranger = predict(models.fresh(model, seed), split.forget, split.dataset)
     found.own["ZRF"] = outputs.zrf(found.logits["forget"], found.stranger)
     seeds = range(seed, seed + draws)
@@ -338,21 +341,17 @@ def _predictions(
     return found, inputs
 
 
-def _classic(found: Look, seed: int) -> dict[str, float]:
-    """Attack the confidences and compute the classic numbers. Fills in what the attack says."""
-    sure = [outputs.confidence(found.logits[n], found.labels[n])
-            for n in ("retain", "test_retain", "forget")]  # fmt: skip
-    found.unseen = attacks.called_unseen(*sure, seed)
-    return _shares(found)
-
-
-def _attacked(found: Look, seed: int) -> dict[str, float]:
-    """Attack the answers by every other score."""
-    members, strangers, forget = ((found.logits[n], found.labels[n])
-                                  for n in ("retain", "test_retain", "forget"))  # fmt: skip
+def _votes(
+    found: Look, seed: int, kinds: Iterable[str] = attacks.SCORES, draws: int | None = None
+) -> dict[str, Tensor]:
+    """Attack the answers by each score: metric -> (draws, N) bool."""
+    named = {"MIA" if kind == "confidence" else f"MIA_{kind}": kind for kind in kinds}
+    groups = [(found.logits[n], found.labels[n]) for n in ("retain", "test_retain", "forget")]
     return {
-        f"MIA_{kind}": attacks.membership(members, strangers, forget, kind, seed=seed)
-        for kind in attacks.SCORES if f"MIA_{kind}" in METRICS
+        name: attacks.called_unseen(
+            *(attacks.score(*group, kind) for group in groups), seed, draws=draws
+        )
+        for name, kind in named.items() if name in METRICS
     }  # fmt: skip
 
 
@@ -360,7 +359,8 @@ def _shares(found: Look) -> dict[str, float]:
     right = {n: outputs.accuracy(found.logits[n], found.labels[n]) for n in PARTS}
     return {
         "UA": 1 - right["forget"], "UA_test": 1 - right["test_forget"], "RA": right["retain"],
-        "TA": right["test_retain"], "MIA": found.unseen.double().mean().item(),
+        "TA": right["test_retain"],
+        **{name: votes.double().mean().item() for name, votes in found.votes.items()},
     }  # fmt: skip
 
 
@@ -373,7 +373,7 @@ def evaluate(
         model: The network, on the device of the data.
         dataset: The data.
         forgotten: Index of the forgotten class, or of several.
-        seed: Of the membership attack's sample.
+        seed: Of the membership attack's samples.
 
     Returns:
         UA (1 - accuracy on the forget set), UA_test (the same on test images of the class), RA
@@ -390,8 +390,9 @@ def evaluate(
     if dataset.mean.dtype == torch.float32:
         models.check_float32("model", model)
     found, _ = _predictions(model, dataset.split(forgotten))
+    found.votes = _votes(found, seed, ["confidence"])
     shares = outputs.label_histogram(found.logits["test_forget"]).tolist()
-    return {**_classic(found, seed), "predicted": shares}
+    return {**_shares(found), "predicted": shares}
 
 
 def against(found: Look, oracles: Sequence[Look], original: Look) -> dict[str, float]:
@@ -623,7 +624,7 @@ def decides(name: str, low: Any, high: Any) -> Any:
     Source: this project.
     Lesson: 05_evaluation, "The oracle band".
     """
-    return (low > 0) | (high < 1) if METRICS[name].part else (low == low)
+    return (low > 0) | (high < METRICS[name].most)
 
 
 def held_out(oracles: Sequence[Look], original: Look) -> list[dict[str, float]]:
@@ -756,35 +757,32 @@ def _intervals(
 
     Shares of images have Wilson's interval; distances are computed again on images drawn with
     replacement, the same for the network and the oracles; what a draw of a few images decides
-    (relearning, information) spans what the draws gave. So do the membership attacks, and what they
-    enter into: where a score tells members from others hardly at all, the images that an attack
-    learned from decide what it calls the rest, often all of them alike.
+    (relearning, information) spans what the draws gave; head refit, kNN and few-image recall, which
+    average several draws, have Wilson's interval alone. Of membership attacks, and of Avg Gap, the
+    attacks are drawn again with the images: where a score tells members from others hardly at all,
+    what an attack learned from decides what it calls the rest, often all of them alike. Where a
+    single one is the number, the interval reaches to what the others found.
     """
     value = against(found, oracles, original)
-    ends, gaps = {}, []
+    ends = {}
     for name, metric in METRICS.items():
         if metric.part and name in value:
             n = len(getattr(split, metric.part))
             interval = statistics.share_interval(round(value[name] * n), n)
             ends[name] = [interval.low, interval.high]
-    for one in range(seed + 1, seed + ATTACKS):
-        again = replace(found)
-        own = found.own | _classic(again, one) | _attacked(again, one)
-        own["Avg Gap"] = _answers(replace(again, own=own), oracles)["Avg Gap"]
-        for name in (n for n in value if n.startswith("MIA")):
-            ends[name] = [min(ends[name][0], own[name]), max(ends[name][1], own[name])]
-        gaps.append(own["Avg Gap"])
+    single = len(found.votes["MIA"]) < ATTACKS
     for name, values in _over_images(found, oracles, seed).items():
         # images that repeat shift these numbers; how far they scatter is what is asked for
-        off = np.quantile(values, [0.025, 0.975]) - np.mean(values)
-        ends[name] = np.clip(value[name] + off, 0, METRICS[name].most).tolist()
+        reach = np.quantile(values, [0.025, 0.975])
+        drawn = np.clip(value[name] + reach - np.mean(values), 0, METRICS[name].most).tolist()
+        attacked = reach.tolist() if single and (name in found.votes or name == "Avg Gap") else []
+        ends[name] = [*ends.get(name, []), *drawn, *attacked]
     draws = [
         against(replace(found, curves=[curve], information=dict(zip(
             found.information, ([v] for v in told), strict=True))), oracles, original)
         for curve, *told in zip(found.curves, *found.information.values(), strict=True)
     ]  # fmt: skip
     ends["relearn_area"] += [relearning.area(curve) for curve in found.curves]
-    ends["Avg Gap"] = [*ends["Avg Gap"], *gaps]
     for name in ("relearn_steps", "IDI"):
         ends[name] = [row[name] for row in draws if name in row]
     return {
@@ -795,14 +793,19 @@ def _intervals(
 def _over_images(
     found: Look, oracles: Sequence[Look], seed: int, repeats: int = 100
 ) -> dict[str, list[float]]:
-    """Compute the distances to the oracles for images drawn anew, several times."""
+    """Compute what images decide for images, and attacks, drawn anew, several times."""
     draw = torch.Generator().manual_seed(seed)
     picks = [{name: torch.randint(len(labels), (len(labels),), generator=draw)
               for name, labels in found.labels.items()} for _ in range(repeats)]  # fmt: skip
+    draws = len(found.votes["MIA"])  # that the number itself is the mean of
+    if draws < ATTACKS:
+        found = replace(found, votes=found.votes | _votes(found, seed, draws=ATTACKS))
     rows = []
     for one in picks:
-        mine, *others = (_resampled(look, one) for look in (found, *oracles))
-        rows.append(_answers(mine, others) | {"ZRF": mine.own["ZRF"]})
+        attacked = torch.rand(draws, generator=draw)
+        mine, *others = (_resampled(look, one, attacked) for look in (found, *oracles))
+        kept = {name: mine.own[name] for name in ("ZRF", *mine.votes)}
+        rows.append(_answers(mine, others) | kept)
     values = {name: [row[name] for row in rows] for name in rows[0]}
     for part, layers in found.grams.items():
         n = len(layers[0])
@@ -816,14 +819,19 @@ def _over_images(
     return values
 
 
-def _resampled(found: Look, picks: Mapping[str, Tensor]) -> Look:
-    """Return what would have been seen of the answers to other images, those picked."""
+def _resampled(found: Look, picks: Mapping[str, Tensor], attacked: Tensor) -> Look:
+    """Return what would have been seen of the answers to other images, those picked.
+
+    Attacks are picked by numbers in [0, 1): of one network there may be more than of others.
+    """
     mine = picks["forget"]
     one = replace(
         found,
         logits={name: found.logits[name][picks[name]] for name in PARTS},
         labels={name: found.labels[name][picks[name]] for name in PARTS},
-        unseen=found.unseen[mine], stranger=found.stranger[mine],
+        votes={name: votes[(attacked * len(votes)).long()][:, mine]
+               for name, votes in found.votes.items()},
+        stranger=found.stranger[mine],
     )  # fmt: skip
     zrf = outputs.zrf(one.logits["forget"], one.stranger)
     return replace(one, own=found.own | _shares(one) | {"ZRF": zrf})

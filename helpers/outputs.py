@@ -42,7 +42,8 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Return the share of images whose largest logit is that of their label.
 
     Args:
-        logits: (N, C) float32, unnormalised; N at least 1.
+        logits: (N, C) float32, unnormalised; N at least 1. Of equal largest ones the first counts,
+            as everywhere: a network that answers the same for every class names the first.
         labels: (N,) int64.
 
     Returns:

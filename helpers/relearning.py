@@ -24,6 +24,7 @@ HEAD_RATE = 0.6
 AT_ONCE = 256  # images in a step whose gradients are kept at the same time; the step is one
 LONGEST = 20.0  # gradient: longer than any seen on digits, where deeper networks may blow up
 SHARE = 0.8  # of the original's accuracy that counts as relearned
+_ROUNDING = 1e-9  # less than one image; a share of a share can be a bit more than it should
 SPREAD = 2.0  # standard deviation to which the retained logits of an image are brought
 
 
@@ -281,8 +282,9 @@ def steps_to_regain(curve: Curve, accuracy: float, share: float = SHARE) -> int:
     """
     for name, value in (("accuracy", accuracy), ("share", share)):
         check(name, value, 0 < value <= 1, "in (0, 1]")
-    reached = (step for step, seen in enumerate(curve.accuracies) if seen >= share * accuracy)
-    return next(reached, curve.steps + 1)
+    level = share * accuracy - _ROUNDING
+    return next((step for step, seen in enumerate(curve.accuracies) if seen >= level),
+                curve.steps + 1)  # fmt: skip
 
 
 def area(curve: Curve) -> float:

@@ -36,7 +36,7 @@ RANKED = ("finetune", "prune_finetune", "lora")  # by Avg Gap, in the paper
 NOTE = (
     "UA, UA test: 1 - accuracy on training and test images of the forgotten class; RA, TA: "
     "accuracy on the other classes, training and test images; MIA-Eff.: share of the forget set "
-    "that a membership attack calls unseen. Closer to retrain is better, not higher. Avg Gap "
+    "that membership attacks call unseen. Closer to retrain is better, not higher. Avg Gap "
     "(percentage points) and ToW compare with the mean of the networks retrained with other seeds. "
     "Seconds and GMACs are those of pruning, edits and training, without attaching and merging "
     "adapters; memory is the peak of the training, with teachers and held copies; a dash stands "

@@ -164,8 +164,11 @@ class Run:
 
 
 def _view(cfg: RunConfig) -> str:
-    """Name what metrics depend on beside the network: original serves every class and mode."""
-    return f"{cfg.mode}, class {', '.join(map(str, cfg.forgotten))}"
+    """Name what metrics depend on beside the network: original serves every class and mode.
+
+    Those that were measured in another way stay in the record, and the network is measured again.
+    """
+    return f"{cfg.mode}, class {', '.join(map(str, cfg.forgotten))}, audit {audit.VERSION}"
 
 
 def identity(cfg: RunConfig, fingerprint: str) -> dict[str, Any]:
@@ -506,7 +509,7 @@ def _read(
             "command again"
         )
     _check_weights(folder, record)
-    if _view(cfg) not in record["metrics"]:  # another class or mode of an original network
+    if _view(cfg) not in record["metrics"]:  # another class or mode, or measured in another way
         if not claimed:
             with _claim(folder, wait):  # the record must not lose what another process adds
                 return _read(cfg, dataset, folder, claimed=True)

@@ -38,8 +38,9 @@ class Method:
     """One way to a network that shall not know the forgotten class.
 
     Attributes:
-        family: ``reference``, ``paper`` (the methods compared there), ``baseline`` (what the field
-            compares with) or ``cheat`` (nothing is forgotten).
+        family: ``reference``, ``paper`` (the methods compared there, and PruneLoRA with channels
+            removed), ``baseline`` (what the field compares with) or ``cheat`` (nothing is
+            forgotten).
         start: ``scratch`` (fresh weights) or ``original`` (the trained network).
         data: The training images that it sees, and trains on if it trains: ``all``, those to
             ``retain``, those to ``forget``, or ``none``.

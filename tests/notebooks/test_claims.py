@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import false_discovery_control, ttest_ind
@@ -68,8 +69,10 @@ def unlike(found, one, other, metric):
 
 
 def test_held_out_oracles_are_inside_most_bands_and_half_of_them_inside_all(digits, cell):
-    assert (cell.loc["retrain"].dropna() > 0.7).all()
-    alone = digits.inside()[digits.table["method"] == "retrain"].astype("boolean").fillna(True)
+    assert (cell.loc["retrain"].drop("MIA_m_entropy") > 0.85).all()
+    alone = digits.inside()[digits.table["method"] == "retrain"].astype("boolean")
+    assert alone["MIA_m_entropy"].count() <= 10, "elsewhere that band leaves nothing outside"
+    alone = alone.fillna(True)
     assert 0.4 < alone.all(axis=1).mean() < 0.6
 
 
@@ -228,7 +231,9 @@ def test_what_equal_cost_is(digits):
     spent = digits.table.groupby("method")[["gmacs", "memory_mb"]].mean()
     beside = spent["gmacs"]
     assert beside["lora"] < beside["finetune@3"] < beside["prunelora"] < 1.1 * beside["finetune@3"]
-    assert less(digits, "prunelora", "finetune@3", "seconds")
+    # each pair within seconds of one another, but not all of them on an idle machine
+    took = [study.values(digits, m, "seconds")[..., 0] for m in ("prunelora", "finetune@3")]
+    assert statistics.bootstrap(np.log(took[0] / took[1])).high < 0
     memory = spent["memory_mb"]
     assert memory["finetune@3"] < memory["prunelora"] < memory["finetune"]
 
@@ -258,8 +263,9 @@ def test_u_lira_tells_prunelora_from_oracles_and_a_cheat_and_lora_far_less(shado
                    "prune_finetune"):  # fmt: skip
         assert shadow[method]["tpr"] > 0.9
         assert shadow[method]["tpr_interval"][0] > 0.85
+    least = shadow["prunelora"]["tpr_interval"][0]
     for method in ("lora", "head_only", "retrain@3", "prunelora+scrub"):
-        assert shadow[method]["tpr_interval"][1] < 0.5
+        assert shadow[method]["tpr_interval"][1] < least - 0.3
     one, other = (shadow[m]["tpr_interval"] for m in ("lora", "retrain@3"))
     assert max(one[0], other[0]) < min(shadow[m]["tpr"] for m in ("lora", "retrain@3")), "alike"
 
@@ -388,10 +394,13 @@ def test_with_the_largest_rates_nothing_is_decided_of_what_prunelora_and_fine_tu
 def test_what_u_lira_recognises_hangs_on_the_rate(both, shadow):
     high = both.about["shadows"]["methods"]
     for name in ("prunelora", "prunelora_channels", "finetune@3"):
-        assert shadow[name]["tpr_interval"][0] > 0.7
-        assert high[f"{name}{study.HIGH}"]["tpr_interval"][1] < 0.2
-    assert shadow["lora"]["tpr_interval"][1] < 0.3
-    assert high[f"lora{study.HIGH}"]["tpr_interval"][0] > 0.7
+        least = shadow[name]["tpr_interval"][0]
+        assert least > 0.7
+        assert high[f"{name}{study.HIGH}"]["tpr_interval"][1] < least / 3
+    of_lora = high[f"lora{study.HIGH}"]["tpr_interval"]
+    assert shadow["lora"]["tpr_interval"][1] < of_lora[0]
+    most = high[f"finetune@3{study.HIGH}"]["tpr_interval"][1]
+    assert high[f"finetune{study.HIGH}"]["tpr_interval"][0] > most, "of ten epochs it does"
 
 
 def test_training_seed_and_class_share_what_prunelora_scatters(digits):
@@ -402,8 +411,9 @@ def test_training_seed_and_class_share_what_prunelora_scatters(digits):
         assert share[metric]["class"] + share[metric]["training x class"] > 0.85
 
 
-def test_the_price_in_accuracy_is_that_of_adapters_in_the_last_stage_alone(digits):
+def test_the_price_in_accuracy_is_that_of_pruning_with_adapters_in_the_last_stage_alone(digits):
     every = "prunelora, all blocks"
+    assert not unlike(digits, "lora", "finetune", "TA"), "its adapters are in the last stage, too"
     assert more(digits, every, "prunelora", "TA")
     for rival in ("lora", "finetune@3", "finetune", "retrain"):
         assert not unlike(digits, every, rival, "TA")
@@ -451,6 +461,7 @@ def test_on_photographs_of_cats_lora_has_the_best_avg_gap_of_the_four(photos, ce
 @pytest.mark.parametrize("cell", OTHERS)
 def test_on_other_photographs_lora_still_names_some_and_is_behind_by_avg_gap(photos, cell):
     mine = of(photos, cell)
+    assert mine.loc[PAPER, "Avg Gap"].idxmin() == "prune_finetune"
     assert 0.09 < 1 - mine["UA"]["lora"] < 0.14
     assert mine["head_refit"]["lora"] > 0.9 * mine["head_refit"]["original"] - 0.001
     behind = mine["Avg Gap"]["lora"] - mine.loc[PAPER, "Avg Gap"].drop("lora")

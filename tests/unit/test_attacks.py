@@ -309,16 +309,59 @@ def test_balanced_cuts_the_groups_and_unbalanced_does_not(monkeypatch):
     for kind in ("confidence", "prob"):
         for balanced in (True, False):
             attacks.membership(made(50), made(30), made(1), kind, balanced=balanced)
-    assert seen == [([30, 30], 1), ([30, 50], 1), ([30, 30], 5), ([30, 50], 5)]
+    several = attacks.DRAWS * [[30, 30]]
+    assert [groups for groups, _ in seen] == 2 * [*several, [30, 50]]
+    assert [columns for _, columns in seen] == [1] * (len(seen) // 2) + [5] * (len(seen) // 2)
+
+
+def test_one_image_decides_about_all_others_and_so_several_attacks_are_averaged():
+    """Where the only doubtful member is drawn, certainty is the mark of strangers; else of nobody.
+
+    Of 100 members it is among the 50 drawn half of the time.
+    """
+    members, strangers, forget = torch.ones(100), torch.ones(50), torch.ones(30)
+    members[17] = 0
+    with_it = [bool((attacks._cut(members, strangers, one)[0] == 0).any()) for one in range(400)]
+    assert abs(np.mean(with_it) - 0.5) < 0.1
+    votes = attacks.called_unseen(members, strangers, forget, 3, draws=40)
+    assert votes.shape == (40, 30)
+    assert votes.all(1).tolist() == votes.any(1).tolist() == with_it[120:160]
+    assert {*with_it[120:160]} == {True, False}, "or the test would say nothing"
+
+
+def test_each_attack_has_a_seed_of_its_own():
+    groups = [confidences(mean, n, n) for mean, n in ((0.72, 300), (0.7, 60), (0.71, 50))]
+    votes = attacks.called_unseen(*groups, seed=5)
+    assert len(votes) == attacks.DRAWS > 1
+    for row, one in enumerate(votes):
+        alone = attacks.called_unseen(*groups, 5 * attacks.DRAWS + row, draws=1)[0]
+        assert torch.equal(one, alone), "so that neighbouring seeds have no attack in common"
+    assert votes.any(0).sum() > votes.all(0).sum(), "or the seeds would be one"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "balanced", "wanted"),
+    [
+        ((30, 20), True, attacks.DRAWS), ((20, 30), True, attacks.DRAWS), ((30, 30), True, 1),
+        ((30, 20), False, 1),
+        # nine of a third of the images cost as much as one of all; four of a half
+        ((60, 33), True, 9), ((60, 50), True, 4), ((60, 51), True, 1), ((300, 120), True, 1),
+    ],
+)  # fmt: skip
+def test_attacks_are_as_many_as_cost_no_more_than_a_large_one(sizes, balanced, wanted, monkeypatch):
+    monkeypatch.setattr(attacks, "MOST", 100)
+    groups = [normal(0, n, n) for n in (*sizes, 10)]
+    assert len(attacks.called_unseen(*groups, balanced=balanced)) == wanted
+    assert len(attacks.called_unseen(*groups, balanced=balanced, draws=2)) == 2
 
 
 def test_the_attack_leaves_the_global_random_state_alone():
-    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    before = torch.get_rng_state(), str(np.random.get_state())  # noqa: NPY002
     groups = made(40, 0), made(30, 1)
     first = attacks.membership(*groups, made(9, 2), seed=1)
     interval = attacks.auc_interval(*attacks.attack_scores(*groups, seed=1), seed=1)
     assert torch.equal(before[0], torch.get_rng_state())
-    assert (before[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+    assert before[1] == str(np.random.get_state())  # noqa: NPY002
     assert first == attacks.membership(*groups, made(9, 2), seed=1)
     assert interval == attacks.auc_interval(*attacks.attack_scores(*groups, seed=1), seed=1)
 
@@ -334,6 +377,8 @@ def test_the_attack_refuses_too_few_and_broken_scores():
             share_unseen(*groups)
     with pytest.raises(InputError, match="the same for all three groups"):
         share_unseen(good.view(5, 2).repeat(2, 1), good, good)
+    with pytest.raises(InputError, match=r"^draws = 0 is not allowed: at least 1$"):
+        attacks.called_unseen(good, good, good, draws=0)
     with pytest.raises(InputError, match="non_members = '9 scores'"):
         attacks.membership(made(10), made(9), made(10))
     with pytest.raises(InputError, match="logits and labels"):
@@ -648,7 +693,7 @@ def test_large_groups_are_sampled_in_their_proportions(monkeypatch, balanced):
     monkeypatch.setattr(attacks, "MOST", 2000)
     monkeypatch.setattr(SVC, "fit", watched)
     sampled = share_unseen(members, others, forget, balanced=balanced)
-    assert fitted == [(2000, 2000 if balanced else 1000)]
+    assert fitted == [(2000, 2000 if balanced else 1000)], "one attack: it is long enough"
     assert abs(whole - sampled) < 0.05
     share_unseen(members[:1900], others[:30], forget, balanced=False)
     assert fitted[-1] == (1900, 30), "small groups are used whole"

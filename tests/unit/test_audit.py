@@ -253,11 +253,11 @@ def audited(networks, split):
     used = [networks[name] for name in ("head_only", "original", *ORACLES[:3])]
     used[0].train()  # whoever hands over a network that is training gets it back so
     before = [state(network) for network in used]
-    chance = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    chance = torch.get_rng_state(), str(np.random.get_state())  # noqa: NPY002
     first, again = (audit.audit(used[0], used[1], used[2:], split) for _ in range(2))
     untouched = [state(network) for network in used] == before
     kept = torch.equal(chance[0], torch.get_rng_state())
-    kept = kept and bool((chance[1] == np.random.get_state()[1]).all())  # noqa: NPY002
+    kept = kept and chance[1] == str(np.random.get_state())  # noqa: NPY002
     used[0].eval()
     return first, again, untouched, kept
 
@@ -708,11 +708,56 @@ def test_the_intervals_are_those_of_a_bootstrap_over_images(looks):
     drawn = audit._over_images(found, oracles, seed=0, repeats=400)
     assert np.mean(drawn["TV"]) == pytest.approx(np.mean(values), abs=0.01)
     assert np.std(drawn["TV"]) == pytest.approx(np.std(values), rel=0.15)
-    assert drawn.keys() == COMPARED - {"IDI", "relearn_steps"} | {"ZRF"}
+    memberships = {name for name in audit.METRICS if name.startswith("MIA")}
+    assert drawn.keys() == COMPARED - {"IDI", "relearn_steps"} | {"ZRF"} | memberships
     value = audit.against(found, oracles, looks["original"])
     for name, numbers in drawn.items():  # where they are taken of the very images that there are
         assert min(numbers) <= value[name] + 0.05, name
         assert max(numbers) >= value[name] - 0.05, name
+
+
+def test_attacks_are_drawn_again_with_the_images(looks, monkeypatch):
+    """Half of ten attacks call everyone unseen, the others nobody: the deviation is known."""
+    found, oracles = looks["head_only"], [looks["oracle 0"], looks["oracle 1"]]
+    votes = torch.zeros(10, len(found.labels["forget"]), dtype=torch.bool)
+    votes[:5] = True
+    split_up = dataclasses.replace(found, votes=found.votes | {"MIA": votes})
+    drawn = audit._over_images(split_up, oracles, seed=0, repeats=400)
+    assert np.mean(drawn["MIA"]) == pytest.approx(0.5, abs=0.03)
+    assert np.std(drawn["MIA"]) == pytest.approx(0.5 / 10**0.5, rel=0.15)
+    wide = np.std(drawn["Avg Gap"])
+    agreed = dataclasses.replace(found, votes=found.votes | {"MIA": torch.ones_like(votes)})
+    narrow = np.std(audit._over_images(agreed, oracles, seed=0, repeats=400)["Avg Gap"])
+    assert wide > 3 * narrow, "it enters into the gap"
+
+    one = dataclasses.replace(found, votes={n: v[:1] for n, v in found.votes.items()})
+    made = []
+    monkeypatch.setattr(audit, "_votes", lambda *_, draws: made.append(draws) or {"MIA": votes})
+    drawn = audit._over_images(one, oracles, seed=0, repeats=400)
+    assert made == [audit.ATTACKS], "a single attack is no ground for an interval"
+    assert {*np.round(drawn["MIA"], 9)} == {0, 1}, "each time one attack, as the number is of one"
+
+
+def test_where_a_single_attack_is_the_number_the_interval_reaches_to_the_others(
+    looks, split, monkeypatch
+):
+    """One of five calls everyone unseen. It says 1, and four would have said 0; or the reverse."""
+    oracles = [looks["oracle 0"], looks["oracle 1"]]
+    votes = torch.zeros(audit.ATTACKS, len(looks["head_only"].labels["forget"]), dtype=torch.bool)
+    votes[0] = True
+    for five in (votes, ~votes):
+        found = dataclasses.replace(looks["head_only"], votes={"MIA": five[:1]})
+        found.own = found.own | {"MIA": float(five[0, 0])}
+        monkeypatch.setattr(audit, "_votes", lambda *_, five=five, **__: {"MIA": five})
+        ends = audit._intervals(found, oracles, looks["original"], split, 0)
+        assert ends["MIA"] == [0, 1]
+        gaps = [
+            audit._answers(dataclasses.replace(found, own=found.own | {"MIA": one}), oracles)
+            for one in (0.0, 1.0)
+        ]
+        gaps = sorted(gap["Avg Gap"] for gap in gaps)
+        assert ends["Avg Gap"][0] < gaps[0] + 0.01
+        assert ends["Avg Gap"][1] > gaps[1] - 0.01
 
 
 def test_the_interval_of_a_share_is_wilsons(audited, split):

@@ -17,7 +17,7 @@ import tqdm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helpers import files, models, pruning, runs, training, unlearning
+from helpers import audit, files, models, pruning, runs, training, unlearning
 from helpers.config import KINDS
 from helpers.files import FileProblem
 from helpers.training import Interrupted
@@ -130,6 +130,25 @@ def test_one_original_serves_every_class(quick, dataset, home, monkeypatch):
     assert five.metrics["predicted"] != three.metrics["predicted"]
     again = runs.run(quick.but(method="original", forget=3), dataset, progress=False)
     assert again.metrics == three.metrics
+
+
+def test_a_network_whose_numbers_were_measured_in_another_way_is_measured_again(
+    quick, dataset, home, monkeypatch
+):
+    now = runs.run(quick, dataset, progress=False)
+    path = now.folder / "run.json"
+    record = json.loads(path.read_text())
+    (view,) = record["metrics"]
+    assert view.endswith(f", audit {audit.VERSION}")
+    before = {**now.metrics, "MIA": 0.125}
+    record["metrics"] = {view.replace(f"audit {audit.VERSION}", "audit 0"): before}
+    path.write_text(json.dumps(record))
+    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained again"))
+    again = runs.run(quick, dataset, progress=False)
+    assert again.from_disk
+    assert again.metrics == now.metrics
+    kept = json.loads(path.read_text())["metrics"]
+    assert kept == record["metrics"] | {view: now.metrics}, "nothing is lost"
 
 
 def test_paper_mode_evaluates_with_the_other_normalisation(quick, dataset, home):

@@ -104,6 +104,24 @@ def test_the_interval_is_over_networks_not_images():
     assert found["auc_interval"][0] < 0.5 < found["auc_interval"][1]
 
 
+@pytest.mark.parametrize(("mean", "own"), [(0, 1), (0.8, 1), (1.5, 0.5)])
+def test_how_often_the_interval_holds_what_other_networks_would_give(mean, own):
+    """The attacker's networks are drawn again, too: what is right on average is known from all."""
+    found = []
+    for seed in range(60):
+        one, oracles = margins(2 * seed, mean=mean, own=own), margins(2 * seed + 1, own=own)
+        positive, negative = shadows._attacked(one, oracles, GROUPS)
+        curve = attacks.roc(positive.flatten(), negative.flatten())
+        ends = shadows._intervals(positive, negative, curve, repeats=60)["auc_interval"]
+        found.append((curve.auc, *ends))
+    auc, low, high = torch.tensor(found, dtype=torch.float64).T
+    held = ((low <= auc.mean()) & (auc.mean() <= high)).double().mean()
+    assert held > 0.85
+    short = [auc + (end - auc) / shadows.WIDER for end in (low, high)]
+    bare = ((short[0] <= auc.mean()) & (auc.mean() <= short[1])).double().mean()
+    assert bare < held, "or it is wider for nothing"
+
+
 @pytest.mark.parametrize(
     ("networks", "groups", "message"),
     [(18, 6, "oracles|unlearned"), (24, 1, "'0 scores' is not allowed: at least one")],

@@ -626,7 +626,7 @@ def test_what_was_not_measured_is_neither_inside_nor_outside():
 
 
 def test_where_nothing_could_be_outside_nothing_is_inside():
-    """Shares lie in [0, 1]: a band of all of that decides nothing, whatever the value."""
+    """Shares and most distances lie in [0, 1]: a band of all of that decides nothing."""
     cells = [("lora", c, 0, 0, 0.5, 0.3, 9) for c in (3, 5, 7)]
     one = made(cells, {
         3: {"UA": (0.0, 1.0, 0.5), "TV": (-INF, 1.2, 0.2)},
@@ -635,9 +635,19 @@ def test_where_nothing_could_be_outside_nothing_is_inside():
     found = one.inside()
     assert found["UA"].isna().tolist() == [True, False, False]
     assert found["UA"].tolist()[1:] == [False, True]
-    assert found["TV"].tolist()[:2] == [True, False], "a distance has no largest value here"
+    assert found["TV"].isna().tolist()[:2] == [True, False]
+    assert not found["TV"].tolist()[1]
     row = study.panel(one).set_index("metric").loc["UA"]
     assert (row["inside"], row["text"]) == (0.5, "50.0 %")
+
+
+def test_a_band_decides_where_a_value_can_lie_outside_of_it():
+    cases = {("UA", 0, 1): False, ("UA", 0.1, 1): True, ("UA", 0, 0.9): True,
+             ("ToW", -0.1, INF): False, ("ToW", 0.1, INF): True,
+             ("activation", -INF, 1.5): False, ("activation", -INF, 1.4): True,
+             ("relearn_steps", -2, INF): False, ("relearn_steps", 3, INF): True,
+             ("epsilon", -INF, 40): True, ("IDI", -INF, 1.2): True}  # fmt: skip
+    assert {case: bool(audit.decides(*case)) for case in cases} == cases
 
 
 def test_a_network_that_could_not_be_judged_is_outside():
