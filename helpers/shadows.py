@@ -67,6 +67,7 @@ def run(
     check("groups", groups, 2 <= groups <= networks, f"from 2 to {networks}")
     own = cfg.original_seed is None
     check("original_seed", cfg.original_seed, own, "none: each network has an original of its own")
+    unlearning.set_threads(cfg)  # as every worker does: the record says how many
     dataset = data.load_dataset(cfg, progress)
     points = study.settings(cfg, methods)
     for point in points.values():

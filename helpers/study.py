@@ -205,6 +205,7 @@ def run(
     check("original_seeds", sorted(same), apart, "none of the oracles' seeds, "
           f"{ORACLE_SEED} and up: a retrained network would be compared with itself")  # fmt: skip
     times = _times(points, unlearning_seeds)
+    unlearning.set_threads(cfg)  # as every worker does: the record says how many
     dataset = data.load_dataset(cfg, progress)
     for point in points.values():
         for c in classes:

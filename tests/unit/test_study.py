@@ -13,6 +13,7 @@ import threading
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from helpers import audit, data, files, models, report, runs, statistics, study, unlearning
 from helpers.config import TUNED, InputError, get_config
@@ -389,7 +390,12 @@ def test_what_failed_is_tried_again(tiny, trained, monkeypatch):
 
 
 def test_two_workers_find_the_same(whole, tiny, trained):
-    same(go(tiny, workers=2), whole[0])
+    torch.set_num_threads(tiny.threads + 1)
+    found = go(tiny, workers=2)
+    same(found, whole[0])
+    assert found.about["hardware"]["threads"] == tiny.threads == 1, (
+        "in the workers, wherever it was begun"
+    )
 
 
 def test_a_network_that_cannot_be_judged_does_not_stop_the_rest(
