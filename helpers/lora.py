@@ -7,8 +7,9 @@ nothing.
 
 Without dropout the low-rank change is added to the weight, W + s B A, masked where the weight is
 masked: the sums are the same, no second pair of convolutions runs over the images, and a mask of
-any kind holds exactly. In wide layers, where a gradient for the whole weight costs more than that
-pair, the change is added to the output, as peft does it, with the rows of B masked.
+any kind holds exactly. A layer with a forward pass or hooks of its own is called with that weight.
+In wide layers, where a gradient for the whole weight costs more than that pair, the change is added
+to the output, as peft does it, with the rows of B masked.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from helpers import models, turns
 from helpers.config import ADAPTERS, InputError, check, choose
 from helpers.models import max_rank
-from helpers.pruning import Masks, apply_masks
+from helpers.pruning import AGREES, Masks, apply_masks
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -145,7 +147,7 @@ def attach(
         alphas: Layer -> its own alpha.
         dropout: Share of the adapter's inputs dropped while training. Above 0 the change cannot be
             added to the weight, so peft's own layers act on the images, which costs time and memory
-            and holds masks of whole filters only.
+            and holds masks of whole filters only; not for layers whose forward pass is their own.
         train_in_full: Full names of layers of which the adapter keeps its own trained copy: the
             classifier, and every BatchNorm with its running statistics.
         masks: Name of layer -> mask of its weight, applied to the copy and held exactly while
@@ -153,7 +155,8 @@ def attach(
         any_rank: Targets whose rank may exceed what they admit, as for the classifier of the
             published transformer; the surplus adds nothing that they can express.
         seed: Of the adapters' initial weights; the global random state is left as it was.
-        audited: Whether to run :func:`audit_adapters` and raise where an adapter is dead.
+        audited: Whether to compare the outputs with those of the (masked) ``model``, to run
+            :func:`audit_adapters`, and to raise where they differ or an adapter is dead.
 
     Returns:
         The adapted copy in evaluation mode: same outputs as the (masked) ``model``, because B
@@ -161,8 +164,8 @@ def attach(
 
     Raises:
         InputError: If a layer does not exist or peft handles it wrongly, one to train in full is
-            shared or tied to another, the rank is not possible, a mask fits no layer, or an adapter
-            takes no part in the output.
+            shared or tied to another, the rank is not possible, a mask fits no layer, the outputs
+            change, or an adapter takes no part in them.
 
     Source: Hu et al. 2021 (arXiv 2106.09685), section 4; rsLoRA (arXiv 2312.03732); DoRA
         (arXiv 2402.09353); SparsePEFT (EMNLP 2024) for the mask; peft's LoraConfig.
@@ -193,7 +196,7 @@ def attach(
     for name in set(ranks) & set(limited):
         check_rank(model, ranks[name], [name])
     _check_masks(known, masks or {})
-    _check_dropout(dropout, kind, masks)
+    _check_dropout(dropout, kind, masks, [name for name in targets if not _is_plain(known[name])])
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout,
         target_modules="|".join(map(re.escape, targets)),  # as one pattern peft matches it whole
@@ -204,6 +207,7 @@ def attach(
         config._register_custom_module(_weight_form())
     masked = copy.deepcopy(model)
     apply_masks(masked, masks or {})
+    wanted = _answers(masked) if audited else None
     with turns.own_random_state(), _hidden(masked, "config"):
         torch.default_generator.manual_seed(seed)
         adapted = get_peft_model(masked, config)
@@ -218,6 +222,11 @@ def attach(
             layer.on_images = kind != "dora" and _is_wide(layer)
     adapted.eval()  # peft forgets the mode of what it wraps
     if audited:
+        found = _answers(adapted.get_base_model())
+        apart = float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
+        check("outputs", f"{apart:.1e} of the largest apart from those without adapters",
+              apart < AGREES, f"less than {AGREES}: a forward pass that takes an adapter for the "
+              "layer that it replaces")  # fmt: skip
         dead = [row.layer for row in audit_adapters(adapted) if not row.alive]
         check(
             "targets", dead, not dead, "their adapters do not act on the output or get no gradient"
@@ -260,8 +269,16 @@ def _check_masks(known: Mapping[str, nn.Module], masks: Masks) -> None:
     check("masks", sorted(wrong), not wrong, "names of layers, with masks as large as the weights")
 
 
-def _check_dropout(dropout: float, kind: str, masks: Masks | None) -> None:
+@torch.no_grad()
+def _answers(model: nn.Module) -> Tensor:
+    with models.evaluating(model):
+        return model(models.example(model, 8))
+
+
+def _check_dropout(dropout: float, kind: str, masks: Masks | None, own: list[str]) -> None:
     if dropout > 0:
+        check("dropout", dropout, not own, f"0, for {', '.join(own)}: an adapter beside a layer "
+              "whose forward pass or hooks are its own cannot be merged")  # fmt: skip
         check("dropout", dropout, kind != "dora", "DoRA is used without dropout")
         whole = all(bool((m.flatten(1).all(1) == m.flatten(1).any(1)).all())
                     for m in (masks or {}).values())  # fmt: skip
@@ -273,12 +290,20 @@ def _exactly(pattern: Mapping[str, Any]) -> dict[str, Any]:
     return {f"^{re.escape(name)}": value for name, value in pattern.items()}
 
 
+def _is_plain(layer: nn.Module) -> bool:
+    """Say whether a layer computes what PyTorch's does, and calls nothing else."""
+    own = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
+    methods = [name for name in ("forward", "_conv_forward") if hasattr(own, name)]
+    same = all(getattr(getattr(layer, n), "__func__", None) is getattr(own, n) for n in methods)
+    return same and not layer._forward_hooks and not layer._forward_pre_hooks
+
+
 def _is_wide(layer: nn.Module) -> bool:
-    """Say whether the change is cheaper on the images, and whether the mask allows it."""
+    """Say whether the change is cheaper on the images, and whether mask and layer allow it."""
     outputs, inputs = layer.weight.shape[:2]
     thin = THIN * layer.r[layer.active_adapters[0]] <= outputs
     whole = layer.mask is None or bool((layer.mask == layer.filters).all())
-    return min(outputs, inputs) > WIDE and thin and whole
+    return min(outputs, inputs) > WIDE and thin and whole and _is_plain(layer.get_base_layer())
 
 
 def _rows(mask: Tensor) -> Tensor:
@@ -311,6 +336,8 @@ def _weight_form() -> dict[type[nn.Module], type[nn.Module]]:
                 base_output = base(x) if base_output is None else base_output
                 return base_output + self.change_of_output(x)
             weight = effective_weight(self)
+            if not _is_plain(base):  # it may standardise its weight, or pad as TensorFlow does
+                return functional_call(base, {"weight": weight}, (x, *args))
             if isinstance(base, nn.Linear):
                 return nn.functional.linear(x, weight, base.bias)
             return base._conv_forward(x, weight, base.bias)

@@ -416,6 +416,81 @@ def test_wide_layers_are_adapted_on_the_images_with_the_same_numbers(share, monk
     assert torch.allclose(trained(128), trained(10_000), atol=1e-4)
 
 
+class Standardised(nn.Conv2d):
+    """Uses another weight than it has, as timm's StdConv2d does."""
+
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(x, weight / weight.std(), self.bias, padding=1)
+
+
+class Padded(nn.Conv2d):
+    """Pads what it gets itself, as timm's Conv2dSame does."""
+
+    def forward(self, x):
+        return super().forward(nn.functional.pad(x, [0, 2, 0, 2]))
+
+
+class Inner(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, 2 * weight, bias)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return super().forward(2 * x)
+
+
+def with_layer(name, layer):
+    def change(model):
+        setattr(model, name, layer())
+
+    return name, change
+
+
+def with_hook(name, register, hook):
+    return name, lambda model: getattr(getattr(model, name), register)(hook)
+
+
+OWN_FORWARD = {
+    "another weight": with_layer("second", lambda: Standardised(144, 160, 3, padding=1)),
+    "another padding": with_layer("second", lambda: Padded(144, 160, 3)),
+    "another inner forward": with_layer("second", lambda: Inner(144, 160, 3, padding=1)),
+    "another input": with_layer("third", lambda: Doubled(160, 144)),
+    "hook": with_hook("second", "register_forward_hook", lambda _, __, made: 3 * made),
+    "hook before": with_hook("third", "register_forward_pre_hook", lambda _, given: 2 * given[0]),
+}
+
+
+@pytest.mark.parametrize("wide", [128, 10_000])
+@pytest.mark.parametrize("case", OWN_FORWARD)
+def test_the_forward_pass_of_a_layer_is_its_own_while_adapted_too(case, wide, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(lora, "WIDE", wide)
+    model, (name, change) = Wide(), OWN_FORWARD[case]
+    change(model)
+    x = models.example(model, 8)
+    wanted = model(x)
+    adapted = lora.attach(model, 4, ["second", "third"], alpha=8)
+    assert torch.allclose(adapted(x), wanted, atol=1e-5)
+    for _, layer in lora.adapters(adapted):
+        nn.init.normal_(layer.lora_B["default"].weight)
+    found = adapted(x)
+    assert not torch.allclose(found, wanted, atol=1e-2)
+    assert torch.allclose(lora.merge(adapted)(x), found, rtol=1e-3, atol=1e-3)
+    with pytest.raises(InputError, match=rf"dropout = 0\.1 is not allowed: 0, for {name}: "):
+        lora.attach(model, 4, ["second", "third"], alpha=8, dropout=0.1)
+
+
+def test_a_network_that_takes_an_adapter_for_something_else_is_refused():
+    class Asking(Wide):
+        def forward(self, x):
+            return super().forward(x) * (1 if type(self.third) is nn.Linear else 2)
+
+    with pytest.raises(InputError, match="of the largest apart from those without adapters"):
+        lora.attach(Asking(), 4, ["third"], alpha=8)
+
+
 def test_what_needs_the_weight_form_gets_it():
     model = Wide()
 
