@@ -290,19 +290,29 @@ def combine(base: nn.Module, patches: Sequence[Patch]) -> Patch:
             masks[name] = masks[name] & mask if name in masks else mask
     together = Patch(patches[0].base, "", low_rank, masks, patches[0].kept)
     start, tensors = _state(base, replace(together, low_rank={})), {}
-    made = [_state(base, patch) for patch in patches]
+    made, gone = [_state(base, patch) for patch in patches], _masked_tensors(base, masks)
     for name in sorted({name for patch in patches for name in patch.tensors}):
-        old = start[name].cpu()
+        old, mask = start[name].cpu(), gone.get(name)
         if not old.is_floating_point():
             tensors[name] = old
             continue
+        old = old if mask is None else old.masked_fill(~mask, 0)
         total = sum((state[name].cpu() - old for state in made), torch.zeros_like(old))
         new = old + (total / len(patches) if name.endswith(_STATISTICS) else total)
-        layer = name.removesuffix(".weight")
-        tensors[name] = new * masks[layer] if layer in masks else new
+        tensors[name] = new if mask is None else new * mask
     about = {"combined": [patch.about for patch in patches]}
     combined = replace(together, tensors=tensors, about=about)
     return replace(combined, result=models.fingerprint(apply(base, combined)))
+
+
+def _masked_tensors(base: nn.Module, masks: Masks) -> Masks:
+    """Return the masks by tensor, under each of its names: a layer or its weight may have two."""
+    state, found = base.state_dict(keep_vars=True), {}
+    for layer, mask in masks.items():
+        weight = state[f"{layer}.weight"]
+        for name in (name for name, tensor in state.items() if tensor is weight):
+            found[name] = found[name] & mask if name in found else mask
+    return found
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

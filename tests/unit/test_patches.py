@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from helpers import files, lora, models, patches, pruning, runs, training, unlearning
 from helpers.config import KINDS, InputError, Recipe
@@ -182,6 +183,35 @@ def test_combined_patches_share_the_statistics(original):
     assert torch.allclose(made.bn1.running_mean, wanted)
     assert made.bn1.num_batches_tracked == original.bn1.num_batches_tracked
     assert combined.result == models.fingerprint(made)
+
+
+class Again(nn.Module):
+    """Has a layer, or the weight of one, under a second name."""
+
+    input_shape = (1, 8, 8)
+
+    def __init__(self, tied):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.inner = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)
+        self.second = nn.Conv2d(8, 8, 3) if tied else self.inner
+        self.second.weight = self.inner.weight
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.head(self.second(self.inner(self.first(x)).relu()).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_has_two_names_is_masked_under_both(tied):
+    model, made, kept = Again(tied), [], torch.ones(8, 8, 3, 3, dtype=torch.bool)
+    for seed in (0, 1):
+        pruned = copy.deepcopy(model)
+        masks = pruning.mask_structured(pruned, 0.5, ["inner"], criterion="random", seed=seed)
+        made.append(patches.make(model, pruned, {}, masks))
+        kept &= masks["inner"]
+    weight = patches.apply(model, patches.combine(model, made)).inner.weight
+    assert torch.equal(weight, model.inner.weight * kept)
 
 
 def test_a_patched_network_is_in_evaluation_mode_whatever_its_base_is_in(original):
