@@ -236,15 +236,24 @@ def attach(
 
 @contextlib.contextmanager
 def _hidden(model: nn.Module, name: str) -> Iterator[None]:
-    """Hide an attribute: peft takes a network's own ``config`` for one of transformers'."""
-    if name not in vars(model):
+    """Hide an attribute: peft takes a network's own ``config`` for one of transformers'.
+
+    One of its class cannot be taken away without taking it from other networks: the class is
+    exchanged for one whose property hides the network's own attribute, too.
+    """
+    kind = type(model)
+    if name not in vars(model) and not hasattr(kind, name):
         yield
         return
-    held = vars(model).pop(name)
+
+    def missing(_: nn.Module) -> None:
+        raise AttributeError(name)
+
+    model.__class__ = type(kind.__name__, (kind,), {name: property(missing)})
     try:
         yield
     finally:
-        vars(model)[name] = held
+        model.__class__ = kind
 
 
 def _train_in_full(model: nn.Module, names: Iterable[str]) -> None:
@@ -256,10 +265,9 @@ def _train_in_full(model: nn.Module, names: Iterable[str]) -> None:
     from peft.utils import ModulesToSaveWrapper
 
     for name in names:
-        parent, _, last = name.rpartition(".")
-        place = model.get_submodule(parent)
-        setattr(place, last, ModulesToSaveWrapper(getattr(place, last), "default"))
-        getattr(place, last).set_adapter("default")
+        wrapper = ModulesToSaveWrapper(model.get_submodule(name), "default")
+        wrapper.set_adapter("default")
+        model.set_submodule(name, wrapper)
 
 
 def _check_masks(known: Mapping[str, nn.Module], masks: Masks) -> None:
@@ -562,12 +570,14 @@ def merge(model: PeftModel, masks: Masks | None = None, refill: str = "refuse") 
         InputError: If a mask fits no layer, or the adapters would refill masked weights; merge
             without ``masks`` to let them.
 
-    Source: Hu et al. 2021, section 4.1; peft's ``merge_and_unload`` for the classifier and norms.
+    Source: Hu et al. 2021, section 4.1; the classifier and norms as peft's ``merge_and_unload``.
     Lesson: 03_lora_adaptation, "The zeros survive the merge".
     """
+    from peft.utils import ModulesToSaveWrapper
+
     choose("refill", refill, ("refuse", "mask"))
-    masks, weights = masks or {}, {}
-    _check_masks(dict(model.get_base_model().named_modules()), masks)
+    masks, weights, merged = masks or {}, {}, model.get_base_model()
+    _check_masks(dict(merged.named_modules()), masks)
     for name, layer in adapters(model):
         mask = masks.get(name)
         mask = mask if mask is None else mask.to(layer.weight.device)
@@ -578,10 +588,15 @@ def merge(model: PeftModel, masks: Masks | None = None, refill: str = "refuse") 
             where = f"{grown} weights under the mask of {name}"
             check("adapters", where, grown == 0 or refill == "mask", allowed)
             weights[name] = effective_weight(layer, mask)
-    with _hidden(model.get_base_model(), "config"):
-        merged = model.merge_and_unload().eval()
-    for name, weight in weights.items():
-        merged.get_submodule(name).weight.copy_(weight)
+    # peft's own merge_and_unload takes whatever has a ``base_layer``, as DLA has, for adapted
+    for name, module in [*merged.named_modules()]:
+        if name in weights:
+            merged.set_submodule(name, module.get_base_layer())
+            merged.get_submodule(name).weight.copy_(weights[name])
+        elif isinstance(module, ModulesToSaveWrapper):
+            merged.set_submodule(name, module.modules_to_save[module.active_adapters[0]])
+    del merged.peft_config
+    merged.eval()
     apply_masks(merged, masks)  # turns -0.0 into 0.0, and holds layers without an adapter
     return merged.requires_grad_(True)  # as any network that was just built
 

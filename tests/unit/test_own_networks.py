@@ -183,6 +183,42 @@ def test_a_config_of_ones_own_is_no_config_of_pefts(short, dataset, config):
     unlearning.unlearn(model, dataset, short)
 
 
+@pytest.mark.parametrize(
+    "own", [SimpleNamespace(width=16), property(lambda network: SimpleNamespace(width=16))]
+)
+def test_nor_is_one_of_the_class(short, dataset, own):
+    class Configured(Versioned):
+        config = own
+
+    model = moved_to(Configured().eval(), dataset)
+    made = unlearning.unlearn(model, dataset, short)
+    assert type(made.model) is type(model) is Configured
+    assert made.model.config.width == 16
+
+
+class Based(nn.Module):
+    """Calls a part of it as peft calls what it adapts, as DLA does."""
+
+    input_shape = (1, 8, 8)
+
+    def __init__(self, layer):
+        super().__init__()
+        self.base_layer = layer
+
+    def forward(self, x):
+        return self.base_layer(x)
+
+
+def test_a_part_may_have_the_name_that_peft_gives_to_what_it_adapts(short, dataset):
+    model = moved_to(Based(network(Based(nn.Conv2d(16, 16, 1)), nn.BatchNorm2d(16))), dataset)
+    made = unlearning.unlearn(model.eval(), dataset, short.but(targets="blocks"))
+    assert set(made.patch.low_rank) == {"base_layer.1.base_layer", "base_layer.4"}
+    assert [*made.model.state_dict()] == [*model.state_dict()]
+    assert vars(made.model).keys() == vars(model).keys()
+    images = models.example(model)
+    assert torch.equal(patches.apply(model, made.patch)(images), made.model(images))
+
+
 class Cosine(nn.Module):
     """Has a learned temperature, a number and the first of its parameters, as CLIP has."""
 
