@@ -187,9 +187,9 @@ def mask_structured(
     """
     check("sparsity", sparsity, 0 <= sparsity < 1, "a share in [0, 1)")
     masks, generator = {}, torch.Generator().manual_seed(seed)
-    for name in names:
-        weight = model.get_submodule(name).weight
-        scores = _scores(weight, criterion, generator)
+    firsts = _firsts(model, names)
+    for name in dict.fromkeys(firsts.values()):
+        scores = _scores(model, name, criterion, generator)
         mask = torch.ones_like(scores)
         amount = min(round(sparsity * len(scores)), len(scores) - 1)
         if amount:
@@ -197,8 +197,7 @@ def mask_structured(
             norm = 2 if criterion == "l2" else 1
             mask = torch_prune.LnStructured(amount, n=norm, dim=0).compute_mask(scores, mask)
         masks[name] = mask.bool()
-    apply_masks(model, masks)
-    return masks
+    return _hold(model, masks, firsts)
 
 
 def mask_unstructured(
@@ -230,16 +229,15 @@ def mask_unstructured(
     """
     check("sparsity", sparsity, 0 <= sparsity < 1, "a share in [0, 1)")
     choose("scope", scope, SCOPES)
-    generator, names = torch.Generator().manual_seed(seed), list(names)
-    scores = {n: _scores(model.get_submodule(n).weight, criterion, generator) for n in names}
+    generator, firsts = torch.Generator().manual_seed(seed), _firsts(model, names)
+    scores = {n: _scores(model, n, criterion, generator) for n in dict.fromkeys(firsts.values())}
     if scope == "global" and scores:
         flat = _weakest(torch.cat([s.flatten() for s in scores.values()]), sparsity)
         parts = flat.split([s.numel() for s in scores.values()])
-        masks = {n: p.view_as(scores[n]) for n, p in zip(names, parts, strict=True)}
+        masks = {n: p.view_as(s) for (n, s), p in zip(scores.items(), parts, strict=True)}
     else:
         masks = {n: _weakest(s.flatten(), sparsity).view_as(s) for n, s in scores.items()}
-    apply_masks(model, masks)
-    return masks
+    return _hold(model, masks, firsts)
 
 
 def _weakest(scores: Tensor, sparsity: float) -> Tensor:
@@ -283,8 +281,9 @@ def mask_nm(
     allowed = ", ".join(f"{i / group:g}" for i in range(group))
     check("sparsity", sparsity, ok, f"{allowed}: a number of weights in each group of {group}")
     masks, generator = {}, torch.Generator().manual_seed(seed)
-    for name in names:
-        scores = _scores(model.get_submodule(name).weight, criterion, generator)
+    firsts = _firsts(model, names)
+    for name in dict.fromkeys(firsts.values()):
+        scores = _scores(model, name, criterion, generator)
         if scores[0].numel() % group == 0:
             order = scores.reshape(-1, group).abs().argsort(dim=1, stable=True)
             mask = torch.ones_like(order, dtype=torch.bool)
@@ -292,17 +291,32 @@ def mask_nm(
     check(
         "pruning", "mask_nm", bool(masks), f"no layer has filters of a multiple of {group} weights"
     )
+    return _hold(model, masks, firsts)
+
+
+def _firsts(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Map each layer to the first one with its weight: tied weights are scored once."""
+    weights = {name: model.get_submodule(name).weight for name in names}
+    firsts: dict[int, str] = {}
+    return {name: firsts.setdefault(id(weight), name) for name, weight in weights.items()}
+
+
+def _hold(model: nn.Module, masks: Masks, firsts: Mapping[str, str]) -> Masks:
+    """Apply masks and return them, those of tied weights under each of their names. In place."""
+    masks = {name: masks[first] for name, first in firsts.items() if first in masks}
     apply_masks(model, masks)
     return masks
 
 
-def _scores(weight: Tensor, criterion: str, generator: torch.Generator) -> Tensor:
+def _scores(model: nn.Module, name: str, criterion: str, generator: torch.Generator) -> Tensor:
     """Return how strong each weight is; a filter's strength is the norm of its scores."""
     choose("criterion", criterion, CRITERIA)
+    weight = model.get_submodule(name).weight
     if criterion == "random":
         return torch.rand(weight.shape, generator=generator).to(weight.device)
     if criterion == "taylor":
-        check("criterion", criterion, weight.grad is not None, "needs the gradient of every weight")
+        check("criterion", criterion, weight.grad is not None, f"{name}.weight has no gradient, as "
+              "where it takes no part in the output: use another criterion")  # fmt: skip
         return (weight * weight.grad).detach()
     return weight.detach()
 

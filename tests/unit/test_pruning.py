@@ -381,6 +381,18 @@ def test_shared_weights_are_refused_where_channels_go(original):
     assert pruning.prune(original, 0.5, measured=False).masks, "a mask can be had"
 
 
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("kind", ["mask_structured", "mask_unstructured", "mask_nm"])
+def test_a_weight_of_two_layers_is_scored_once(kind, scope, original):
+    one, other, last = names = ["layer1.0.conv1", "layer1.0.conv2", "layer3.0.conv2"]
+    original.layer1[0].conv2.weight = original.layer1[0].conv1.weight
+    made = pruning.prune(original, 0.5, kind, criterion="random", scope=scope, names=names,
+                         measured=False)  # fmt: skip
+    assert [*made.masks] == names
+    assert torch.equal(made.masks[one], made.masks[other])
+    assert pruning.sparsity(made.model, [one, last]) == 0.5
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_other_types_than_float32_are_refused_in_one_line(dtype, original):
     with pytest.raises(InputError, match=r"torch\.float\d\d.*float32: model\.float\(\)"):
