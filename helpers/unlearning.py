@@ -664,7 +664,8 @@ def _norms_from(
     Those that the network's owner froze are not among them.
     """
     order, frozen = models.call_order(model), _frozen_norms(model)
-    first = min(order.index(name) for name in targets if name in order)
+    # where none is called, attach says so
+    first = min((order.index(name) for name in targets if name in order), default=len(order))
     return tuple(name for name in norms
                  if name in order[first:] and model.get_submodule(name) not in frozen)  # fmt: skip
 

@@ -395,6 +395,16 @@ def test_channels_that_cannot_be_found_are_not_left_without_a_word(dataset, capl
     assert "nothing could be taken out of a" in caplog.text
 
 
+def test_a_layer_that_is_never_called_is_named(short, dataset):
+    with pytest.raises(InputError, match=r"targets = \['b'\] is not allowed: .*do not act"):
+        unlearning.unlearn(moved_to(Functional(called=False), dataset), dataset, short)
+    model = Functional(called=True)
+    model.unused = nn.Conv2d(16, 16, 1)
+    with pytest.raises(InputError, match=r"'taylor' is not allowed: unused\.weight has no grad"):
+        pruning.prune(moved_to(model, dataset), 0.5, criterion="taylor", dataset=dataset,
+                      part=dataset.split(3).retain)  # fmt: skip
+
+
 class Dense(nn.Module):
     """Each layer reads all that were before it, as in DenseNet."""
 
