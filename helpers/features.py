@@ -119,8 +119,8 @@ def points(model: nn.Module, images: Tensor) -> tuple[str, ...]:
     """
     kinds, named = models.layers(model), dict(model.named_modules())
     ends = _ends(model, images)
-    elsewhere = [{n for n in (*kinds.adaptable, kinds.head) if n not in stage}
-                 for stage in kinds.stages]  # fmt: skip
+    every = [kinds.head, *(n for stage in kinds.stages for n in stage)]
+    elsewhere = [{n for n in every if n not in stage} for stage in kinds.stages]
     found = []
     for stage, others in zip(kinds.stages, elsewhere, strict=True):
         parts = stage[-1].split(".")

@@ -78,7 +78,7 @@ def refuse_unsupported(model: nn.Module, targets: Iterable[str]) -> None:
     Lesson: 03_lora_adaptation, "Limits and pitfalls".
     """
     known = dict(model.named_modules())
-    shared = _in_several_places(model)
+    shared = models.several_names(model)
     targets = list(targets)
     for name in targets:
         layer = known.get(name)
@@ -91,7 +91,7 @@ def refuse_unsupported(model: nn.Module, targets: Iterable[str]) -> None:
             reason += "adapter there does nothing until it is merged; use separate linear layers"
         elif not isinstance(layer, nn.Conv2d | nn.Linear):
             reason = f"{type(layer).__name__} is neither Conv2d nor Linear"
-        elif layer in shared or _tied(model, layer) == "weight":
+        elif name in shared:
             reason = (
                 "it is used in several places, and only one of them would be adapted: leave it out"
             )

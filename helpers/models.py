@@ -10,10 +10,10 @@ import copy
 import dataclasses
 import itertools
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -316,7 +316,8 @@ class Layers:
     Attributes:
         head: The classifier; trained in full, never pruned (but see ``paper_prunable``).
         prunable: Layers whose weights may be pruned.
-        stages: Layers of the blocks that may be adapted, by stage (or transformer block), in order.
+        stages: Layers of the blocks, by stage (or transformer block), in order; those that are not
+            in ``shared`` may be adapted.
         blocks: The same by block.
         others: The stem and the 1x1 shortcuts, adapted only on request.
         norms: BatchNorm layers.
@@ -325,8 +326,10 @@ class Layers:
         paper_adaptable: What the published code adapts. The transformer's attention output is among
             them; there the published adapter had no effect, because ``nn.MultiheadAttention`` never
             called it, and here it has one.
+        shared: Layers whose weight has several names, because they have, or other layers share it:
+            an adapter would act in one place only.
 
-    Source: arXiv 2411.11907 and its code for the last two.
+    Source: arXiv 2411.11907 and its code for ``paper_prunable`` and ``paper_adaptable``.
     Lesson: 03_lora_adaptation, "Which layers".
     """
 
@@ -339,11 +342,23 @@ class Layers:
     fixed: tuple[str, ...]
     paper_prunable: tuple[str, ...]
     paper_adaptable: tuple[str, ...]
+    shared: frozenset[str] = frozenset()
 
     @property
     def adaptable(self) -> tuple[str, ...]:
-        """Return the layers of all blocks, in order."""
-        return tuple(name for stage in self.stages for name in stage)
+        """Return the layers of all blocks that may be adapted, in order.
+
+        Where none may, the others are taken; where those may not either, an adapter's refusal says
+        what is wrong with the first.
+        """
+        every = tuple(name for stage in self.stages for name in stage)
+        return self._own(every) or self._own(self.others) or every
+
+    def _own(self, names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(name for name in names if name not in self.shared)
+
+    def _last(self, groups: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+        return next(filter(None, map(self._own, reversed(groups))), self.adaptable)
 
     def targets(self, scope: str) -> tuple[str, ...]:
         """List the layers that get an adapter.
@@ -364,8 +379,8 @@ class Layers:
         choose("targets", scope, TARGETS)
         every = self.adaptable
         return {
-            "last_block": self.blocks[-1], "last_stage": self.stages[-1], "blocks": every,
-            "all": every + self.others,
+            "last_block": self._last(self.blocks), "last_stage": self._last(self.stages),
+            "blocks": every, "all": tuple(dict.fromkeys(every + self._own(self.others))),
         }[scope]  # fmt: skip
 
 
@@ -374,7 +389,8 @@ def layers(model: nn.Module) -> Layers:
 
     The classifier is the last linear layer that was registered. In a convolutional network every
     convolution may be pruned, and those of the blocks (neither the stem nor a 1x1 shortcut, nor
-    what peft cannot adapt) are adapted. In a transformer the linear layers of the blocks are both.
+    what peft cannot adapt, nor what is used in several places) are adapted. In a transformer the
+    linear layers of the blocks are both.
 
     Args:
         model: One of ours, or any ``nn.Module`` built from Conv2d, Linear and BatchNorm2d.
@@ -394,6 +410,7 @@ def layers(model: nn.Module) -> Layers:
     check("model", kind, bool(linears), "it needs a linear layer as classifier")
     head = linears[-1]
     norms = tuple(n for n, m in named.items() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    shared = several_names(model)
     if isinstance(model, ViT):
         blocks = range(len(model.blocks))
         stages = tuple(tuple(n for n in linears if n.startswith(f"blocks.{i}.")) for i in blocks)
@@ -401,7 +418,8 @@ def layers(model: nn.Module) -> Layers:
         last = f"blocks.{len(model.blocks) - 1}.attention.out"
         inner = tuple(n for stage in stages for n in stage)
         fixed = ("patch", *wide, head)
-        return Layers(head, inner, stages, stages, (), norms, fixed, (last, head), (last, head))
+        paper = (last, head)
+        return Layers(head, inner, stages, stages, (), norms, fixed, paper, paper, shared)
     found = [n for n, m in named.items() if isinstance(m, nn.Conv2d)] or linears[:-1]
     check("model", kind, bool(found), "it needs layers before its classifier")
     plain = [n for n in found if _is_plain(named[n])]
@@ -409,10 +427,11 @@ def layers(model: nn.Module) -> Layers:
     shortcuts = [n for n in plain if "shortcut" in n or "downsample" in n]
     blocks = tuple(n for n in plain[1:] if n not in shortcuts) or tuple(plain)
     others = tuple(n for n in plain if n not in blocks)
-    return Layers(
+    made = Layers(
         head, tuple(found), _groups(blocks), _groups(blocks, 1), others, norms, (head,),
-        tuple(found), blocks,
+        tuple(found), blocks, shared,
     )  # fmt: skip
+    return replace(made, paper_adaptable=made.adaptable)
 
 
 def _is_plain(layer: nn.Module) -> bool:
@@ -420,6 +439,23 @@ def _is_plain(layer: nn.Module) -> bool:
     if isinstance(layer, nn.Linear):
         return True
     return layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros"
+
+
+def several_names(model: nn.Module) -> frozenset[str]:
+    """List the layers whose weight has several names in a network.
+
+    Args:
+        model: The network.
+
+    Returns:
+        Names, all those of a layer that has several itself, and of layers that share a weight.
+
+    Source: this project.
+    Lesson: 03_lora_adaptation, "Which layers".
+    """
+    count = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    return frozenset(n for n, m in model.named_modules(remove_duplicate=False)
+                     if count[id(m._parameters.get("weight"))] > 1)  # fmt: skip
 
 
 @contextmanager

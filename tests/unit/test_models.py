@@ -164,6 +164,32 @@ def test_stages_of_a_network_that_is_a_plain_list():
     assert layers.others == ("0.0",)
 
 
+def repeated(places, tied):
+    """Five convolutions, of which those at some places are one, or have one weight."""
+    convs = [nn.Conv2d(1, 4, 1), *(nn.Conv2d(4, 4, 1) for _ in range(4))]
+    for place in places[1:]:
+        convs[place].weight = convs[places[0]].weight
+        convs[place] = convs[place] if tied else convs[places[0]]
+    return nn.Sequential(*convs, nn.Flatten(), nn.Linear(256, 10))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("places", "last", "blocks", "every"),
+    [
+        ((3, 4), "2", "12", "120"),
+        ((1, 3), "4", "24", "240"),
+        ((0, 4), "3", "123", "123"),
+        ((1, 2, 3, 4), "0", "0", "0"),
+    ],
+)
+def test_what_is_used_in_several_places_is_no_target(places, last, blocks, every, tied):
+    layers = models.layers(repeated(places, tied))
+    found = [layers.targets(s) for s in ("last_block", "last_stage", "blocks", "all")]
+    assert found == [tuple(last), tuple(last), tuple(blocks), tuple(every)]
+    assert layers.paper_adaptable == layers.adaptable == tuple(blocks)
+
+
 # ------------------------------------------------------------------------------------------------
 # a copy that knows nothing
 

@@ -454,6 +454,20 @@ def test_a_norm_in_two_places_is_no_part_of_a_patch(short, dataset):
         unlearning.unlearn(model, dataset, short.but(targets="all"))
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_is_used_in_several_places_is_left_out(short, dataset, tied):
+    shared = nn.Conv2d(16, 16, 1)
+    model = network(shared, nn.ReLU(), nn.Conv2d(16, 16, 1) if tied else shared)
+    if tied:
+        model[3].weight = shared.weight
+    model = moved_to(model, dataset)
+    for method in ("lora", "prunelora"):
+        made = unlearning.unlearn(model, dataset, short.but(method=method, targets="all"))
+        assert set(made.patch.low_rank) == {"0", "5"}
+        images = models.example(model)
+        assert torch.equal(patches.apply(model, made.patch)(images), made.model(images))
+
+
 class TiedClassifier(nn.Module):
     """Guesses first, and guesses again with the same weights."""
 
