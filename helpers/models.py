@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from helpers import files, turns
 from helpers.config import TARGETS, InputError, check, choose
@@ -797,13 +799,37 @@ def fresh(model: nn.Module, seed: int = 0) -> nn.Module:
         for module in copied.modules():
             reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
             if reset is not None:
+                own = {id(p): (p._version, p.detach().clone())
+                       for p in module.parameters(recurse=False)}  # fmt: skip
                 reset()
-                drawn |= {id(p) for p in module.parameters(recurse=False)}
+                # weight_norm and the like let it write to a weight that is computed anew
+                drawn |= {id(p) for p in module.parameters(recurse=False)
+                          if id(p) not in own or _written(p, *own[id(p)])}  # fmt: skip
         with torch.no_grad():
             for parameter in copied.parameters():
                 if id(parameter) not in drawn and parameter.numel() > 1:  # one is a scale
                     parameter.normal_(float(parameter.mean()), float(parameter.std()))
+            _follow_norms(copied)
     return copied.to(next(model.parameters()).device).eval()
+
+
+def _follow_norms(model: nn.Module) -> None:
+    """Let ``spectral_norm``, which follows the norm of a weight step by step, find the new ones."""
+    for module in model.train().modules():
+        hooks = [h for h in module._forward_pre_hooks.values() if isinstance(h, SpectralNorm)]
+        for _ in range(_NORM_STEPS):
+            for hook in hooks:
+                hook(module, None)
+            for name in module.parametrizations if is_parametrized(module) else ():
+                getattr(module, name)
+
+
+def _written(parameter: nn.Parameter, version: int, value: Tensor) -> bool:
+    """Say whether a parameter was written to since; writes through ``.data`` have no version."""
+    return parameter._version != version or not torch.equal(parameter, value)
+
+
+_NORM_STEPS = 20  # of the power method, which takes one a training step
 
 
 @torch.no_grad()

@@ -229,6 +229,30 @@ def test_fresh_weights_of_what_no_layer_of_convolutions_has():
         assert torch.equal(made[name], parameter) == (name == "scale"), name
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize(
+    "computed",
+    [
+        torch.nn.utils.weight_norm, torch.nn.utils.spectral_norm,
+        torch.nn.utils.parametrizations.weight_norm, torch.nn.utils.parametrizations.spectral_norm,
+        lambda layer: torch.nn.utils.prune.l1_unstructured(layer, "weight", 0.5),
+    ],
+    ids=["weight_norm", "spectral_norm", "weight_norm, new", "spectral_norm, new", "prune"],
+)  # fmt: skip
+def test_fresh_weights_of_layers_whose_weight_is_computed(computed):
+    model = nn.Sequential(computed(nn.Conv2d(1, 8, 3)), nn.Flatten(), computed(nn.Linear(288, 10)))
+    images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.train()(images)
+        before = model.eval()(images)
+        made = models.fresh(model, 5)
+        after = made(images)
+    for name, parameter in made.named_parameters():
+        assert not torch.equal(parameter, model.get_parameter(name)), name
+    assert not made.training
+    assert 0.1 < after.std() / before.std() < 10, "a norm of the weights that were there before"
+
+
 def test_a_fresh_copy_has_the_channels_that_are_left(original, split, dataset):
     smaller = pruning.prune(original, 0.5, "channels", part=split.retain, dataset=dataset).model
     copied = models.fresh(smaller)
