@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -196,6 +197,7 @@ def fit(
     monitor: ImageSet | None = None,
     checkpoint: Path | None = None,
     about: str = "",
+    settings: Mapping[str, Any] = MappingProxyType({}),
     precision: str = "auto",
     compile: bool = False,
     graphs: bool = False,
@@ -222,10 +224,12 @@ def fit(
             measured after each epoch, outside the measured time.
         checkpoint: Where to leave the state when interrupted, and once a minute; taken up from
             there if it exists, and refused if it is of another recipe, seed, network (its shapes)
-            or of other images (their labels), or of another ``about``. It stays: remove it when the
-            result is safe.
+            or of other images (their labels), or of another ``about`` or other ``settings``. It
+            stays: remove it when the result is safe.
         about: What the training is for, where the images do not tell: a method that sees all
             images, and the classes that it forgets.
+        settings: What else a checkpoint must agree on, by name: which network was there before, and
+            how it was prepared. Plain values, which JSON keeps as they are.
         precision: ``fp32``, ``amp`` (mixed), or ``auto``: mixed on CUDA.
         compile: Whether ``torch.compile`` makes the training steps faster; the first ones wait for
             it, which counts as training. Numbers round otherwise.
@@ -265,7 +269,7 @@ def fit(
         loop = _Loop(model, recipe, device, precision, frozen, compile, graphs)
         stack.callback(loop.release)
         if checkpoint is not None:
-            loop.origin = _origin(model, part, seed, about)
+            loop.origin, loop.settings = _origin(model, part, seed, about), dict(settings)
         if checkpoint is not None and parallel.first(checkpoint.exists):
             loop.restore(checkpoint, per_epoch)
         bar = _bar(progress, recipe.epochs * per_epoch, loop.fit.steps)
@@ -336,6 +340,7 @@ class _Loop:
         self.steps_here = 0  # by this process, since it took the training up
         self.steps_in_epoch, self.images, self.loss_sum = 0, 0, 0.0
         self.saved_at, self.origin = time.monotonic(), ""
+        self.settings: dict[str, Any] = {}
         self.others = 0  # bytes on the GPU that do not belong to this training
         if self.device.type == "cuda":
             _take_workspaces(self.device)
@@ -482,6 +487,7 @@ class _Loop:
             "steps_in_epoch": self.steps_in_epoch, "images": self.images, "lr": self.lr,
             "loss_sum": float(self.loss_sum), "scaler": self.scaler.state_dict(),
             "fit": vars(self.fit), "recipe": vars(self.recipe), "origin": self.origin,
+            "settings": self.settings,
         }  # fmt: skip
         files.save_tensors(path, tensors, plain)
         self.saved_at = time.monotonic()
@@ -494,6 +500,11 @@ class _Loop:
             if plain["origin"] != self.origin:
                 raise ValueError("it is of another seed, of other images, of another network, or "
                                  "for something else")  # fmt: skip
+            found = plain.get("settings", self.settings)  # earlier versions did not keep them
+            for name in sorted(found.keys() | self.settings.keys()):
+                was, wanted = found.get(name), self.settings.get(name)
+                if was != wanted:
+                    raise ValueError(f"{name} was {was!r} and is {wanted!r}")
             own = self.model.state_dict()
             found = {k: tensors[f"model.{k}"].to(v) for k, v in own.items()}
             models.put_state(self.model, found)
@@ -510,7 +521,7 @@ class _Loop:
             self.loss_sum, self.lr = plain["loss_sum"], plain["lr"]
             self._check_counters(per_epoch)
             self.scaler.load_state_dict(plain["scaler"])
-        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise files.FileProblem(
                 f"{path} is not a checkpoint of this run ({error}): delete it and run again"
             ) from error

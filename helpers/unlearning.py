@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -395,7 +396,9 @@ def unlearn(
         cfg: The configuration.
         recipe: How the training stage is done; None takes the configuration's.
         monitor: Images of all classes whose accuracy is followed through the training.
-        checkpoint: Where an interrupted training is kept.
+        checkpoint: Where an interrupted training is kept, and taken up again; refused if it started
+            from another network or by other settings. Where the frozen part is computed once, it is
+            the file ``tail-NAME`` beside it: the rest of the network alone trains. It stays.
         progress: The text of a progress bar; None shows none.
         cache: Outputs of the frozen part kept from other runs on the same data; None keeps them for
             this run alone.
@@ -406,6 +409,7 @@ def unlearn(
 
     Raises:
         InputError: If the configuration does not fit the data or the network.
+        FileProblem: If the checkpoint cannot be read or written, or is of another training.
         Interrupted: After Ctrl-C or the kernel's stop button.
 
     Source: arXiv 2411.11907, section 3.
@@ -453,6 +457,7 @@ def unlearn(
     stage = partial(
         training.fit, dataset=dataset, recipe=recipe, seed=cfg.seed, objective=objective,
         checkpoint=checkpoint, about=f"{cfg.method} {cfg.mode} {cfg.forgotten}",
+        settings=_settings(cfg, original) if checkpoint else {},
         precision=cfg.precision, compile=cfg.compile, graphs=cfg.graphs, progress=progress,
     )  # fmt: skip
     learns = {name: p.requires_grad for name, p in pruned.model.named_parameters()}
@@ -483,6 +488,25 @@ def unlearn(
     about = {"method": cfg.method, "forgotten": list(cfg.forgotten), "seed": cfg.seed}
     patch = patches.make(original, merged, changes, pruned.masks, pruned.kept, about)
     return Outcome(merged, fit, trainable, pruned.masks, rows, patch, once, before)
+
+
+def _settings(cfg: RunConfig, original: nn.Module | None) -> dict[str, Any]:
+    """Collect what a training depends on that neither its recipe nor its images and shapes tell.
+
+    Settings that a method does not use are left out: its runs share a folder, and a checkpoint.
+    """
+    chosen, fields = method(cfg.method), ["precision", "compile"]
+    found: dict[str, Any] = {}
+    if chosen.start == "original":
+        found = {"original network": models.fingerprint(original)[:16],
+                 "earlier": list(cfg.earlier)}  # fmt: skip
+    if chosen.prune != "none":
+        found["pruning"] = kind = pruning_of(cfg)
+        fields += ["sparsity", "criterion", "mask_data"]
+        fields += ["scope"] if kind == "mask_unstructured" else []
+    if chosen.adapt == "lora":
+        fields += ["rank", "lora_alpha", "lora_dropout", "adapter", "targets", "norms"]
+    return found | {name: getattr(cfg, name) for name in fields}
 
 
 def _remark(cfg: RunConfig) -> None:

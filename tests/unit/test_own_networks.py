@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import audit, frozen, lora, models, patches, pruning, training, unlearning
+from helpers import audit, files, frozen, lora, models, patches, pruning, training, unlearning
 from helpers.config import InputError
+from helpers.files import FileProblem
 
 
 @pytest.fixture
@@ -582,6 +583,66 @@ def test_of_the_architecture_of_the_configuration_nothing_else_is_made(short, da
     ours = unlearning.new_model(one.but(seed=5), dataset)
     made = [unlearning.unlearn(start, dataset, one).model for start in (None, ours)]
     assert models.fingerprint(made[0]) == models.fingerprint(made[1])
+
+
+def stopped(model, dataset, cfg, place):
+    stop = threading.Event()
+    with (
+        pytest.raises(training.Interrupted, match="go on"),
+        training.watched(stop, lambda done, total: stop.set()),
+    ):
+        unlearning.unlearn(model, dataset, cfg, checkpoint=place)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "said"),
+    [
+        ("prune_finetune", {"sparsity": 0.25}, "sparsity was 0.5 and is 0.25"),
+        ("prune_finetune", {"criterion": "l1"}, "criterion was 'l2' and is 'l1'"),
+        ("prunelora", {"sparsity": 0.25}, "sparsity was 0.5 and is 0.25"),
+        ("prunelora", {"pruning": "mask_nm"}, "pruning was 'mask_structured' and is 'mask_nm'"),
+        ("prunelora", {"mask_data": "all"}, "mask_data was 'retain' and is 'all'"),
+        ("lora", {"adapter": "rslora", "alpha": 4.0}, "adapter was 'lora' and is 'rslora'"),
+        ("lora", {"alpha": 1.0}, "lora_alpha was 4.0 and is 1.0"),
+        ("prune_finetune", {"earlier": (5,), "forget": 8}, r"earlier was \[\] and is \[5\]"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused(short, dataset, tmp_path, method, changes, said):
+    model, place = moved_to(network(), dataset), tmp_path / "checkpoint.safetensors"
+    one = short.but(method=method, forget=(5, 8))
+    stopped(model, dataset, one, place)
+    with pytest.raises(FileProblem, match=rf"not a checkpoint of this run \({said}"):
+        unlearning.unlearn(model, dataset, one.but(**changes), checkpoint=place)
+
+
+@pytest.mark.parametrize("method", ["finetune", "lora"])
+def test_a_checkpoint_of_another_network_of_that_size_is_refused(short, dataset, tmp_path, method):
+    model, place = moved_to(network(), dataset), tmp_path / "checkpoint.safetensors"
+    one = short.but(method=method)
+    stopped(model, dataset, one, place)
+    other = models.fresh(model, 5)
+    with pytest.raises(FileProblem, match=r"this run \(original network was '\w+' and is '\w+'\)"):
+        unlearning.unlearn(other, dataset, one, checkpoint=place)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["", "of an earlier version"])
+@pytest.mark.parametrize(
+    ("method", "unused"),
+    [("finetune", {"sparsity": 0.25, "adapter": "dora"}), ("prunelora", {"scope": "layer"})],
+)
+def test_a_checkpoint_goes_on_whatever_is_not_used(short, dataset, tmp_path, method, unused, kept):
+    model, place = moved_to(network(), dataset), tmp_path / "checkpoint.safetensors"
+    one = short.but(method=method)
+    stopped(model, dataset, one, place)
+    (left,) = tmp_path.iterdir()
+    assert left.name == ("tail-" * (method == "prunelora")) + place.name
+    if not kept:
+        tensors, plain = files.load_tensors(left)
+        del plain["settings"]
+        files.save_tensors(left, tensors, plain)
+    found = unlearning.unlearn(model, dataset, one.but(**unused), checkpoint=place)
+    wanted = unlearning.unlearn(model, dataset, one)
+    assert models.fingerprint(found.model) == models.fingerprint(wanted.model)
 
 
 def test_weights_that_are_computed_are_not_written_to(short, dataset):
