@@ -898,6 +898,9 @@ def _set_sizes(module: nn.Module) -> None:
 def save(model: nn.Module, folder: Path | str) -> Path:
     """Write a network as ``model.safetensors`` and its architecture as ``architecture.json``.
 
+    The latter names the blueprint only if that, with the shapes, is the network: not of one that
+    was changed after :func:`build_model` made it, other than by removing channels.
+
     Args:
         model: The network, of its original size or with channels removed.
         folder: Where to; created if needed.
@@ -914,16 +917,47 @@ def save(model: nn.Module, folder: Path | str) -> Path:
     """
     check_state("model", model)
     state = model.state_dict()
-    blueprint = getattr(model, "blueprint", None)
     plain = {
         "format": 1,
-        "blueprint": dataclasses.asdict(blueprint) if blueprint else None,
+        "blueprint": dataclasses.asdict(model.blueprint) if _can_be_built(model) else None,
         "shapes": {name: list(tensor.shape) for name, tensor in state.items()},
     }
     folder = Path(folder)
     path = files.save_tensors(folder / "model.safetensors", state)
     files.write_json(folder / "architecture.json", plain)
     return path
+
+
+def alike(one: nn.Module, other: nn.Module) -> bool:
+    """Say whether two networks have the same layers of the same sizes, by the same names.
+
+    Args:
+        one: A network.
+        other: Another one, on any device.
+
+    Returns:
+        Whether their modules describe themselves alike, and their states have the same shapes.
+
+    Source: this project.
+    Lesson: 02_pruning, "Channels that are gone".
+    """
+    shapes = [{name: t.shape for name, t in m.state_dict().items()} for m in (one, other)]
+    return shapes[0] == shapes[1] and str(one) == str(other)
+
+
+def _can_be_built(model: nn.Module) -> bool:
+    """Say whether its blueprint and its shapes are the network: its owner may have changed it."""
+    blueprint = getattr(model, "blueprint", None)
+    if blueprint is None:
+        return False
+    with torch.device("meta"):
+        outline = build_model(**dataclasses.asdict(blueprint))
+    shapes, most = ({name: tuple(t.shape) for name, t in m.state_dict().items()}
+                    for m in (model, outline))  # fmt: skip
+    if shapes.keys() != most.keys() or not all(within(shapes[n], most[n]) for n in most):
+        return False
+    resize(outline, shapes)
+    return alike(model, outline)
 
 
 def load(folder: Path | str, base: nn.Module | None = None) -> nn.Module:
@@ -936,7 +970,8 @@ def load(folder: Path | str, base: nn.Module | None = None) -> nn.Module:
         folder: The folder that :func:`save` wrote; or a plain safetensors file, whose shapes are
             then taken from the file itself.
         base: A network of the original size and of the same architecture; it stays as it is. None
-            builds one of ours from the stored blueprint, which a plain file does not have.
+            builds one of ours from the stored blueprint, which a plain file does not have, nor a
+            network that was changed after :func:`build_model` made it.
 
     Returns:
         The network in evaluation mode, on the device of ``base`` or the CPU.
@@ -1017,7 +1052,8 @@ def _pass(name: str, model: nn.Module, images: Tensor) -> Tensor:
 
 def _blueprint(plain: Any) -> dict[str, Any]:
     limits = {"num_classes": 10_000, "in_channels": 64, "image_size": 512}
-    check("blueprint", plain, isinstance(plain, dict) and {"name", *limits} == {*plain}, "a dict")
+    named = isinstance(plain, dict) and {"name", *limits} == {*plain}
+    check("blueprint", plain, named, "a dict; without one give base, a network of the architecture")
     for field, most in limits.items():
         ok = type(plain[field]) is int and 1 <= plain[field] <= most
         check(field, plain[field], ok, f"from 1 to {most}")

@@ -568,7 +568,9 @@ def _untrained(original: nn.Module | None, dataset: Dataset, cfg: RunConfig) -> 
     """Build a network that knows nothing, of the architecture of another if there is one."""
     ours = getattr(original, "blueprint", None)
     if original is None or (ours is not None and ours.name == cfg.model):
-        return new_model(cfg, dataset)
+        model = new_model(cfg, dataset)
+        if original is None or models.alike(model, original):  # its owner may have changed it
+            return model
     return models.fresh(original, cfg.seed).requires_grad_(True)
 
 

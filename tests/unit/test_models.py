@@ -266,6 +266,38 @@ def test_a_fresh_copy_has_the_channels_that_are_left(original, split, dataset):
 # plain files of weights, which somebody else wrote
 
 
+def other_head(network):
+    network.fc = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+def other_step(network):
+    network.layer3[0].conv1.stride = (1, 1)  # and every shape stays as it is
+    network.layer3[0].shortcut[0].stride = (1, 1)
+
+
+def wider(network):
+    network.fc = nn.Linear(64, 11)
+
+
+@pytest.mark.parametrize("change", [other_head, other_step, wider])
+def test_a_blueprint_that_is_no_longer_the_networks_is_not_written(original, tmp_path, change):
+    network = copy.deepcopy(original)
+    change(network)
+    models.save(network, tmp_path)
+    again = models.load(tmp_path, network)
+    assert models.fingerprint(again) == models.fingerprint(network)
+    with pytest.raises(FileProblem, match="without one give base, a network of the architecture"):
+        models.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["digits_resnet", "vit_tiny", "resnet_tiny"])
+@pytest.mark.parametrize("kind", ["channels", "mask_structured"])
+def test_a_pruned_network_is_read_by_its_blueprint(name, kind, tmp_path):
+    smaller = pruning.prune(models.build_model(name, 10, 1, 8), 0.5, kind, measured=False).model
+    models.save(smaller, tmp_path)
+    assert models.fingerprint(models.load(tmp_path)) == models.fingerprint(smaller)
+
+
 def test_a_plain_file_is_read_with_a_network_of_its_architecture(original, tmp_path):
     path = tmp_path / "mine.safetensors"
     save_file(original.state_dict(), path)

@@ -585,6 +585,38 @@ def test_of_the_architecture_of_the_configuration_nothing_else_is_made(short, da
     assert models.fingerprint(made[0]) == models.fingerprint(made[1])
 
 
+def with_another_head(network):
+    network.fc = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+def with_another_activation(network):
+    network.layer3.append(nn.Hardtanh())
+
+
+def with_fewer_channels(network):
+    pruning.remove_channels(network, 0.5)
+
+
+@pytest.mark.parametrize(
+    "change", [with_another_head, with_another_activation, with_fewer_channels]
+)
+def test_what_was_changed_in_a_network_of_ours_is_trained_anew_as_well(short, dataset, change):
+    one = short.but(method="retrain", model="digits_resnet")
+    ours = unlearning.new_model(one, dataset)
+    change(ours)
+    made = unlearning.unlearn(moved_to(ours, dataset), dataset, one).model
+    assert str(made) == str(ours)
+    assert models.count_parameters(made) == models.count_parameters(ours)
+    assert not torch.equal(made.conv1.weight, ours.conv1.weight)
+
+
+@pytest.mark.parametrize("method", ["finetune", "lora", "prunelora"])
+def test_what_a_method_made_of_a_network_of_ours_is_one_of_ours(short, dataset, method):
+    ours = unlearning.new_model(short, dataset)
+    made = unlearning.unlearn(ours, dataset, short.but(method=method)).model
+    assert models.alike(made, ours)
+
+
 def stopped(model, dataset, cfg, place):
     stop = threading.Event()
     with (
