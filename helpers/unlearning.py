@@ -659,7 +659,9 @@ def _pruning_key(
     # equal weights in another architecture are another network: what it computes tells
     with torch.no_grad(), models.evaluating(model):
         answers = model(models.example(model)).sum().item()
-    return models.fingerprint(model), answers, where, images, pruning_of(cfg), *settings
+    frozen_by_owner = tuple(p.requires_grad for p in model.parameters())  # the copy has it, too
+    which = models.fingerprint(model), answers, frozen_by_owner, where
+    return *which, images, pruning_of(cfg), *settings
 
 
 def _adapt(pruned: pruning.Pruned, cfg: RunConfig) -> nn.Module:

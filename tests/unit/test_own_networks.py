@@ -617,6 +617,16 @@ def test_what_a_method_made_of_a_network_of_ours_is_one_of_ours(short, dataset, 
     assert models.alike(made, ours)
 
 
+def test_a_shared_cache_leaves_frozen_what_was_frozen_since(short, dataset):
+    model, cache = moved_to(network(), dataset), frozen.Cache(10**8)
+    one = short.but(method="prune_finetune")
+    unlearning.unlearn(model, dataset, one, cache=cache)
+    model[0].requires_grad_(False)
+    made = [unlearning.unlearn(model, dataset, one, cache=kept) for kept in (cache, None)]
+    assert made[0].trainable == made[1].trainable < models.count_parameters(model)
+    assert models.fingerprint(made[0].model) == models.fingerprint(made[1].model)
+
+
 def stopped(model, dataset, cfg, place):
     stop = threading.Event()
     with (
