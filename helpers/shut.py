@@ -2,7 +2,11 @@
 
 A number a channel is enough to hide a feature: a bias of -1000 before a ReLU, a BatchNorm that
 multiplies by zero. Nothing is unlearned then, and neither a probe of what comes out nor a gradient
-that would have to pass sees anything. Here such channels are found, whatever shut them, and opened.
+that would have to pass sees anything. Here such channels are found, whichever number shut them, and
+opened: those shut by a BatchNorm, GroupNorm or LayerNorm, or before one of :data:`ACTIVATIONS`.
+Others are not seen: those shut by arithmetic, such as ``x * (x > 0)`` or ``torch.maximum``, by the
+weights of the next layer, or before an activation that only weighs channels, such as a sigmoid;
+and where half of a layer's channels let a trace through, that is what is usual there.
 """
 
 from __future__ import annotations
@@ -27,8 +31,11 @@ LEAST = 1e-3  # a channel that varies less than this share of what is usual in i
 # not what only weighs channels, such as a sigmoid: at its ends it lets all or nothing through
 ACTIVATIONS = {
     torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu, F.relu6, F.hardtanh, F.elu, F.selu,
-    F.gelu, F.silu, F.mish, F.hardswish,
+    F.gelu, F.silu, F.mish, F.hardswish, F.celu, F.softplus, F.threshold, F.leaky_relu, F.prelu,
+    torch.tanh, Tensor.tanh, F.tanh, torch.clamp, Tensor.clamp, Tensor.clamp_, torch.clamp_min,
+    Tensor.clamp_min, Tensor.clamp_min_,
 }  # fmt: skip
+NORMS = {F.batch_norm, F.group_norm, F.layer_norm}
 
 
 @dataclass
@@ -53,9 +60,10 @@ class Gates:
 def find(model: nn.Module, part: ImageSet, dataset: Dataset) -> Gates:
     """Look for channels that vary with the image before a layer and not behind it.
 
-    The layers are BatchNorm and the activations. A filter that was pruned varies nowhere, so it is
-    not shut. What lies behind an opened channel is looked at with that channel open. Layers with
-    few shut channels (:data:`MANY`) are left as they are.
+    The layers are the :data:`NORMS` and :data:`ACTIVATIONS` of vectors (N, C), tokens (N, T, C) and
+    maps (N, C, H, W), or (N, H, W, C) straight from a linear layer. A filter that was pruned varies
+    nowhere, so it is not shut. What lies behind an opened channel is looked at with that channel
+    open. Layers with few shut channels (:data:`MANY`) are left as they are.
 
     Args:
         model: The network, in evaluation mode; stays as it is.
@@ -99,7 +107,7 @@ def _passing(model: nn.Module, mode: _Passes) -> Iterator[None]:
 
 
 class _Passes(TorchFunctionMode):
-    """Counts the calls of BatchNorm and activations within a pass, and nothing outside of one."""
+    """Counts the calls of norms and activations within a pass, and nothing outside of one."""
 
     def __init__(self, gates: Gates) -> None:
         super().__init__()
@@ -116,46 +124,60 @@ class _Passes(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # fmt: skip
         kwargs = dict(kwargs or {})
-        norm = func is F.batch_norm
-        if self.place is None or not (norm or func in ACTIVATIONS):
+        if self.place is not None and func is F.linear:
+            made = func(*args, **kwargs)
+            made.channels_are_last = True  # of maps, too, whose shape does not tell
+            return made
+        if self.place is None or not (func in NORMS or func in ACTIVATIONS):
             return func(*args, **kwargs)
         args = args or (kwargs.pop("input"),)
-        if args[0].ndim not in (2, 4):
+        channels = _channels(func, args[0])
+        if channels is None:
             return func(*args, **kwargs)
         place, self.place = self.place, self.place + 1
-        return self.call(place, norm, func, args, kwargs)
+        return self.call(place, channels, func, args, kwargs)
 
     def call(
-        self, place: int, norm: bool, func: Callable[..., Any], args: tuple[Any, ...],
+        self, place: int, channels: int, func: Callable[..., Any], args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Tensor:  # fmt: skip
         return func(*args, **kwargs)
 
 
+def _channels(func: Callable[..., Any], images: Tensor) -> int | None:
+    """Return the dimension of what a function is given along which its channels lie."""
+    if images.ndim not in (2, 3, 4) or not images.is_floating_point():
+        return None
+    if func in NORMS:
+        return images.ndim - 1 if func is F.layer_norm else 1
+    last = images.ndim == 3 or getattr(images, "channels_are_last", False)
+    return images.ndim - 1 if last else 1
+
+
 class _Opening(_Passes):
     def call(
-        self, place: int, norm: bool, func: Callable[..., Any], args: tuple[Any, ...],
+        self, place: int, channels: int, func: Callable[..., Any], args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Tensor:  # fmt: skip
         images, *rest = args
         if place not in self.gates.opens:
             return func(images, *rest, **kwargs)
-        shape = (1, -1, *[1] * (images.ndim - 2))
+        shape = [-1 if d == channels else 1 for d in range(images.ndim)]
         shut, mean, factor = (t.view(shape) for t in self.gates.opens[place])
         open_ = (images - mean) * factor
-        if norm:
+        if func in NORMS:
             return torch.where(shut, open_, func(images, *rest, **kwargs))
         return func(torch.where(shut, open_, images), *rest, **kwargs)
 
 
 class _Finding(_Opening):
     def call(
-        self, place: int, norm: bool, func: Callable[..., Any], args: tuple[Any, ...],
+        self, place: int, channels: int, func: Callable[..., Any], args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Tensor:  # fmt: skip
         images, *rest = args
         before = images.detach().clone()  # some activations write into it
-        over = [d for d in range(before.ndim) if d != 1]
+        over = [d for d in range(before.ndim) if d != channels]
         given = func(images, *rest, **kwargs)
         varies, seen = before.double().std(over), given.double().std(over)
         sizes = before.double().abs().amax(over)
@@ -166,7 +188,7 @@ class _Finding(_Opening):
         shut = alive & (seen < LEAST * usual)
         if shut.sum() <= MANY * alive.sum():
             return given
-        like = usual if norm else varies[alive & ~shut].median()
+        like = usual if func in NORMS else varies[alive & ~shut].median()
         factor = torch.where(shut, like / varies.clamp_min(1e-300), 1.0)
         self.gates.opens[place] = shut, before.double().mean(over).float(), factor.float()
-        return super().call(place, norm, func, (before, *rest), kwargs)
+        return super().call(place, channels, func, (before, *rest), kwargs)

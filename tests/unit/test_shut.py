@@ -1,4 +1,4 @@
-"""Channels that let nothing through: found, whatever shut them, and opened."""
+"""Channels that let nothing through: found, whichever number shut them, and opened."""
 
 from __future__ import annotations
 
@@ -146,13 +146,86 @@ class ByKeyword(nn.Module):
         return torch.relu(input=x)
 
 
+class Clamped(nn.Module):
+    def forward(self, x):
+        return x.clamp(min=0)
+
+
 @pytest.mark.parametrize(
-    "kind", [nn.ReLU(), nn.ReLU(inplace=True), nn.GELU(), ByKeyword()], ids=str
-)
+    "kind",
+    [
+        nn.ReLU(), nn.ReLU(inplace=True), nn.GELU(), ByKeyword(), Clamped(), nn.CELU(),
+        nn.Softplus(), nn.Threshold(0, 0), nn.Tanh(),
+    ],
+    ids=str,
+)  # fmt: skip
 def test_however_an_activation_is_called_it_is_looked_into(kind, cfg, dataset):
     network = with_two_shut(kind).to(cfg.device)
     gates = shut.find(network, dataset.train.where(torch.arange(50)), dataset)
     assert len(gates) == 2
+
+
+class Mixer(nn.Module):
+    """A layer over channels that lie first or last, of maps or of tokens."""
+
+    def __init__(self, layer, dims, act=None, norm=None):
+        super().__init__()
+        self.layer, self.act, self.norm = layer, act or nn.GELU(), norm or nn.Identity()
+        self.dims, self.head = dims, nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = x if isinstance(self.layer, nn.Conv2d) else x.expand(-1, 4, -1, -1)
+        if self.dims == "NTC":
+            x = x.flatten(2).transpose(1, 2)
+        elif self.dims == "NHWC":
+            x = x.permute(0, 2, 3, 1)
+        x = self.act(self.norm(self.layer(x)))
+        return self.head(x.mean((2, 3)) if self.dims == "NCHW" else x.flatten(1, -2).mean(1))
+
+
+def shut_by_bias(network):
+    network.layer.bias[:4] = -1e3
+
+
+def shut_by_factor(network):
+    network.norm.weight[:4] = 0
+
+
+@pytest.mark.parametrize(
+    ("build", "how"),
+    [
+        (lambda: Mixer(nn.Linear(4, 8), "NTC"), shut_by_bias),
+        (lambda: Mixer(nn.Linear(4, 8), "NHWC"), shut_by_bias),
+        (lambda: Mixer(nn.Linear(4, 8), "NTC", nn.Identity(), nn.LayerNorm(8)), shut_by_factor),
+        (lambda: Mixer(nn.Conv2d(1, 8, 3), "NCHW", nn.ReLU(), nn.GroupNorm(2, 8)), shut_by_factor),
+    ],
+    ids=["tokens", "maps with channels last", "LayerNorm", "GroupNorm"],
+)
+def test_channels_are_found_wherever_they_lie(build, how, cfg, dataset):
+    torch.manual_seed(0)
+    network = build().eval().to(cfg.device)
+    some = dataset.train.where(torch.arange(50))
+    images = dataset.normalise(some.images)
+    assert len(shut.find(network, some, dataset)) == 0
+    shut_ = changed(network, how)
+    gates = shut.find(shut_, some, dataset)
+    assert len(gates) == 4
+    ((channels, *_),) = gates.opens.values()
+    assert channels[:4].all()
+    seen = []
+    shut_.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].std(0)[:4]))
+    shut_(images)
+    with shut.opened(shut_, gates):
+        shut_(images)
+    assert (seen[0] < 1e-4 * seen[1]).all()
+
+
+def test_the_hidden_units_of_a_transformer_are_looked_at(cfg, dataset):
+    network = models.build_model("vit_tiny", 10, 1, 8).to(cfg.device)
+    assert len(shut.find(network, dataset.train, dataset)) == 0
+    with torch.no_grad():
+        network.blocks[0].mlp1.bias[:64] = -1e3
+    assert len(shut.find(network, dataset.train, dataset)) == 64
 
 
 def test_what_opens_a_batchnorm_is_plain_numbers(cfg, dataset):
