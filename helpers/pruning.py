@@ -403,7 +403,7 @@ def remove_channels(
         kept = {k: places for k, places in kept.items() if any(p is not None for p in places)}
         whole = _left_whole(model, before, kept, sparsity)
         if whole and not kept:
-            raise ValueError(f"nothing could be taken out of {', '.join(whole)}")
+            raise InputError(f"nothing could be taken out of {', '.join(whole)}")
         smaller = cut_out(before, kept)
         for name, tensor in smaller.items():
             _set(model, name, tensor)
@@ -414,9 +414,11 @@ def remove_channels(
         _can_be_built(after, zeroed, smaller)
         _agrees(after, zeroed, before, kept)
     except Exception as error:  # tracing runs the network's own code, which may do anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if not isinstance(error, InputError):
+            reason = f"to follow what is coupled in it, and narrow it, failed ({reason})"
         raise InputError(
-            f"channels cannot be removed from {type(model).__name__}: "
-            f"{(str(error) or type(error).__name__).splitlines()[0]}; use a mask instead"
+            f"channels cannot be removed from {type(model).__name__}: {reason}; use a mask instead"
         ) from error
     if whole:
         log.warning("%s: nothing could be taken out of %s", type(model).__name__, ", ".join(whole))

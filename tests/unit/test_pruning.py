@@ -374,6 +374,25 @@ def test_a_network_that_cannot_be_followed_is_refused_in_one_line():
     assert "use a mask instead" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda tv: tv.VisionTransformer(32, 8, 2, 2, 32, 64, num_classes=4),
+        lambda tv: tv.SwinTransformer([4, 4], 24, [1, 1], [2, 2], [4, 4], num_classes=4),
+        lambda tv: tv.shufflenet_v2_x0_5(num_classes=4),
+    ],
+    ids=["VisionTransformer", "SwinTransformer", "ShuffleNetV2"],
+)
+def test_what_cannot_be_followed_in_networks_of_torchvision_is_said_in_one_line(build):
+    model = build(pytest.importorskip("torchvision").models).eval()
+    model.input_shape = (3, 32, 32)
+    name = type(model).__name__
+    with pytest.raises(InputError, match=f"removed from {name}: to follow what is coupled") as no:
+        pruning.prune(model, 0.5, "channels", measured=False)
+    assert "\n" not in str(no.value)
+    assert str(no.value).endswith("use a mask instead")
+
+
 def test_shared_weights_are_refused_where_channels_go(original):
     original.layer1[0].conv2.weight = original.layer1[0].conv1.weight
     with pytest.raises(InputError, match=r"shared weights, layer1\.0\.conv1\.weight, layer1"):
