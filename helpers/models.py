@@ -595,7 +595,8 @@ def check_answers(name: str, model: nn.Module, images: Tensor, classes: int) -> 
         classes: Number of classes.
 
     Raises:
-        InputError: If it is of another type, cannot take the images, or returns anything else.
+        InputError: If it is of another type, cannot take the images, or returns anything else,
+            such as probabilities.
 
     Source: this project.
     Lesson: 05_evaluation, "Audit your own model".
@@ -608,6 +609,9 @@ def check_answers(name: str, model: nn.Module, images: Tensor, classes: int) -> 
     got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
     allowed = f"a tensor {wanted}: one logit a class; wrap the network where it returns more"
     check(f"{name}'s answer to {len(images)} {taken}", got, got == wanted, allowed)
+    shares = bool((found >= 0).all()) and bool(((found.sum(1) - 1).abs() < 1e-4).all())
+    check(f"{name}'s answer", "probabilities, which add up to 1", not shares, "logits: if it ends "
+          "in softmax, hand over the network up to there")  # fmt: skip
     # whole classes are shown at once: what is common to a batch, and taken off, is the class
     alone = (
         "the same answer to an image, with others and alone: BatchNorm with "

@@ -627,6 +627,15 @@ def test_a_shared_cache_leaves_frozen_what_was_frozen_since(short, dataset):
     assert models.fingerprint(made[0].model) == models.fingerprint(made[1].model)
 
 
+def test_answers_that_are_no_logits_are_refused(short, dataset):
+    model = moved_to(nn.Sequential(network(), nn.Softmax(1)), dataset)
+    model.input_shape = (1, 8, 8)
+    with pytest.raises(InputError, match="if it ends in softmax, hand over the network up to"):
+        unlearning.unlearn(model, dataset, short.but(method="finetune"))
+    model[1] = nn.LogSoftmax(1)
+    unlearning.unlearn(model, dataset, short.but(method="finetune"))
+
+
 def stopped(model, dataset, cfg, place):
     stop = threading.Event()
     with (
