@@ -91,6 +91,8 @@ def negate(
 ) -> int:
     """Change the sign of the first layer's weights, which throws the next layers off. In place.
 
+    The first whose weights train: what its owner froze stays as it is.
+
     Args:
         model: Any network of convolutions or linear layers.
         split: Unused: the images of the class are not needed.
@@ -100,14 +102,19 @@ def negate(
     Returns:
         Images that had to be passed through the network: 0.
 
+    Raises:
+        InputError: If the weights of every layer are frozen.
+
     Source: Khalil et al. 2025, NoT (arXiv 2503.05657): negation, then fine-tuning on the rest.
     Lesson: 04_class_unlearning, "A table of methods".
     """
     order = models.call_order(model)
     named = dict(model.named_modules())
-    first = next(n for n in order if isinstance(named[n], nn.Conv2d | nn.Linear))
-    models.check_weights(model, [first])
-    named[first].weight.neg_()
+    found = [n for n in order if isinstance(named[n], nn.Conv2d | nn.Linear)
+             and not _is_frozen(named[n])]  # fmt: skip
+    check("model", "frozen weights alone", bool(found), "a convolution or linear layer that trains")
+    models.check_weights(model, found[:1])
+    named[found[0]].weight.neg_()
     return 0
 
 
@@ -116,6 +123,8 @@ def dampen(
     model: nn.Module, split: ClassSplit, dataset: Dataset, strength: float | None = None
 ) -> int:
     """Shrink the weights that matter more to the forget set than to all images. In place.
+
+    What its owner froze has no gradient, as in the published code, and stays as it is.
 
     Args:
         model: Any network that :func:`torch.func.vmap` can differentiate image by image.
@@ -146,10 +155,17 @@ def dampen(
         alpha = most / 2
     mine, all_ = (objectives.fisher(model, part, dataset) for part in (split.forget, every))
     for name, weight in model.named_parameters():
+        if not weight.requires_grad:
+            continue
         chosen = mine[name] > alpha * all_[name]
         factor = (all_[name] / mine[name].clamp_min(1e-30)).clamp_max(1)
         weight.copy_(torch.where(chosen, weight * factor, weight))
     return 3 * (len(every) + len(split.forget))
+
+
+def _is_frozen(layer: nn.Module) -> bool:
+    weight = layer._parameters.get("weight")  # one that is computed from others is no parameter
+    return weight is not None and not weight.requires_grad
 
 
 def _head(model: nn.Module) -> nn.Linear:

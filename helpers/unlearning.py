@@ -388,6 +388,10 @@ def unlearn(
     again. What remains is the training, at a learning rate tuned for networks that pruning has just
     damaged; much of the class may stay.
 
+    Weights that their owner froze (``requires_grad`` off) are neither trained nor dampened nor
+    negated. Pruning may set them to zero, adapters add to them, and the cheats write to the
+    classifier.
+
     Args:
         original: The trained network to start from; stays as it is. Methods that start from scratch
             take its architecture alone, with fresh weights that all train; None stands for that of

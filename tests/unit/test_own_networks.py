@@ -617,6 +617,23 @@ def test_what_a_method_made_of_a_network_of_ours_is_one_of_ours(short, dataset, 
     assert models.alike(made, ours)
 
 
+@pytest.mark.parametrize("method", ["ssd", "weight_negation", "finetune", "salun"])
+def test_weights_that_their_owner_froze_stay_as_they_are(short, dataset, method):
+    model = moved_to(network(), dataset)
+    model[0].requires_grad_(False)
+    settings = short.but(method=method, lr=0.1)
+    made = unlearning.unlearn(model, dataset, settings, recipe=settings.unlearn).model
+    assert models.fingerprint(made[0]) == models.fingerprint(model[0])
+    assert not torch.equal(made[2].weight, model[2].weight)
+
+
+def test_where_every_weight_is_frozen_none_is_negated(short, dataset):
+    model = moved_to(network(nn.BatchNorm2d(16)), dataset).requires_grad_(False)
+    model[1].requires_grad_(True)
+    with pytest.raises(InputError, match="a convolution or linear layer that trains"):
+        unlearning.unlearn(model, dataset, short.but(method="weight_negation"))
+
+
 def test_a_shared_cache_leaves_frozen_what_was_frozen_since(short, dataset):
     model, cache = moved_to(network(), dataset), frozen.Cache(10**8)
     one = short.but(method="prune_finetune")
