@@ -18,6 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from html import escape
 from pathlib import Path
 from textwrap import shorten
@@ -824,7 +825,7 @@ def _picture(record: Mapping[str, Any]) -> str:
 
 
 def write(record: Mapping[str, Any], folder: Path) -> dict[str, Path]:
-    """Write the report card in its three forms. Each file is whole or absent.
+    """Write the report card in its three forms, which say the same: all are whole, or the old ones.
 
     Args:
         record: As for :func:`claims`.
@@ -844,12 +845,12 @@ def write(record: Mapping[str, Any], folder: Path) -> dict[str, Path]:
     page = [dataclasses.asdict(section) for section in _sections(record)]
     content = {**record, "claims": claims(record), "verdict": page[0]["paragraphs"][0],
                "page": page}  # fmt: skip
-    texts = {PAGE: html(record), TEXT: markdown(record)}
-    paths = {RECORD: files.write_json(Path(folder) / RECORD, content)}
-    for name, text in texts.items():
-        paths[name] = _write_text(Path(folder) / name, text)
+    paths = {name: Path(folder) / name for name in (RECORD, PAGE, TEXT)}
+    texts = (files.as_json(paths[RECORD], content), html(record), markdown(record))
+    pairs = zip(paths.values(), texts, strict=True)
+    files.write_together({path: partial(_write_text, text=text) for path, text in pairs})
     return paths
 
 
-def _write_text(path: Path, text: str) -> Path:
-    return files.write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+def _write_text(part: Path, text: str) -> None:
+    part.write_text(text, encoding="utf-8")

@@ -17,6 +17,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,30 +53,51 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     Source: the rename of POSIX, atomic within one file system.
     Lesson: 00_start_here, "Where results are kept".
     """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _part(path)
-        rights = stat.S_IMODE(temporary.stat().st_mode)
-        write(temporary)
-        temporary.chmod(rights)  # safetensors puts a file in its place that is the owner's alone
-        _replace(temporary, path)
-    except OSError as error:
-        raise FileProblem(_cannot_write(path, error)) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    write_together({path: write})
     return path
 
 
-def _replace(part: Path, path: Path) -> None:
-    """Rename. Windows refuses while another process reads the old file: wait until it has."""
+def write_together(writes: Mapping[Path, Callable[[Path], object]]) -> None:
+    """Write files that belong together: those that are there afterwards are all old or all new.
+
+    Args:
+        writes: Where each shall be, and what writes its whole content to the path it is given. None
+            takes its place before all are whole. A process killed in between leaves some of them
+            alone, but never an old one beside a new one.
+
+    Raises:
+        FileProblem: As :func:`write_atomically`.
+
+    Source: this project.
+    Lesson: 00_start_here, "Where results are kept".
+    """
+    parts: dict[Path, Path] = {}
+    try:
+        for path, write in writes.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            parts[path] = part = _part(path)
+            rights = stat.S_IMODE(part.stat().st_mode)
+            write(part)
+            part.chmod(rights)  # safetensors puts a file in its place that is the owner's alone
+        for path in [*parts][1:]:  # the first one is replaced at once
+            _insist(partial(path.unlink, missing_ok=True))
+        for path, part in parts.items():
+            _insist(partial(os.replace, part, path))
+    except OSError as error:
+        raise FileProblem(_cannot_write(path, error)) from error
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+
+def _insist(change: Callable[[], object]) -> None:
+    """Rename or remove. Windows refuses while a process reads the old file: wait until it has."""
     for _ in range(_WAITS):
         with contextlib.suppress(PermissionError):
-            os.replace(part, path)
+            change()
             return
         time.sleep(0.1)
-    os.replace(part, path)
+    change()
 
 
 def _part(path: Path) -> Path:
@@ -198,11 +220,33 @@ def write_json(path: Path, content: Mapping[str, Any]) -> Path:
     Source: RFC 8259.
     Lesson: 00_start_here, "Where results are kept".
     """
+    text = as_json(path, content)
+    return write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def as_json(path: Path, content: Mapping[str, Any]) -> str:
+    """Word ``content`` as :func:`write_json` writes it.
+
+    Args:
+        path: The file that it is meant for.
+        content: As for :func:`write_json`.
+
+    Returns:
+        Indented JSON, ASCII alone.
+
+    Raises:
+        FileProblem: If it is larger than what :func:`read_json` reads.
+        ValueError: If a number is not finite.
+        TypeError: If a value is not plain data.
+
+    Source: RFC 8259.
+    Lesson: 00_start_here, "Where results are kept".
+    """
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    if len(text) > LARGEST_JSON:  # ASCII: a byte a character
+    if len(text) > LARGEST_JSON:  # a byte a character
         raise FileProblem(f"cannot write {path}: {len(text):,} bytes of JSON, more than the "
                           f"{LARGEST_JSON:,} that are read back: divide it")  # fmt: skip
-    return write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    return text
 
 
 def read_json(path: Path, requires: tuple[str, ...] = ()) -> dict[str, Any]:

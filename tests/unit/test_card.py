@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import re
 import unicodedata
 from html.parser import HTMLParser
@@ -734,3 +735,44 @@ def test_a_folder_that_cannot_be_written_is_a_file_problem(tmp_path):
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(files.FileProblem, match="cannot write"):
         card.write(record(), tmp_path / "taken")
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_disk_that_is_full_leaves_three_old_files(tmp_path, monkeypatch, at):
+    """Not a new record beside an old page."""
+    card.write(record(), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    changed, write, written = record(), card._write_text, []
+    changed["about"]["forgotten"] = [4]
+
+    def fails(part, text):
+        written.append(part)
+        if len(written) > at:
+            raise OSError(28, "No space left on device")
+        write(part, text)
+
+    monkeypatch.setattr(card, "_write_text", fails)
+    with pytest.raises(files.FileProblem, match=r"No space left .* nothing was left half-written"):
+        card.write(changed, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_no_new_file_of_a_card_ever_stands_beside_an_old_one(tmp_path, monkeypatch, at):
+    """As where a process is killed between two of its files."""
+    card.write(record(), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    changed, replace, renamed = record(), os.replace, []
+    changed["about"]["forgotten"] = [4]
+
+    def fails(part, path):
+        renamed.append(path)
+        if len(renamed) > at:
+            raise OSError(5, "Input/output error")
+        replace(part, path)
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(files.FileProblem):
+        card.write(changed, tmp_path)
+    old = {path.name: path.read_bytes() == before[path.name] for path in tmp_path.iterdir()}
+    assert [*old.values()] == ([False] * at or [True])
