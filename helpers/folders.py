@@ -49,6 +49,7 @@ MOST_MEMBERS = 10_000_000  # of an archive; their names are held in memory
 LONGEST_NAME = 4096  # bytes of a member's name; longer ones have no place on a Linux system
 LARGEST_NAMES = 500_000_000  # bytes of all of them together
 NOWHERE = "a link to nothing that can be read"  # in the place of a file's stamp
+LINKS = "links to folders"  # in the place of an ending
 RECORDS = {  # the types of headers that say more of members, and are no members
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
     tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
@@ -127,14 +128,19 @@ def _list_folder(root: Path) -> tuple[Listing, dict[str, str]]:
     """List the images of a folder, and what tells whether one of them changed."""
     stamps, others = {}, Counter()
     try:
-        found = {"": _folders_in(root)}
-        found |= {p: _folders_in(root, p) for p in ("train", "test") if p in found[""]}
+        found, loose = {}, {}
+        found[""], loose[""] = _split(root)
+        for part in ("train", "test"):
+            if part in found[""]:
+                found[part], loose[part] = _split(root, part)
         if any(map(_visible, found.get("train", ()))):
             _say_beside(found.pop(""), root)
         else:  # of classes one may be called train
-            found = {"": found[""]}
+            found, loose = {"": found[""]}, {"": loose[""]}
         folders = {*found, *itertools.chain(*found.values())}
-        for below in filter(_visible, itertools.chain(*found.values())):
+        classes = [*filter(_visible, itertools.chain(*found.values()))]
+        _check_apart(root, classes)
+        for below in classes:
             stamps |= _walk(root, below, others)
     except OSError as error:
         where = _short(str(error.filename or root))
@@ -142,28 +148,55 @@ def _list_folder(root: Path) -> tuple[Listing, dict[str, str]]:
             f"{root}: {where} cannot be listed: {error.strerror}; repair or remove it, or give "
             "yourself the right to read it"
         ) from error
-    listing = _arrange(stamps, folders, root)
+    listing = _arrange(stamps, folders, root, itertools.chain(*loose.values()))
     _say_left_out(others, root)
     return listing, stamps
 
 
-def _folders_in(root: Path, part: str = "") -> list[str]:
+def _split(root: Path, part: str = "") -> tuple[list[str], list[str]]:
+    """List the folders in a folder; and the images and broken links, which are of no class."""
+    folders, loose = [], []
     with os.scandir(root / part) as entries:
-        return sorted(f"{part}/{e.name}".lstrip("/") for e in entries if e.is_dir())
+        for entry in entries:
+            name = f"{part}/{entry.name}".lstrip("/")
+            if entry.is_dir():
+                folders.append(name)
+            elif _is_image(name) or (entry.is_symlink() and not entry.is_file()):
+                loose.append(name)
+    return sorted(folders), loose
+
+
+def _check_apart(root: Path, classes: Iterable[str]) -> None:
+    """Refuse links by which one class would have the images of another, or of all."""
+
+    def place(name: str) -> str:  # with its last separator it begins what lies in it, and no other
+        return os.path.join(os.path.realpath(root / name), "")
+
+    places = sorted((place(name), name) for name in classes)
+    for where, name in places:
+        if place("").startswith(where):
+            raise InputError(f"{root}: the class folder {name} is a link to {where}, in which all "
+                             "of them lie: remove it")  # fmt: skip
+    for (where, name), (deeper, other) in itertools.pairwise(places):
+        if deeper.startswith(where):
+            raise InputError(f"{root}: the class folders {name} and {other} hold the same images, "
+                             "as one is a link to the other, or into it: remove it")  # fmt: skip
 
 
 def _walk(root: Path, below: str, others: Counter[str]) -> Iterator[tuple[str, str]]:
     """List the images below a folder, and count the others by the endings of their names.
 
-    Links to files are listed, links to folders are not.
+    Links to files are listed, links to folders are counted with the others.
     """
     left = _entries(root, below)  # a stack: folders may lie deeper in each other than calls may
     while left:
         name, entry = left.pop()
         if entry.is_dir(follow_symlinks=False):
             left += _entries(root, name)
-        elif _visible(name) and (stamp := _stamp_of_file(entry)):
-            if _is_image(name):
+        elif _visible(name):
+            if (stamp := _stamp_of_file(entry)) is None:
+                others[LINKS if entry.is_dir() else "pipes and the like"] += 1
+            elif _is_image(name):
                 yield name, stamp
             else:
                 others[_ending(name)] += 1
@@ -201,8 +234,8 @@ def _list_archive(path: Path, progress: bool) -> tuple[Listing, str]:
             if not member.isreg():
                 raise InputError(f"{path}: {name} is a link or a device; allowed are plain files")
             images[name] = None
-        elif member.isreg() and _visible(name) and "/" in name:
-            others[_ending(name)] += 1
+        elif _visible(name) and (member.issym() or "/" in name):
+            others[_ending(name) if member.isreg() else "links"] += 1
     for name in images:
         above = name.split("/")[:-1]
         # three at most: the folder that holds everything, the part, the class
@@ -236,8 +269,10 @@ def _say_beside(tops: Iterable[str], root: Path) -> None:
         log.warning("%s: read are train/ and test/ alone, not %s", root, _short(", ".join(beside)))
 
 
-def _arrange(images: Iterable[str], folders: Collection[str], root: Path) -> Listing:
-    """Sort images into parts and classes; what lies elsewhere is none of them."""
+def _arrange(
+    images: Iterable[str], folders: Collection[str], root: Path, loose: Iterable[str] = ()
+) -> Listing:
+    """Sort images into parts and classes; what lies elsewhere is none of them, and is said."""
     apart = any(name.startswith("train/") for name in folders)
     listing: Listing = {"train": {}}
     if apart and "test" in folders:
@@ -246,13 +281,18 @@ def _arrange(images: Iterable[str], folders: Collection[str], root: Path) -> Lis
         part, _, name = folder.partition("/") if apart else ("train", "", folder)
         if part in listing and name and "/" not in name and _visible(name):
             listing[part][name] = []
+    elsewhere = [*loose]
     for image in images:
         part, _, rest = image.partition("/") if apart else ("train", "", image)
-        listing.get(part, {}).get(rest.partition("/")[0], []).append(image)
+        listing.get(part, {}).get(rest.partition("/")[0], elsewhere).append(image)
     for classes in listing.values():
         for found in classes.values():
             found.sort(key=lambda name: name.replace("/", "\0"))  # folder by folder
     _check_listing(listing, root)
+    if seen := sorted(name for name in elsewhere if "/." not in f"/{name}"):
+        shown = ", ".join(seen[:5]) + (", ..." if len(seen) > 5 else "")
+        log.warning("%s: %s files lie in no class folder and are not read: %s", root,
+                    f"{len(seen):,}", _short(shown))  # fmt: skip
     return listing
 
 
@@ -389,6 +429,8 @@ def _members(
         tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError,
         IndexError, RecursionError, ValueError,
     ) as error:  # fmt: skip
+        if isinstance(error, PermissionError):
+            raise InputError(files.forbidden(path)) from error
         raise InputError(
             f"{path} cannot be read as a tar archive: {error}. Fetch or pack it again, or give a "
             "folder of images or another tar archive of one"

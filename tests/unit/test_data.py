@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import struct
 import tarfile
 import threading
@@ -439,6 +440,71 @@ def test_files_that_are_not_read_are_counted_by_their_endings(tmp_path, home, ca
         assert "4 files are not read: .heic (2), .txt (1), no ending (1); read are .bmp" in line
 
 
+@pytest.mark.parametrize(
+    ("within", "beside", "told"),
+    [("", ["x.png", "y.JPG"], "2 files lie in no class folder and are not read: x.png, y.JPG"),
+     ("train", ["x.png", "train/y.png", ".z.png"], "2 .*: train/y.png, x.png"),
+     ("train", [f"train/{i}.png" for i in range(6)], "6 .*: train/0.png, .*/4.png, ...$")],
+    ids=["flat", "parts", "many"],
+)  # fmt: skip
+def test_images_that_lie_in_no_class_folder_are_counted_and_named(
+    tmp_path, home, caplog, within, beside, told
+):
+    root = tmp_path / "set"
+    folder(root / within, {"a": 5, "b": 5})
+    read = load(root).fingerprint
+    for name in beside:
+        paint(root / name)
+    for place in (root, pack(root, tmp_path / "x.tar", "set/")):
+        caplog.clear()
+        assert load(place).fingerprint == read
+        assert re.search(told, caplog.text.strip()), place
+        assert len(caplog.records) == 1
+
+
+def test_links_to_folders_are_counted_and_not_followed(tmp_path, home, caplog):
+    root = folder(tmp_path / "set", {"a": 5, "b": 5})
+    read = load(root).fingerprint
+    paint(tmp_path / "store" / "1.png")
+    (root / "a" / "more").symlink_to(tmp_path / "store")
+    os.mkfifo(root / "b" / "pipe.png")
+    (root / "c").symlink_to(tmp_path / "unplugged")
+    assert load(root).fingerprint == read
+    assert "1 files lie in no class folder and are not read: c" in caplog.text
+    assert "2 files are not read: links to folders (1), pipes and the like (1)" in caplog.text
+    caplog.clear()
+    (root / "b" / "pipe.png").unlink()
+    assert load(pack(root, tmp_path / "x.tar")).fingerprint == read
+    assert "2 files are not read: links (2)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("link", "to", "told"),
+    [("c", ".", "the class folder c is a link to .*/set/, in which all of them lie"),
+     ("c", "..", "the class folder c is a link to .*/, in which all of them lie"),
+     ("c", "a", "the class folders a and c hold the same images"),
+     ("c", "a/sub", "the class folders a and c hold the same images"),
+     ("train/c", ".", "the class folders train/c and train/a hold the same images"),
+     ("test", "train", "the class folders test/a and train/a hold the same images")],
+)  # fmt: skip
+def test_a_link_by_which_classes_share_images_is_refused(tmp_path, home, link, to, told):
+    root = tmp_path / "set"
+    folder(root / "train" if "t" in link else root, {"a": 5, "b": 5})
+    paint(root / "a" / "sub" / "1.png")
+    (root / link).symlink_to(to)
+    with pytest.raises(InputError, match=told) as raised:
+        load(root)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_class_may_be_a_link_to_a_folder_of_its_own(tmp_path, home):
+    root = folder(tmp_path / "set", {"a": 5, "b": 5})
+    read = load(root).fingerprint
+    (root / "b").rename(tmp_path / "set b")
+    (root / "b").symlink_to(tmp_path / "set b")
+    assert load(root).fingerprint == read
+
+
 def test_files_are_listed_folder_by_folder_where_their_names_stand(tmp_path):
     """The order is part of what names the cache."""
     order = ["a/B.png", "a/b/1.png", "a/b/c/2.png", "a/b/d.png", "a/b-.png", "a/b.png", "a/c.png"]
@@ -847,6 +913,17 @@ def test_an_archive_with_anything_odd_is_refused(tmp_path, home, monkeypatch, ex
     with pytest.raises(InputError, match=message):
         load(archive)
     assert [p.suffix for p in (home / "data" / "cache").iterdir()] == [".lock"], "empty"
+
+
+def test_an_archive_that_may_not_be_read_is_not_called_damaged(tmp_path, home, monkeypatch):
+    archive = pack(folder(tmp_path / "set", {"a": 5, "b": 5}), tmp_path / "x.tar")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(folders, "_unpacked", refuse)
+    with pytest.raises(InputError, match=r"x\.tar may not be read: give yourself the right to"):
+        load(archive)
 
 
 def test_an_archive_of_too_many_files_is_refused(tmp_path, home, monkeypatch):
