@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-import math
 import os
 import sys
 from collections.abc import Iterator
@@ -32,6 +31,8 @@ ADAPTERS = ("lora", "dora", "rslora")
 TARGETS = ("last_block", "last_stage", "blocks", "all")
 NORMS = ("patch", "frozen")
 MOST_EPOCHS = 1_000_000  # far more than any stage needs: a slip of the finger is refused
+MOST = 2**31 - 1  # of any other whole number
+_LONGEST = 256  # bits of a whole number that is repeated to whoever gave it
 
 
 class InputError(ValueError):
@@ -54,7 +55,17 @@ def check(field: str, value: object, ok: bool, allowed: str) -> None:
     Lesson: 00_start_here, "One configuration".
     """
     if not ok:
-        raise InputError(f"{field} = {value!r} is not allowed: {allowed}")
+        raise InputError(f"{field} = {_written(value)} is not allowed: {allowed}")
+
+
+def _written(value: object) -> str:
+    """Repeat a value; of a huge number its size, as Python need not write all its digits."""
+    if isinstance(value, int) and value.bit_length() > _LONGEST:
+        return f"a number of {value.bit_length():,} bits"
+    try:
+        return repr(value)
+    except ValueError:
+        return f"a {type(value).__name__} of numbers too long to write"
 
 
 def choose(field: str, value: str, known: Any) -> None:
@@ -114,7 +125,8 @@ def _whole(value: object) -> bool:
 
 
 def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    return real and abs(value) <= sys.float_info.max  # a whole number may be larger
 
 
 def _as_classes(configuration: RunConfig) -> None:
@@ -246,7 +258,7 @@ class Recipe:
         optimizer: ``sgd`` (with momentum), ``adam`` or ``adamw``.
         momentum: Of SGD; in [0, 1).
         weight_decay: At least 0; coupled for ``sgd`` and ``adam``, decoupled for ``adamw``.
-        batch_size: Images per step; at least 2, because BatchNorm needs two.
+        batch_size: Images per step; 2 (BatchNorm needs two) to 2,147,483,647, as any whole number.
         schedule: ``constant``; ``cosine`` down to zero over the stage; or ``onecycle``: up to the
             peak along a cosine in the first fifth, then down to zero along another.
         augment: ``none``, ``flip``, ``crop`` or ``crop+flip``, drawn anew for every image.
@@ -273,19 +285,20 @@ class Recipe:
         """Validate; raises InputError."""
         ok = _whole(self.epochs) and 1 <= self.epochs <= MOST_EPOCHS
         check("epochs", self.epochs, ok, f"a whole number from 1 to {MOST_EPOCHS}")
-        check("lr", self.lr, _finite(self.lr) and self.lr > 0, "a number above 0")
+        check("lr", self.lr, _finite(self.lr) and self.lr > 0, "a finite number above 0")
         choose("optimizer", self.optimizer, OPTIMIZERS)
         ok = _finite(self.weight_decay) and self.weight_decay >= 0
-        check("weight_decay", self.weight_decay, ok, "a number ≥ 0")
+        check("weight_decay", self.weight_decay, ok, "a finite number ≥ 0")
         ok = _finite(self.momentum) and 0 <= self.momentum < 1
         check("momentum", self.momentum, ok, "a number in [0, 1)")
-        ok = _whole(self.batch_size) and self.batch_size >= 2
-        check("batch_size", self.batch_size, ok, "a whole number ≥ 2")
+        ok = _whole(self.batch_size) and 2 <= self.batch_size <= MOST
+        check("batch_size", self.batch_size, ok, f"a whole number from 2 to {MOST}")
         choose("schedule", self.schedule, SCHEDULES)
         choose("augment", self.augment, AUGMENTATIONS)
-        check("mixup", self.mixup, _finite(self.mixup) and self.mixup >= 0, "a number ≥ 0")
+        ok = _finite(self.mixup) and self.mixup >= 0
+        check("mixup", self.mixup, ok, "a finite number ≥ 0")
         ok = self.strength is None or (_finite(self.strength) and self.strength >= 0)
-        check("strength", self.strength, ok, "a number ≥ 0, or None")
+        check("strength", self.strength, ok, "a finite number ≥ 0, or None")
         _as_floats(self, "lr", "momentum", "weight_decay", "mixup", "strength")
 
 
@@ -525,16 +538,18 @@ class RunConfig:
             value = getattr(self, field)
             ok = _whole(value) and low <= value <= high
             ok = ok or (value is None and field in ("epochs", "train_limit", "original_seed"))
-            limit = f"from {low} to {high}" if high < math.inf else f"≥ {low}"
-            check(field, value, ok, f"a whole number {limit}")
+            check(field, value, ok, f"a whole number from {low} to {high}")
         ok = _finite(self.sparsity) and 0 <= self.sparsity < 1
         check("sparsity", self.sparsity, ok, "a share in [0, 1)")
-        for field, (low, high) in {"alpha": (1e-6, 1e6), "lr": (0, math.inf)}.items():
-            value, limit = getattr(self, field), f"from {low:g} to {high:g}" if low else "above 0"
-            ok = value is None or (_finite(value) and value > 0 and low <= value <= high)
-            check(field, value, ok, limit)
+        ok = self.alpha is None or (_finite(self.alpha) and 1e-6 <= self.alpha <= 1e6)
+        check("alpha", self.alpha, ok, "a number from 1e-06 to 1e+06")
+        ok = self.lr is None or (_finite(self.lr) and self.lr > 0)
+        check("lr", self.lr, ok, "a finite number above 0")
         ok = self.dropout is None or (_finite(self.dropout) and 0 <= self.dropout < 1)
         check("dropout", self.dropout, ok, "a share in [0, 1)")
+        for field in ("model", "method"):  # which there are is known later
+            value = getattr(self, field)
+            check(field, value, isinstance(value, str), f"the name of a {field}")
         for field in ("compile", "graphs"):
             value = getattr(self, field)
             check(field, value, isinstance(value, bool), "True or False")
@@ -617,11 +632,9 @@ _NAMES = (
     ("on_corrupt", ("stop", "skip")), ("tuned", ("", *TUNED)),
 )  # fmt: skip
 _WHOLE_NUMBERS = (
-    ("image_size", 8, 512), ("cache_mb", 0, math.inf), ("memory_mb", 0, math.inf),
-    ("seed", 0, 2**31 - 1), ("original_seed", 0, 2**31 - 1), ("rank", 1, math.inf),
-    ("epochs", 1, MOST_EPOCHS),
-    ("threads", 0, 1024), ("train_limit", 2, math.inf), ("split_seed", 0, 2**31 - 1),
-    ("seeds", 1, 1000),
+    ("image_size", 8, 512), ("cache_mb", 0, MOST), ("memory_mb", 0, MOST), ("seed", 0, MOST),
+    ("original_seed", 0, MOST), ("rank", 1, MOST), ("epochs", 1, MOST_EPOCHS),
+    ("threads", 0, 1024), ("train_limit", 2, MOST), ("split_seed", 0, MOST), ("seeds", 1, 1000),
 )  # fmt: skip
 
 

@@ -23,8 +23,9 @@ RESULTS = Path(__file__).parents[2] / "results"
 @pytest.mark.parametrize(
     ("field", "value", "allowed"),
     [
-        ("rank", 0, "≥ 1"),
-        ("rank", -3, "≥ 1"),
+        ("rank", 0, "from 1 to 2147483647"),
+        ("rank", -3, "from 1 to 2147483647"),
+        ("rank", 2**31, "from 1 to 2147483647"),
         ("rank", 2.5, "whole number"),
         ("rank", True, "whole number"),
         ("sparsity", 1.0, "[0, 1)"),
@@ -41,13 +42,18 @@ RESULTS = Path(__file__).parents[2] / "results"
         ("epochs", 0, "from 1 to 1000000"),
         ("epochs", 1_000_001, "from 1 to 1000000"),
         ("epochs", 10**20, "from 1 to 1000000"),
-        ("lr", 0.0, "above 0"),
-        ("lr", float("inf"), "above 0"),
-        ("alpha", -1.0, "from 1e-06 to 1e+06"),
+        ("lr", 0.0, "a finite number above 0"),
+        ("lr", float("inf"), "a finite number above 0"),
+        ("alpha", -1.0, "a number from 1e-06 to 1e+06"),
+        ("alpha", float("inf"), "a number from 1e-06 to 1e+06"),
         ("alpha", 1e300, "from 1e-06 to 1e+06"),
         ("dropout", 1.0, "[0, 1)"),
         ("image_size", 4, "from 8 to 512"),
-        ("train_limit", 1, "≥ 2"),
+        ("train_limit", 1, "from 2 to 2147483647"),
+        ("method", None, "the name of a method"),
+        ("method", ["lora"], "the name of a method"),
+        ("model", None, "the name of a model"),
+        ("model", 18, "the name of a model"),
         ("mode", "fast", "default, paper"),
         ("precision", "fp8", "auto, fp32, amp"),
         ("device", "tpu", "auto, cpu, cuda"),
@@ -68,6 +74,26 @@ def test_a_value_outside_its_range_is_refused_with_field_value_and_range(field, 
     assert "\n" not in message
 
 
+NUMBERS = ("sparsity", "alpha", "dropout", "lr", "rank", "cache_mb", "memory_mb", "train_limit",
+           "seed", "epochs")  # fmt: skip
+OF_A_RECIPE = ("epochs", "lr", "momentum", "weight_decay", "batch_size", "mixup", "strength")
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**5000)], ids=["400 digits", "5000 digits"])
+def test_a_number_of_hundreds_of_digits_is_refused_in_one_short_line(number):
+    start = {RunConfig: {}, Recipe: {"epochs": 1, "lr": 0.1}}
+    for make, fields in ((RunConfig, NUMBERS), (Recipe, OF_A_RECIPE)):
+        for field in fields:
+            told = rf"^{field} = a number of [\d,]+ bits is not allowed: a"
+            with pytest.raises(InputError, match=told):
+                make(**{**start[make], field: number})
+
+
+def test_numbers_that_cannot_be_written_are_refused_all_the_same():
+    with pytest.raises(InputError, match="forget = a tuple of numbers too long to write is not"):
+        RunConfig(forget=(3, -(10**5000)))
+
+
 @given(st.floats(allow_nan=True))
 def test_sparsity_is_accepted_exactly_on_its_interval(value):
     if 0 <= value < 1:
@@ -82,15 +108,18 @@ def test_sparsity_is_accepted_exactly_on_its_interval(value):
     [
         ({"epochs": 0}, "epochs = 0 .* a whole number from 1 to 1000000$"),
         ({"epochs": 1_000_001}, "epochs = 1000001 .* a whole number from 1 to 1000000$"),
-        ({"lr": -1.0}, "lr"),
+        ({"lr": -1.0}, "lr = -1.0 .* a finite number above 0$"),
+        ({"lr": float("inf")}, "lr = inf .* a finite number above 0$"),
+        ({"strength": float("inf")}, "strength = inf .* a finite number ≥ 0, or None$"),
         ({"optimizer": "lion"}, "sgd, adam, adamw"),
         ({"momentum": 1.0}, "momentum"),
         ({"momentum": "a"}, "momentum"),
         ({"weight_decay": -0.1}, "weight_decay"),
+        ({"weight_decay": float("inf")}, "weight_decay = inf .* a finite number ≥ 0$"),
         ({"batch_size": 1}, "batch_size"),
         ({"schedule": "step"}, "constant, cosine"),
         ({"augment": "mirror"}, "crop[+]flip"),
-        ({"mixup": float("nan")}, "mixup"),
+        ({"mixup": float("nan")}, "mixup = nan .* a finite number ≥ 0$"),
     ],
 )
 def test_a_recipe_is_validated(change, word):

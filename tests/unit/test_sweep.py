@@ -599,7 +599,7 @@ def test_the_command_prints_a_summary_and_names_its_files(home, tmp_path, capsys
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(("--rank", "1,x"), "whole numbers, or ranges such as 0..4"), (("--rank", "0"), "≥ 1"),
+    [(("--rank", "1,x"), "whole numbers, or ranges such as 0..4"), (("--rank", "0"), "from 1 to"),
      (("--forget", "cat"), "3+5 for both at once"), (("--workers", "0"), "1 to 1,024"),
      (("--method", "lora,nope"), "known are original"), (("--rank", "1,99"), "1 of 2 points"),
      (("--out", ""), "the path of a file"), (("--out", "/proc/no/where"), "cannot write /proc/no"),
