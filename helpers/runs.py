@@ -20,7 +20,7 @@ import logging
 import math
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -532,15 +532,34 @@ def _check_weights(folder: Path, record: dict[str, Any]) -> None:
 def _sound(record: dict[str, Any]) -> bool:
     """Say whether the numbers of a record are numbers, and the shares between 0 and 1."""
 
-    def within(value: object, most: float) -> bool:
-        return isinstance(value, int | float) and 0 <= value <= most
+    def within(value: object, most: float, least: float = 0) -> bool:
+        # True is an int, too
+        return type(value) in (int, float) and least <= value <= most
+
+    def rows(name: str, needed: Collection[str], ok: Callable[[str, Any], bool]) -> bool:
+        table = record[name]
+        return isinstance(table, list) and all(
+            isinstance(row, dict)
+            and row.keys() >= {*needed}
+            and all(ok(*pair) for pair in row.items())
+            for row in table
+        )
+
+    def of_an_epoch(name: str, value: Any) -> bool:  # a loss that is ascended lies below zero
+        return within(value, 1) if name.isdigit() else within(value, _LARGEST, -_LARGEST)
+
+    def of_a_stage(name: str, value: Any) -> bool:
+        if name == "channels":
+            return isinstance(value, dict) and all(within(n, _LARGEST) for n in value.values())
+        return isinstance(value, str) if name == "stage" else within(value, _LARGEST)
 
     views = record["metrics"].values() if isinstance(record["metrics"], dict) else [None]
     shares = [v.get(m) if isinstance(v, dict) else None for v in views for m in audit.CLASSIC]
     return (
         all(within(share, 1) for share in shares)
         and all(within(record[name], _LARGEST) for name in _NUMBERS)
-        and isinstance(record["history"], list)
+        and rows("history", ("epoch", "loss"), of_an_epoch)
+        and rows("ledger", ("stage", "channels"), of_a_stage)
         and isinstance(record["date"], str)
         and all(isinstance(record[name], dict) for name in ("versions", "hardware"))
     )

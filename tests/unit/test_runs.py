@@ -206,6 +206,9 @@ def test_a_run_without_its_last_file_is_not_read_as_whole(quick, dataset, home):
         assert again.metrics == first.metrics
 
 
+STAGE = {"stage": "pruned", "channels": {"conv": 4}, "macs": 9}
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -220,6 +223,19 @@ def test_a_run_without_its_last_file_is_not_read_as_whole(quick, dataset, home):
         (lambda p: change(p, peak_memory=10**400), "holds values that no run has"),
         (lambda p: change(p, patch_bytes=None), "holds values that no run has"),
         (lambda p: change(p, hardware="a laptop"), "holds values that no run has"),
+        (lambda p: change(p, seconds=True), "holds values that no run has"),
+        (lambda p: change(p, history=["an epoch"]), "holds values that no run has"),
+        (lambda p: change(p, history=[{"epoch": 1}]), "holds values that no run has"),
+        (lambda p: change(p, history=[{"epoch": 1, "loss": "x"}]), "values that no run has"),
+        (lambda p: change(p, history=[{"epoch": 1, "loss": 0, "3": 2}]), "values that no run has"),
+        (lambda p: change(p, history=[{"epoch": 1, "loss": 0, "3": {}}]), "values that no run has"),
+        (lambda p: change(p, ledger=None), "holds values that no run has"),
+        (lambda p: change(p, ledger=[5]), "holds values that no run has"),
+        (lambda p: change(p, ledger=[{"stage": "pruned"}]), "holds values that no run has"),
+        (lambda p: change(p, ledger=[STAGE | {"stage": 1}]), "holds values that no run has"),
+        (lambda p: change(p, ledger=[STAGE | {"channels": 7}]), "holds values that no run has"),
+        (lambda p: change(p, ledger=[STAGE | {"channels": {"a": "b"}}]), "values that no run has"),
+        (lambda p: change(p, ledger=[STAGE | {"macs": None}]), "holds values that no run has"),
         (lambda p: p.write_text(p.read_text().replace('"date"', '"day"')), "has no 'date'"),
         (lambda p: p.write_text(p.read_text().replace('"seed": 0', '"seed": 4')), "another run"),
     ],
