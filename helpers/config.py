@@ -151,12 +151,13 @@ def _as_floats(configuration: object, *fields: str) -> None:
         object.__setattr__(configuration, field, None if value is None else float(value))
 
 
-def expand(field: str, path: str) -> Path:
+def expand(field: str, path: str, given: str | None = None) -> Path:
     """Make a path that a user gave absolute.
 
     Args:
         field: What the user called it.
         path: May begin with ``~`` or be relative to the working folder.
+        given: What the user gave, if the path is a part of it.
 
     Returns:
         The absolute path; it need not exist.
@@ -170,7 +171,7 @@ def expand(field: str, path: str) -> Path:
     try:
         return Path(path).expanduser().resolve()
     except (RuntimeError, OSError, ValueError) as error:
-        raise InputError(f"{field} = {path!r} is not allowed: {error}") from error
+        raise InputError(f"{field} = {given or path!r} is not allowed: {error}") from error
 
 
 def home() -> Path:
@@ -231,7 +232,7 @@ def anchored(data: str) -> str:
     kind, _, path = data.partition(":")
     if kind != "folder" or not path or Path(path).is_absolute():
         return data
-    return f"folder:{expand('data', path)}"
+    return f"folder:{expand('data', path, data)}"
 
 
 def anchor() -> None:

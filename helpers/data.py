@@ -446,7 +446,11 @@ def _source(cfg: RunConfig, progress: bool) -> _Source:
         return _digits()
     if cfg.data == "cifar10":
         return _cifar10(progress)
-    root = expand("data", cfg.data.removeprefix("folder:"))
+    path = cfg.data.removeprefix("folder:")
+    root = expand("data", path, cfg.data)
+    leads = "" if str(root) == path else f"; it leads to {root}"
+    check("data", cfg.data, root.is_dir() or root.is_file(), "there is no such folder, and no such "
+          f"archive (.tar, .tar.gz, .tar.xz){leads}")  # fmt: skip
     found = folders.read(root, cfg.image_size, cfg.on_corrupt, progress)
     parts = {name: ImageSet(*both) for name, both in found.parts.items()}
     name = root.name if root.is_dir() else root.name.partition(".tar")[0]

@@ -63,7 +63,8 @@ def read(root: Path, size: int, on_corrupt: str = "stop", progress: bool = True)
     """Decode the images of a folder or archive, or take what was decoded before.
 
     Args:
-        root: Holds ``CLASS/*`` or ``train/CLASS/*`` (and ``test/CLASS/*``).
+        root: A folder or archive that is there, with ``CLASS/*``, or ``train/CLASS/*`` (and
+            ``test/CLASS/*``).
         size: Side in pixels to which they are scaled and cut.
         on_corrupt: ``stop`` at files that cannot be read, or ``skip`` them.
         progress: Whether to show bars.
@@ -72,15 +73,12 @@ def read(root: Path, size: int, on_corrupt: str = "stop", progress: bool = True)
         The images; the same files always give the same ones, packed or not.
 
     Raises:
-        InputError: If there is no such folder or archive, or its images cannot be used.
+        InputError: If its images cannot be used.
         FileProblem: If a cache is damaged or cannot be written.
 
     Source: this project.
     Lesson: 01_baseline_training, "Images as one tensor".
     """
-    if not root.is_dir() and not root.is_file():
-        raise InputError(f"data = 'folder:{root}' is not allowed: there is no such folder, and no "
-                         "such archive (.tar, .tar.gz, .tar.xz)")  # fmt: skip
     names: dict[str, str] = {}
     if root.is_dir():
         listing, names = _list_folder(root)

@@ -138,7 +138,7 @@ def test_a_folder_of_images_runs_end_to_end(home, tmp_path, capsys):
         (("--data", "folder:"), "data = 'folder:' is not allowed: known are digits, cifar10"),
         (("--home", "/proc/no-such-home"), "cannot write /proc/no-such-home"),
         (("--home", "~no-such-user/x"), "HELPERS_HOME = '~no-such-user/x' is not allowed"),
-        (("--data", "folder:~no-such-user/x"), "data = '~no-such-user/x' is not allowed"),
+        (("--data", "folder:~no-such-user/x"), "data = 'folder:~no-such-user/x' is not allowed"),
         (("--lr", "1e30"), "training diverged"),
         pytest.param(
             ("--device", "cuda"), "no CUDA device was found here",
@@ -610,6 +610,19 @@ def test_what_cannot_be_printed_is_written_all_the_same(own_module, heard, tmp_p
         main([*words, "closed"])
     for name in ("narrow", "closed"):
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == REPORT
+
+
+@pytest.mark.parametrize("given", ["folder:images", "folder:{}/images", "folder:unplugged"])
+def test_images_that_are_not_there_are_named_as_they_were_given(
+    home, tmp_path, monkeypatch, capfd, given
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").symlink_to(tmp_path / "unplugged")
+    given = given.format(tmp_path)
+    assert main([*RUN, "--data", given]) == 2
+    error = capfd.readouterr().err
+    assert f"data = {given!r} is not allowed: there is no such folder" in error
+    assert error.endswith(f"; it leads to {tmp_path}/unplugged\n")
 
 
 def test_too_few_images_are_refused_before_anything_is_trained(home, tmp_path, capfd):

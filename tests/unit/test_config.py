@@ -382,7 +382,7 @@ def test_relative_paths_hold_in_other_folders(tmp_path, monkeypatch):
     assert config.home() == tmp_path / "state"
     assert get_config("gpu").data == f"folder:{tmp_path / 'a,b.tar'}"
     assert config.anchored("folder:~/x") == f"folder:{Path('~/x').expanduser().resolve()}"
-    with pytest.raises(InputError, match="data = '~no-such-user/x' is not allowed"):
+    with pytest.raises(InputError, match="data = 'folder:~no-such-user/x' is not allowed"):
         config.anchored("folder:~no-such-user/x")
 
 
