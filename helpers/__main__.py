@@ -28,6 +28,7 @@ from helpers.config import (
     RunConfig,
     anchor,
     check,
+    choose,
     get_config,
     launched,
 )
@@ -257,9 +258,10 @@ def _config(options: argparse.Namespace) -> RunConfig:
 
 def _run(options: argparse.Namespace) -> int:
     cfg = _config(options)
-    from helpers import audit, data, parallel, report, runs, statistics, unlearning
+    from helpers import audit, data, models, parallel, report, runs, statistics, unlearning
 
     unlearning.method(cfg.method)
+    choose("model", cfg.model, models.MODELS)
     _remark([cfg], options)
     dataset = data.load_dataset(cfg, progress=not options.quiet)
     start = cfg.seed if cfg.method == "original" else cfg.start_seed
@@ -359,13 +361,13 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     cfg = _config(options)
-    from helpers import card, data, files, study
+    from helpers import card, files, models, study
 
     out = _folder("out", options.out)
     files.try_folder(out, *card.NAMES)
+    choose("model", cfg.model, models.MODELS)
     _remark([cfg], options)
-    dataset = data.load_dataset(cfg, progress=not options.quiet)
-    record = study.audit_run(cfg, options.oracles, dataset, not options.quiet)
+    record = study.audit_run(cfg, options.oracles, progress=not options.quiet)
     _write_card(record, out)
     return 0
 
@@ -403,21 +405,27 @@ def _add_audit(parser: argparse.ArgumentParser) -> None:
 
 def _audit(options: argparse.Namespace) -> int:
     cfg = _config(options)
-    from helpers import audit, card, data, files, runs, unlearning
+    from helpers import audit, card, data, files, models, runs, unlearning
 
     unlearning.set_threads(cfg)
     out = None if options.out is None else _folder("out", options.out)
     if out is not None:
         files.try_folder(out, *card.NAMES)
+    check("oracles", len(options.oracles), len(options.oracles) >= audit.LEAST_ORACLES,
+          audit.ENOUGH)  # fmt: skip
+    paths = [Path(path) for path in (options.judged, options.original, *options.oracles)]
+    base = _architecture(options.built, paths)
     dataset = data.load_dataset(cfg, progress=not options.quiet)
     dataset = _normalised(dataset, options.mean, options.std)
     if "test" in dataset.taken:
         log.warning("%s has no test images of its own: some were taken from the training images, "
                     "which the networks may have been trained on", dataset.name)  # fmt: skip
-    networks = [
-        _network(Path(path), options.built, dataset, cfg.seed).to(cfg.device)
-        for path in (options.judged, options.original, *options.oracles)
-    ]
+    _, channels, _, side = dataset.train.images.shape
+    if isinstance(base, str):
+        base = models.build_model(base, len(dataset.classes), channels, side, cfg.seed)
+    elif base is not None and getattr(base, "input_shape", None) is None:
+        base.input_shape = (channels, side, side)
+    networks = [models.load(path, base).to(cfg.device) for path in paths]
     split = dataset.split(cfg.forgotten)
     record = audit.audit(networks[0], networks[1], networks[2:], split, seed=cfg.seed)
     record |= {"how": None, "costs": None, **runs.environment(cfg.device)}
@@ -425,22 +433,25 @@ def _audit(options: argparse.Namespace) -> int:
     return 0
 
 
-def _network(path: Path, built: str | None, dataset: Dataset, seed: int) -> nn.Module:
-    """Build a network and read its weights."""
-    from helpers import models
+def _architecture(built: str | None, paths: Sequence[Path]) -> nn.Module | str | None:
+    """Refuse what cannot be audited before images are downloaded or decoded.
 
-    if built is None:
-        ok = not path.is_file()
+    Returns the user's own network; the name of one of ours, which the images are needed to build;
+    or None where the folders say what they hold.
+    """
+    from helpers import files, models
+
+    for path in paths:
+        ok = built is not None or not path.is_file()
         check("architecture", built, ok, "a name, or MODULE:FUNCTION, for a plain file")
-        return models.load(path)
-    _, channels, _, side = dataset.train.images.shape
+        if not path.is_dir():
+            files.tensor_shapes(path)  # is there, and is no pickle
+    if built is None:
+        return None
     if ":" in built:
-        base = _own_network(built)
-        if getattr(base, "input_shape", None) is None:
-            base.input_shape = (channels, side, side)
-    else:
-        base = models.build_model(built, len(dataset.classes), channels, side, seed)
-    return models.load(path, base)
+        return _own_network(built)
+    choose("architecture", built, models.MODELS)
+    return built
 
 
 def _own_network(built: str) -> nn.Module:

@@ -75,18 +75,10 @@ def test_a_sweep_names_the_options_that_none_of_its_methods_uses(home, tmp_path,
 
 
 def test_an_audit_takes_as_many_threads_as_it_is_told(monkeypatch):
-    class Enough(Exception):
-        pass
-
-    def stop(*_, **__):
-        raise Enough
-
     taken = []
     monkeypatch.setattr(unlearning, "set_threads", lambda cfg: taken.append(cfg.threads))
-    monkeypatch.setattr(data, "load_dataset", stop)
     words = ["--model", "m", "--original", "o", "--oracle", "r", "--preset", "smoke"]
-    with pytest.raises(Enough):
-        main(["audit", *words, "--threads", "3"])
+    assert main(["audit", *words, "--threads", "3"]) == 2, "there are no such files"
     assert taken == [3]
 
 
@@ -525,6 +517,33 @@ def test_folders_of_this_package_need_no_architecture(weights, heard, dataset):
     assert split.dataset.mean.tolist() == dataset.mean.tolist()
 
 
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("run", ("--model", "alexnet"), "model = 'alexnet' is not allowed: known are"),
+        ("report", ("--model", "alexnet"), "model = 'alexnet' is not allowed: known are"),
+        ("report", ("--oracles", "2"), "oracles = 2 is not allowed: at least 3"),
+        ("audit", (), "architecture = None is not allowed: a name, or MODULE:FUNCTION"),
+        ("audit", ("--architecture", "alexnet"), "architecture = 'alexnet' is not allowed: known"),
+        ("audit", ("--architecture", "my_networks:other"), "architecture = 'my_networks:other' "),
+        ("audit", ("--architecture", "resnet20", "--oracle", "no.safetensors"), "does not exist"),
+        ("audit of 4", ("--architecture", "resnet20"), "oracles = 2 is not allowed: at least 3"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_any_images_is_said_before_they_are_loaded(
+    own_module, home, monkeypatch, capfd, command, options, message
+):
+    monkeypatch.setattr(data, "load_dataset", lambda *_, **__: pytest.fail("loaded"))
+    if command.startswith("audit"):
+        words = asked(own_module[: 4 if command.endswith("4") else 5])
+    else:
+        words = [command, *RUN[1:]]
+    assert main([*words, *options]) == 2
+    error = capfd.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
 RESNET = ("--architecture", "digits_resnet")
 
 
@@ -532,7 +551,6 @@ RESNET = ("--architecture", "digits_resnet")
     ("options", "message"),
     [
         ((), "architecture = None is not allowed: a name, or MODULE:FUNCTION, for a plain file"),
-        (("--architecture", "alexnet"), "known are digits_resnet, resnet20"),
         (("--architecture", "no_such_module:network"), "No module named 'no_such_module'"),
         (("--architecture", "my_networks:other"), "has no attribute 'other'; use MODULE:FUNCTION"),
         (("--architecture", "my_networks:needs"), "missing 1 required positional argument"),
