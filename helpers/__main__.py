@@ -31,6 +31,7 @@ from helpers.config import (
     choose,
     get_config,
     launched,
+    one_line,
 )
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("helpers")
 LONGEST = 40  # rows of a printed summary
 INTERRUPTED = 130  # what a shell returns for a command stopped by Ctrl-C
+CLOSED = 141  # and for one whose output nobody reads any more
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,7 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 2 for input that cannot be used and files that cannot be read or
-        written, or if a notebook of the tutorial fails; 130 after Ctrl-C.
+        written, or if a notebook of the tutorial fails; 130 after Ctrl-C; 141 if whoever reads the
+        output, such as ``head``, has enough of it.
 
     Source: this project.
     Lesson: 00_start_here, "The same from a shell".
@@ -62,7 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file of Windows, say, that holds no Greek
             stream.reconfigure(errors="replace")
-    logging.basicConfig(format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("helpers").setLevel(logging.INFO)
     try:
         _standing()
@@ -71,12 +76,48 @@ def main(arguments: list[str] | None = None) -> int:
             os.environ["HELPERS_HOME"] = options.home
         anchor()
         return _command(options)
+    except BrokenPipeError:  # no fault: head, say, closes a pipe once it has its lines
+        _hush()
+        return CLOSED
     except (InputError, OSError) as error:  # FileProblem is an OSError
-        print(f"error: {_worded(error)}", file=sys.stderr)
+        print(one_line(f"error: {_worded(error)}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
-        print(str(stopped) or "stopped; finished runs are kept", file=sys.stderr)
+        print(one_line(str(stopped) or "stopped; finished runs are kept"), file=sys.stderr)
         return INTERRUPTED
+
+
+class _OneLine(logging.Formatter):
+    """Keeps what the name of a file or class holds from moving the cursor of a terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return one_line(super().formatMessage(record))
+
+
+def _say(text: str) -> None:
+    """Print at once, where it can be told that it was the output that failed."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        from helpers import files
+
+        _hush()
+        raise files.FileProblem(
+            f"the output cannot be printed: {error.strerror}; finished runs are kept, and the same "
+            "command prints them where there is room"
+        ) from error
+
+
+def _hush() -> None:
+    """Send what is left of a failed output nowhere: Python would fail at it again at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _worded(error: Exception) -> str:
@@ -177,8 +218,10 @@ def _shared(parser: argparse.ArgumentParser) -> None:
     default = "$HELPERS_PRESET, else gpu in Colab with a GPU, else cpu"
     parser.add_argument("--preset", help=f"{presets}; default: {default}")
     parser.add_argument(
-        "--home", metavar="DIR", help="folder for artifacts/ and data/; default: the clone"
-    )
+        "--home", metavar="DIR", help="folder for artifacts/ and data/; default: $HELPERS_HOME, "
+        "else the nearest folder, from the working one upwards, with a pyproject.toml, else the "
+        "working one",
+    )  # fmt: skip
 
 
 def _add_images(parser: argparse.ArgumentParser, several: bool = False) -> None:
@@ -275,11 +318,11 @@ def _run(options: argparse.Namespace) -> int:
     if parallel.rank() > 0:
         return 0
     table = audit.compare(run.row for run in done)
-    print(report.text_table(report.cells(statistics.summary(table))))
+    _say(report.text_table(report.cells(statistics.summary(table))))
     names = ", ".join(f"{c} {dataset.classes[c]!r}" for c in cfg.forgotten)
-    print(f"class {names} of {len(dataset.classes)}")
+    _say(f"class {names} of {len(dataset.classes)}")
     asked = next(run for run in done if run.config.method == cfg.method)
-    print(f"{'read back from' if asked.from_disk else 'kept in'} {asked.folder}")
+    _say(f"{'read back from' if asked.from_disk else 'kept in'} {asked.folder}")
     return 0
 
 
@@ -333,19 +376,19 @@ def _sweep(options: argparse.Namespace) -> int:
     paths = sweep.save(done, out)  # first: what is printed may not arrive
     cells = report.cells(statistics.summary(sweep.table(done)))
     cells[0][-1] = "points"
-    print(report.text_table(cells[: LONGEST + 1]))
+    _say(report.text_table(cells[: LONGEST + 1]))
     if len(cells) > LONGEST + 1:
-        print(f"... and {len(cells) - 1 - LONGEST} more rows in the table")
+        _say(f"... and {len(cells) - 1 - LONGEST} more rows in the table")
     for name, reason in done.impossible:
-        print(f"left out: {name}: {reason}")
+        _say(one_line(f"left out: {name}: {reason}"))
     failed = [row for row in done.rows if row["problem"]]
     for row in failed:
-        print(f"failed: {row['method']}, forget {row['forget']}, seed {row['seed']}: "
-              f"{row['problem']}")  # fmt: skip
-    print(f"{len(done.rows)} points in {done.seconds:.1f} s: {done.done} done now, "
-          f"{len(done.rows) - done.done - len(failed)} kept, {len(failed)} failed")  # fmt: skip
+        _say(one_line(f"failed: {row['method']}, forget {row['forget']}, seed {row['seed']}: "
+                      f"{row['problem']}"))  # fmt: skip
+    _say(f"{len(done.rows)} points in {done.seconds:.1f} s: {done.done} done now, "
+         f"{len(done.rows) - done.done - len(failed)} kept, {len(failed)} failed")  # fmt: skip
     for path in paths:
-        print(path)
+        _say(str(path))
     return 2 if failed else 0
 
 
@@ -380,9 +423,9 @@ def _write_card(record: dict[str, Any], out: Path | None) -> None:
     try:
         paths = {} if out is None else card.write(record, out)
     finally:
-        print(report.text_table(report.audit_cells(record)))
+        _say(report.text_table(report.audit_cells(record)))
     for path in paths.values():
-        print(path)
+        _say(str(path))
 
 
 def _add_audit(parser: argparse.ArgumentParser) -> None:
@@ -530,7 +573,7 @@ def _tutorial(options: argparse.Namespace) -> int:
     from helpers import tutorial
 
     notebooks, pages = (_folder(name, getattr(options, name)) for name in ("notebooks", "html"))
-    tutorial.play(cfg, notebooks, pages, options.write, say=print)
+    tutorial.play(cfg, notebooks, pages, options.write, say=_say)
     return 0
 
 
@@ -551,7 +594,7 @@ def _stamp(options: argparse.Namespace) -> int:
     names = ", ".join(str(path) for path in differed)
     if options.check and differed:
         raise InputError(f"{names}: not up to date; run python -m helpers stamp")
-    print(f"stamped {names}" if differed else "all notebooks are up to date")
+    _say(f"stamped {names}" if differed else "all notebooks are up to date")
     return 0
 
 

@@ -25,7 +25,7 @@ from textwrap import shorten
 from typing import Any
 
 from helpers import audit, files
-from helpers.config import check
+from helpers.config import check, one_line
 
 PAGE, RECORD, TEXT = NAMES = ("report.html", "report.json", "report.md")
 SUPPORTED, REFUTED, UNTESTED = "supported", "not supported", "not tested"
@@ -654,12 +654,9 @@ def _title(record: Mapping[str, Any]) -> str:
 
 # ----------------------------------------------------------------------------------- as Markdown
 
-# control characters, lone surrogates, and marks that turn the direction of text around
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
-
 
 def _clean(text: str) -> str:
-    return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
+    return one_line(" ".join(text.split()))
 
 
 # a single _ between letters or digits marks nothing; of http:// and www. GitHub makes links

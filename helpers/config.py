@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import importlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -83,6 +84,26 @@ def choose(field: str, value: str, known: Any) -> None:
     Lesson: 00_start_here, "One configuration".
     """
     check(field, value, value in tuple(known), f"known are {', '.join(known)}")
+
+
+# control characters, lone surrogates, and marks that turn the direction of text around
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+
+
+def one_line(text: str) -> str:
+    """Make text fit to be shown, in which names of files and classes may hold anything.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        One line: line breaks and tabs are spaces; control characters, with which a terminal can be
+        told what to do, and marks of direction are replaced.
+
+    Source: ECMA-48; Unicode Standard Annex 9.
+    Lesson: 00_start_here, "The same from a shell".
+    """
+    return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", re.sub(r"[^\S ]+", " ", text))
 
 
 def need(what: str, package: str, remedy: str) -> ModuleType:

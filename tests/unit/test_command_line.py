@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
 import re
 import signal
@@ -131,6 +132,7 @@ def test_a_folder_of_images_runs_end_to_end(home, tmp_path, capsys):
         (("--home", "/proc/no-such-home"), "cannot write /proc/no-such-home"),
         (("--home", "~no-such-user/x"), "HELPERS_HOME = '~no-such-user/x' is not allowed"),
         (("--data", "folder:~no-such-user/x"), "data = 'folder:~no-such-user/x' is not allowed"),
+        (("--rank", "9" * 400), "rank = a number of 1,329 bits is not allowed: a whole number"),
         (("--lr", "1e30"), "training diverged"),
         pytest.param(
             ("--device", "cuda"), "no CUDA device was found here",
@@ -255,8 +257,8 @@ def test_help_gives_every_option_with_its_range(capsys):
         main(["run", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     for phrase in ("0 <= S < 1", "1 to what the layers admit", "0 to number of classes - 1",
-                   "folder:PATH", "smoke, cpu, cifar, gpu, paper", "resnet50",
-                   "prunelora"):  # fmt: skip
+                   "folder:PATH", "smoke, cpu, cifar, gpu, paper", "resnet50", "prunelora",
+                   "default: $HELPERS_HOME, else the nearest folder"):  # fmt: skip
         assert phrase in text
 
 
@@ -624,10 +626,51 @@ def test_what_cannot_be_printed_is_written_all_the_same(own_module, heard, tmp_p
     narrow.flush()
     assert b"steps back" in narrow.buffer.getvalue()
     monkeypatch.setattr("builtins.print", fails)
-    with contextlib.suppress(BrokenPipeError):  # of the message itself
-        main([*words, "closed"])
+    assert main([*words, "closed"]) == __main__.CLOSED
     for name in ("narrow", "closed"):
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == REPORT
+
+
+def shell(*words, **streams):
+    """Run a short command in the clone, in a process of its own."""
+    clone = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "helpers", *words]
+    return subprocess.run(command, cwd=clone, stderr=subprocess.PIPE, text=True, **streams)
+
+
+def test_a_command_whose_output_nobody_reads_ends_without_a_word():
+    """As ``head`` leaves a pipe, and also when Python writes the rest at its end."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        done = shell("stamp", "--check", stdout=closed)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no disk that is always full")
+def test_an_output_that_is_full_is_told_from_a_file_that_is():
+    with open("/dev/full", "w") as full:
+        done = shell("stamp", "--check", stdout=full)
+    told = "error: the output cannot be printed: No space left on device; finished runs are kept"
+    assert done.returncode == 2
+    assert done.stderr.startswith(told)
+    assert done.stderr.count("\n") == 1
+
+
+def test_names_from_the_disk_do_not_move_the_cursor(home, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(logging.root, "handlers", [])  # as in a process of its own
+    root = tmp_path / "a\nb\x1b[31m\u202ec  d"
+    folder(root, {"a": 2})
+    words = [*RUN, "--data", f"folder:{root}", "--image-size", "8"]
+    assert main(words) == 2
+    (error,) = capfd.readouterr().err.splitlines()
+    shown = f"{tmp_path}/a b\N{REPLACEMENT CHARACTER}[31m\N{REPLACEMENT CHARACTER}c  d"
+    assert error.startswith(f"error: {shown} has 1 class folders")
+    folder(root, {"b": 2})
+    (root / "a" / "x.\x1b[2J\r\n").write_text("no image")
+    assert main(words) == 2
+    warning, _ = capfd.readouterr().err.splitlines()
+    assert warning.startswith(f"{shown}: 1 files are not read: .\N{REPLACEMENT CHARACTER}[2j  (1)")
 
 
 @pytest.mark.parametrize("given", ["folder:images", "folder:{}/images", "folder:unplugged"])
