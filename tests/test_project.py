@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 import helpers
-from helpers import pages, tutorial
+from helpers import audit, pages, tutorial
 from helpers.config import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -181,6 +181,12 @@ def test_the_manual_names_every_module():
         r"`(\w+)`", (ROOT / "helpers" / "README.md").read_text().split("## Files")[1]
     )
     assert named == [name for name in ROOMS if name != "__main__"]
+
+
+def test_by_avg_gap_the_cheats_are_no_further_than_retrained_networks_are_from_each_other():
+    record = json.loads((ROOT / "results" / "comparison-cpu.json").read_text())
+    gaps = audit.compare(record["rows"]).groupby("method")["Avg Gap"].mean()
+    assert (gaps[["logit_mask", "head_only", "prototype"]] <= gaps["retrain"]).all()
 
 
 def test_the_committed_comparison_keeps_the_promises():
