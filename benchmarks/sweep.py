@@ -200,13 +200,13 @@ def storage(record: dict[str, Any]) -> str:
     """Say what that grid takes on disk and in the head of one process."""
     one = record["overhead"]
     csv, plain = (size * POINTS / 1e6 for size in one["table_bytes"])
+    check, read = (one[name] * POINTS / 1e3 for name in ("plan_ms", "read_ms"))
     return (
         f"On disk {one['on_disk'] * POINTS / 1e9:,.0f} GB in {one['files'] * POINTS:,.0f} files "
         f"for the digits network of 78 k parameters ({one['on_disk'] / 1e3:.0f} kB a point; a "
         f"larger network in proportion); the table {csv:,.0f} MB as CSV and {plain:,.0f} MB as "
-        f"JSON. The one process that plans and collects needs {one['plan_ms'] * POINTS / 6e4:,.0f} "
-        f"minutes to check all points, and {one['read_ms'] * POINTS / 6e4:,.0f} to read all back "
-        "when it is started again."
+        f"JSON. The one process that plans and collects needs {check:,.0f} s to check all points, "
+        f"and {read:,.0f} s to read all back when it is started again."
     )
 
 
