@@ -954,8 +954,9 @@ def _can_be_built(model: nn.Module) -> bool:
     blueprint = getattr(model, "blueprint", None)
     if blueprint is None:
         return False
-    with torch.device("meta"):
-        outline = build_model(**dataclasses.asdict(blueprint))
+    with torch.device("meta"):  # where nothing is drawn, so that no other training is waited for
+        sizes = dataclasses.asdict(blueprint)
+        outline = MODELS[sizes.pop("name")](**sizes)
     shapes, most = ({name: tuple(t.shape) for name, t in m.state_dict().items()}
                     for m in (model, outline))  # fmt: skip
     if shapes.keys() != most.keys() or not all(within(shapes[n], most[n]) for n in most):

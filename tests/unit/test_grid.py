@@ -120,7 +120,8 @@ def test_inside_agrees_with_the_study(stored):
 def test_a_band_of_all_shares_decides_nothing():
     assert math.isnan(grid.away("UA", 0.5, (0.0, 1.0, 0.5)))
     assert grid.away("UA", 0.5, (0.0, 0.9, 0.5)) == 0
-    assert grid.away("TV", 0.5, (-math.inf, 1.0, 0.0)) == 0.5, "no share"
+    assert math.isnan(grid.away("TV", 0.5, (-math.inf, 1.0, 0.0))), "of which 1 is the largest"
+    assert grid.away("epsilon", 0.5, (-math.inf, 1.0, 0.0)) == 0.5, "which has no largest"
 
 
 def test_a_point_that_does_not_exist_has_no_numbers(stored):

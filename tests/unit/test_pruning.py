@@ -515,5 +515,5 @@ def test_a_network_that_cannot_be_traced_is_refused_at_once():
 
     net = swin_t(num_classes=10)
     net.input_shape = (3, 64, 64)
-    with pytest.raises(InputError, match=r"SwinTransformer: Maximum recursive depth.*use a mask"):
+    with pytest.raises(InputError, match=r"SwinTransformer: to follow .*depth.*use a mask"):
         pruning.prune(net, 0.5, "channels")
