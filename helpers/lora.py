@@ -196,7 +196,7 @@ def attach(
     for name in set(ranks) & set(limited):
         check_rank(model, ranks[name], [name])
     _check_masks(known, masks or {})
-    _check_dropout(dropout, kind, masks, [name for name in targets if not _is_plain(known[name])])
+    _check_dropout(dropout, kind, masks, [name for name in targets if not _is_torchs(known[name])])
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout,
         target_modules="|".join(map(re.escape, targets)),  # as one pattern peft matches it whole
@@ -298,7 +298,7 @@ def _exactly(pattern: Mapping[str, Any]) -> dict[str, Any]:
     return {f"^{re.escape(name)}": value for name, value in pattern.items()}
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def _is_torchs(layer: nn.Module) -> bool:
     """Say whether a layer computes what PyTorch's does, and calls nothing else."""
     own = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
     methods = [name for name in ("forward", "_conv_forward") if hasattr(own, name)]
@@ -311,7 +311,7 @@ def _is_wide(layer: nn.Module) -> bool:
     outputs, inputs = layer.weight.shape[:2]
     thin = THIN * layer.r[layer.active_adapters[0]] <= outputs
     whole = layer.mask is None or bool((layer.mask == layer.filters).all())
-    return min(outputs, inputs) > WIDE and thin and whole and _is_plain(layer.get_base_layer())
+    return min(outputs, inputs) > WIDE and thin and whole and _is_torchs(layer.get_base_layer())
 
 
 def _rows(mask: Tensor) -> Tensor:
@@ -344,7 +344,7 @@ def _weight_form() -> dict[type[nn.Module], type[nn.Module]]:
                 base_output = base(x) if base_output is None else base_output
                 return base_output + self.change_of_output(x)
             weight = effective_weight(self)
-            if not _is_plain(base):  # it may standardise its weight, or pad as TensorFlow does
+            if not _is_torchs(base):  # it may standardise its weight, or pad as TensorFlow does
                 return functional_call(base, {"weight": weight}, (x, *args))
             if isinstance(base, nn.Linear):
                 return nn.functional.linear(x, weight, base.bias)

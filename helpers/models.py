@@ -923,7 +923,7 @@ def save(model: nn.Module, folder: Path | str) -> Path:
     state = model.state_dict()
     plain = {
         "format": 1,
-        "blueprint": dataclasses.asdict(model.blueprint) if _can_be_built(model) else None,
+        "blueprint": dataclasses.asdict(model.blueprint) if _is_its_blueprint(model) else None,
         "shapes": {name: list(tensor.shape) for name, tensor in state.items()},
     }
     folder = Path(folder)
@@ -949,7 +949,7 @@ def alike(one: nn.Module, other: nn.Module) -> bool:
     return shapes[0] == shapes[1] and str(one) == str(other)
 
 
-def _can_be_built(model: nn.Module) -> bool:
+def _is_its_blueprint(model: nn.Module) -> bool:
     """Say whether its blueprint and its shapes are the network: its owner may have changed it."""
     blueprint = getattr(model, "blueprint", None)
     if blueprint is None:
