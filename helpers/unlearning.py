@@ -419,38 +419,28 @@ def unlearn(
     Source: arXiv 2411.11907, section 3.
     Lesson: 04_class_unlearning, "A table of methods".
     """
-    chosen, split = method(cfg.method), dataset.split(cfg.forgotten)
-    # whoever asked earlier has had the images deleted: the next request cannot use them
-    # an original is trained before any request, and is everybody's
-    earlier = cfg.earlier if chosen.start == "original" else ()
-    every, forget = (_without(part, earlier) for part in (dataset.train, split.forget))
-    split = dataclasses.replace(split, forget=forget)
-    if chosen.start == "scratch":
-        if original is not None:
-            _check_start(original, split, dataset)
-        model, recipe = _untrained(original, dataset, cfg), recipe or cfg.train
-    else:
-        check("original", original, original is not None, f"{cfg.method} starts from a network")
-        model, recipe = original, recipe or cfg.unlearn
-        _check_start(model, split, dataset)
-        ready = chosen.adapt != "full" or any(p.requires_grad for p in model.parameters())
-        check("original", "no parameter that trains", ready, "model.requires_grad_(True) before")
-    if chosen.adapt == "lora":  # which makes a patch
-        models.check_state("original", model)
-    names = models.layers(model).prunable
-    rows = [ledger.measure(model, "before", names)] if measured else []
+    chosen = method(cfg.method)
+    every, split = _seen(dataset, cfg)
+    model, recipe = _start(original, split, dataset, cfg, recipe)
+    names, rows = models.layers(model).prunable, []
+
+    def note(stage: str, network: nn.Module, **how: Any) -> None:
+        if measured:
+            rows.append(ledger.measure(network, stage, names, **how))
+
+    note("before", model)
     pruned, cache = pruning.Pruned(model), cache or frozen.Cache(cfg.cache_mb * 1_000_000)
     if chosen.prune != "none":
         _remark(cfg)
         seen = split.retain if cfg.mask_data == "retain" else every
         pruned = cache.once(_pruning_key(model, seen, dataset, cfg),
                             partial(_prune, model, seen, dataset, cfg))  # fmt: skip
-        rows += [ledger.measure(pruned.model, "pruned", names)] if measured else []
+        note("pruned", pruned.model)
     before = Spent(pruned.seconds, pruned.macs)
     if chosen.edit != "none":
         pruned, spent = _edit(pruned, split, dataset, cfg, recipe)
         before += spent
-        rows += [ledger.measure(pruned.model, "edited", names)] if measured else []
+        note("edited", pruned.model)
     _agree(pruned)
     if chosen.objective == "none":
         fit = training.Fit()
@@ -465,33 +455,61 @@ def unlearn(
         precision=cfg.precision, compile=cfg.compile, graphs=cfg.graphs, progress=progress,
     )  # fmt: skip
     learns = {name: p.requires_grad for name, p in pruned.model.named_parameters()}
-    if chosen.adapt != "lora":
-        fresh = chosen.start == "scratch" and chosen.prune == "none"
-        model = pruned.model if fresh else copy.deepcopy(pruned.model)
-        still = _only_the_head(model) if chosen.adapt == "head" else _frozen_norms(model)
-        trainable = models.count_parameters(model, trainable=True)
-        hold = partial(pruning.apply_masks, model, pruned.masks) if pruned.masks else None
-        if chosen.salient:
-            hold, spent = _hold(model, hold, split.forget, dataset, recipe, pruned.masks)
-            before += spent
-        fit = stage(model, part, after_step=hold, frozen=still, monitor=monitor)
-        fit.peak_memory += before.bytes
+    patch, once = None, False
+    if chosen.adapt == "lora":
+        adapted = _adapt(pruned, cfg)
+        trainable = models.count_parameters(adapted, trainable=True)
+        fit, once = _train_adapted(
+            adapted, pruned, part, dataset, cfg, recipe, stage, monitor, cache
+        )
+        note("adapted", adapted, weight=_used_weight)
+        changes = patches.changes(adapted)
+        model = lora.merge(adapted, pruned.masks)
         _let_learn(model, learns)
-        rows += [ledger.measure(model, "trained", names)] if measured else []
-        return Outcome(model, fit, trainable, pruned.masks, rows, before=before)
-    adapted = _adapt(pruned, cfg)
-    trainable = models.count_parameters(adapted, trainable=True)
-    fit, once = _train_adapted(adapted, pruned, part, dataset, cfg, recipe, stage, monitor, cache)
+        note("merged", model)
+        about = {"method": cfg.method, "forgotten": list(cfg.forgotten), "seed": cfg.seed}
+        patch = patches.make(original, model, changes, pruned.masks, pruned.kept, about)
+    else:
+        # a copy, where what was pruned is kept for other runs or is the caller's
+        ours = chosen.start == "scratch" and chosen.prune == "none"
+        model = pruned.model if ours else copy.deepcopy(pruned.model)
+        fit, trainable, spent = _train_itself(
+            model, pruned.masks, split.forget, part, dataset, cfg, recipe, stage, monitor
+        )
+        before += spent
+        _let_learn(model, learns)
+        note("trained", model)
     fit.peak_memory += before.bytes
-    if measured:
-        rows.append(ledger.measure(adapted, "adapted", names, weight=_used_weight))
-    changes = patches.changes(adapted)
-    merged = lora.merge(adapted, pruned.masks)
-    _let_learn(merged, learns)
-    rows += [ledger.measure(merged, "merged", names)] if measured else []
-    about = {"method": cfg.method, "forgotten": list(cfg.forgotten), "seed": cfg.seed}
-    patch = patches.make(original, merged, changes, pruned.masks, pruned.kept, about)
-    return Outcome(merged, fit, trainable, pruned.masks, rows, patch, once, before)
+    return Outcome(model, fit, trainable, pruned.masks, rows, patch, once, before)
+
+
+def _seen(dataset: Dataset, cfg: RunConfig) -> tuple[ImageSet, ClassSplit]:
+    """Return the training images there are, and their split, at the time of the request."""
+    split = dataset.split(cfg.forgotten)
+    # whoever asked earlier has had the images deleted: the next request cannot use them
+    # an original is trained before any request, and is everybody's
+    earlier = cfg.earlier if method(cfg.method).start == "original" else ()
+    every, forget = (_without(part, earlier) for part in (dataset.train, split.forget))
+    return every, dataclasses.replace(split, forget=forget)
+
+
+def _start(
+    original: nn.Module | None, split: ClassSplit, dataset: Dataset, cfg: RunConfig,
+    recipe: Recipe | None,
+) -> tuple[nn.Module, Recipe]:  # fmt: skip
+    """Return the network to start from, fresh or the original, and how to train it."""
+    chosen = method(cfg.method)
+    if chosen.start == "scratch":
+        if original is not None:
+            _check_start(original, split, dataset)
+        return _untrained(original, dataset, cfg), recipe or cfg.train
+    check("original", original, original is not None, f"{cfg.method} starts from a network")
+    _check_start(original, split, dataset)
+    ready = chosen.adapt != "full" or any(p.requires_grad for p in original.parameters())
+    check("original", "no parameter that trains", ready, "model.requires_grad_(True) before")
+    if chosen.adapt == "lora":  # which makes a patch
+        models.check_state("original", original)
+    return original, recipe or cfg.unlearn
 
 
 def _settings(cfg: RunConfig, original: nn.Module | None) -> dict[str, Any]:
@@ -706,6 +724,24 @@ def _frozen_norms(model: nn.Module) -> list[nn.Module]:
     """List the BatchNorm layers that have parameters, none of which requires a gradient."""
     return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
             and m.affine and not any(p.requires_grad for p in m.parameters())]  # fmt: skip
+
+
+def _train_itself(
+    model: nn.Module, masks: pruning.Masks, forget: ImageSet, part: ImageSet, dataset: Dataset,
+    cfg: RunConfig, recipe: Recipe, stage: partial, monitor: ImageSet | None,
+) -> tuple[training.Fit, int, Spent]:  # fmt: skip
+    """Train the weights of a network, or its classifier's, holding masks. In place.
+
+    Returns the fit, how many parameters trained, and what the choice of them cost.
+    """
+    chosen, spent = method(cfg.method), Spent()
+    still = _only_the_head(model) if chosen.adapt == "head" else _frozen_norms(model)
+    trainable = models.count_parameters(model, trainable=True)
+    hold = partial(pruning.apply_masks, model, masks) if masks else None
+    if chosen.salient:
+        hold, spent = _hold(model, hold, forget, dataset, recipe, masks)
+    fit = stage(model, part, after_step=hold, frozen=still, monitor=monitor)
+    return fit, trainable, spent
 
 
 def _train_adapted(
