@@ -177,26 +177,16 @@ def attach(
     if audited:  # which passes images, and those are float32
         models.check_float32("model", model)
     targets, train_in_full = list(targets), list(train_in_full)
-    check("targets", targets, bool(targets), f"at least one layer of {type(model).__name__}")
-    refuse_unsupported(model, targets)
-    known = dict(model.named_modules())
-    shared = _in_several_places(model)
-    for name in train_in_full:
-        check("train_in_full", name, name in known, f"no layer of {type(model).__name__}")
-        check("train_in_full", f"{name}, used in several places", known[name] not in shared,
-              "layers used once: only one of them would be the trained copy")  # fmt: skip
-        tied = _tied(model, known[name])
-        check("train_in_full", f"{name}, whose {tied} another layer has, too", not tied,
-              "layers with parameters of their own: a trained copy is not tied")  # fmt: skip
-    ranks, alphas = dict(ranks or {}), dict(alphas or {})
+    ranks, alphas, masks = dict(ranks or {}), dict(alphas or {}), dict(masks or {})
+    _check_layers(model, targets, train_in_full, masks)
     for field, given in (("ranks", ranks), ("alphas", alphas)):
         check(field, sorted(given), given.keys() <= set(targets), "names of target layers")
     limited = [name for name in targets if name not in set(any_rank)]
     check_rank(model, rank, [name for name in limited if name not in ranks])
     for name in set(ranks) & set(limited):
         check_rank(model, ranks[name], [name])
-    _check_masks(known, masks or {})
-    _check_dropout(dropout, kind, masks, [name for name in targets if not _is_torchs(known[name])])
+    own = [name for name in targets if not _is_torchs(model.get_submodule(name))]
+    _check_dropout(dropout, kind, masks, own)
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout,
         target_modules="|".join(map(re.escape, targets)),  # as one pattern peft matches it whole
@@ -206,7 +196,7 @@ def attach(
     if dropout == 0:
         config._register_custom_module(_weight_form())
     masked = copy.deepcopy(model)
-    apply_masks(masked, masks or {})
+    apply_masks(masked, masks)
     wanted = _answers(masked) if audited else None
     with turns.own_random_state(), _hidden(masked, "config"):
         torch.default_generator.manual_seed(seed)
@@ -216,22 +206,42 @@ def attach(
     check("targets", sorted(made), made == set(targets), f"peft did not adapt {sorted(targets)}")
     if dropout == 0:
         for name, layer in adapters(adapted):
-            mask = (masks or {}).get(name)
+            mask = masks.get(name)
             layer.mask = None if mask is None else mask.to(layer.weight.device)
             layer.filters = None if mask is None else _rows(layer.mask)
             layer.on_images = kind != "dora" and _is_wide(layer)
     adapted.eval()  # peft forgets the mode of what it wraps
     if audited:
-        found = _answers(adapted.get_base_model())
-        apart = float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
-        check("outputs", f"{apart:.1e} of the largest apart from those without adapters",
-              apart < AGREES, f"less than {AGREES}: a forward pass that takes an adapter for the "
-              "layer that it replaces")  # fmt: skip
-        dead = [row.layer for row in audit_adapters(adapted) if not row.alive]
-        check(
-            "targets", dead, not dead, "their adapters do not act on the output or get no gradient"
-        )
+        _check_outputs(adapted, wanted)
     return adapted
+
+
+def _check_layers(
+    model: nn.Module, targets: list[str], train_in_full: list[str], masks: Masks
+) -> None:
+    """Refuse layers that cannot be adapted, trained in full, or masked."""
+    check("targets", targets, bool(targets), f"at least one layer of {type(model).__name__}")
+    refuse_unsupported(model, targets)
+    known, shared = dict(model.named_modules()), _in_several_places(model)
+    for name in train_in_full:
+        check("train_in_full", name, name in known, f"no layer of {type(model).__name__}")
+        check("train_in_full", f"{name}, used in several places", known[name] not in shared,
+              "layers used once: only one of them would be the trained copy")  # fmt: skip
+        tied = _tied(model, known[name])
+        check("train_in_full", f"{name}, whose {tied} another layer has, too", not tied,
+              "layers with parameters of their own: a trained copy is not tied")  # fmt: skip
+    _check_masks(known, masks)
+
+
+def _check_outputs(adapted: PeftModel, wanted: Tensor) -> None:
+    """Refuse adapters that change the outputs before they have learned, or take no part in them."""
+    found = _answers(adapted.get_base_model())
+    apart = float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
+    check("outputs", f"{apart:.1e} of the largest apart from those without adapters",
+          apart < AGREES, f"less than {AGREES}: a forward pass that takes an adapter for the "
+          "layer that it replaces")  # fmt: skip
+    dead = [row.layer for row in audit_adapters(adapted) if not row.alive]
+    check("targets", dead, not dead, "their adapters do not act on the output or get no gradient")
 
 
 @contextlib.contextmanager
@@ -283,13 +293,13 @@ def _answers(model: nn.Module) -> Tensor:
         return model(models.example(model, 8))
 
 
-def _check_dropout(dropout: float, kind: str, masks: Masks | None, own: list[str]) -> None:
+def _check_dropout(dropout: float, kind: str, masks: Masks, own: list[str]) -> None:
     if dropout > 0:
         check("dropout", dropout, not own, f"0, for {', '.join(own)}: an adapter beside a layer "
               "whose forward pass or hooks are its own cannot be merged")  # fmt: skip
         check("dropout", dropout, kind != "dora", "DoRA is used without dropout")
         whole = all(bool((m.flatten(1).all(1) == m.flatten(1).any(1)).all())
-                    for m in (masks or {}).values())  # fmt: skip
+                    for m in masks.values())  # fmt: skip
         check("dropout", dropout, whole, "0, for masks of anything but whole filters")
 
 

@@ -101,34 +101,7 @@ def prune(
     Source: arXiv 2411.11907, section 3; Torch-Pruning (arXiv 2301.12900) for the removal.
     Lesson: 02_pruning, "Four kinds of pruning".
     """
-    choose("pruning", kind, KINDS)
-    number = isinstance(sparsity, int | float) and not isinstance(sparsity, bool)
-    check("sparsity", sparsity, number, "a share in [0, 1)")
-    check(
-        "names", names, names is None or kind != "channels", "None: what is coupled goes together"
-    )
-    models.check_float32("model", model)
-    names = None if names is None else list(dict.fromkeys(names))
-    known = {name: module for name, module in model.named_modules()
-             if getattr(getattr(module, "weight", None), "ndim", 0) > 1}  # fmt: skip
-    unknown = [name for name in names or () if name not in known]
-    check("names", unknown, not unknown, f"layers of {type(model).__name__} with a weight matrix")
-    turned = [name for name in names or () if kind in ("mask_structured", "mask_nm")
-              and isinstance(known[name], nn.modules.conv._ConvTransposeNd)]  # fmt: skip
-    check("names", turned, not turned, f"no transposed convolution for {kind}: the rows of its "
-          "weight are inputs")  # fmt: skip
-    check("dataset", None, part is None or dataset is not None, "the one that part is of")
-    models.check_weights(model, models.layers(model).prunable if names is None else names)
-    if part is not None:
-        models.check_head(model, len(dataset.classes))
-        few = dataset.normalise(part.images[:2])
-        models.check_answers("model", model, few, len(dataset.classes))
-    if names is None:
-        names = list(models.layers(model).prunable)
-        share = sum(known[n].weight.numel() for n in names) / models.count_parameters(model)
-        if share < _LITTLE:
-            log.warning("%.1f %% of the weights of %s are in layers that can be pruned",
-                        100 * share, type(model).__name__)  # fmt: skip
+    names = _check_request(model, sparsity, kind, part, dataset, names)
     started, made = time.perf_counter(), Pruned(copy.deepcopy(model).eval())
     looked: dict[nn.Module, int] = {}  # images passed forward, a backward pass counted as two
     if criterion == "taylor":
@@ -157,6 +130,43 @@ def prune(
         rows = ("before", model), ("pruned", made.model)
         made.ledger = [ledger.measure(net, stage, names) for stage, net in rows]
     return made
+
+
+def _check_request(
+    model: nn.Module, sparsity: float, kind: str, part: ImageSet | None, dataset: Dataset | None,
+    names: Iterable[str] | None,
+) -> list[str]:  # fmt: skip
+    """Refuse what cannot be pruned so; return the layers, by default all that can be pruned."""
+    choose("pruning", kind, KINDS)
+    number = isinstance(sparsity, int | float) and not isinstance(sparsity, bool)
+    check("sparsity", sparsity, number, "a share in [0, 1)")
+    check(
+        "names", names, names is None or kind != "channels", "None: what is coupled goes together"
+    )
+    models.check_float32("model", model)
+    names = None if names is None else list(dict.fromkeys(names))
+    known = {name: module for name, module in model.named_modules()
+             if getattr(getattr(module, "weight", None), "ndim", 0) > 1}  # fmt: skip
+    unknown = [name for name in names or () if name not in known]
+    check("names", unknown, not unknown, f"layers of {type(model).__name__} with a weight matrix")
+    turned = [name for name in names or () if kind in ("mask_structured", "mask_nm")
+              and isinstance(known[name], nn.modules.conv._ConvTransposeNd)]  # fmt: skip
+    check("names", turned, not turned, f"no transposed convolution for {kind}: the rows of its "
+          "weight are inputs")  # fmt: skip
+    check("dataset", None, part is None or dataset is not None, "the one that part is of")
+    models.check_weights(model, models.layers(model).prunable if names is None else names)
+    if part is not None:
+        models.check_head(model, len(dataset.classes))
+        few = dataset.normalise(part.images[:2])
+        models.check_answers("model", model, few, len(dataset.classes))
+    if names is not None:
+        return names
+    names = list(models.layers(model).prunable)
+    share = sum(known[n].weight.numel() for n in names) / models.count_parameters(model)
+    if share < _LITTLE:
+        log.warning("%.1f %% of the weights of %s are in layers that can be pruned",
+                    100 * share, type(model).__name__)  # fmt: skip
+    return names
 
 
 def mask_structured(
@@ -356,26 +366,12 @@ def remove_channels(
     Source: Torch-Pruning: Fang et al. 2023 (arXiv 2301.12900).
     Lesson: 02_pruning, "Channels that are gone".
     """
-    import torch_pruning as tp
-
     check("sparsity", sparsity, 0 <= sparsity < 1, "a share in [0, 1)")
     choose("criterion", criterion, CRITERIA)
-    importance = {
-        "l2": lambda: tp.importance.GroupMagnitudeImportance(p=2),
-        "l1": lambda: tp.importance.GroupMagnitudeImportance(p=1),
-        "random": tp.importance.RandomImportance,
-        "taylor": tp.importance.GroupTaylorImportance,
-    }[criterion]()
     named = list(model.named_parameters(remove_duplicate=False))
     twice = sorted(n for n, p in named if sum(p is q for _, q in named) > 1)
     check("model", f"shared weights, {', '.join(twice)}", not twice,
           "one whose layers have weights of their own; or use a mask")  # fmt: skip
-    attention = [m for m in model.modules() if isinstance(m, models.Attention)]
-    heads = {layer: a.heads for a in attention for layer in (a.query, a.key, a.value)}
-    # a group that would lose all of its channels is left whole by Torch-Pruning: one stays instead
-    sizes = {m: m.weight.shape[0] / heads.get(m, 1) for m in model.modules()
-             if isinstance(m, nn.Conv2d | nn.Linear)}  # fmt: skip
-    most = {m: 1 - 1.5 / n for m, n in sizes.items() if n * (1 - sparsity) < 1 < n}
     requires = {n: p.requires_grad for n, p in model.named_parameters()}
     before = {k: v.clone() for k, v in model.state_dict().items()}
     try:
@@ -383,22 +379,7 @@ def remove_channels(
         with torch.no_grad():
             shape = model(models.example(model)).shape
         model.requires_grad_(True)  # Torch-Pruning traces with autograd
-        with turns.own_random_state(), warnings.catch_warnings():
-            # its answer to a graph that it cannot follow, over which it would sit for hours
-            warnings.filterwarnings("error", "Maximum recursive depth")
-            torch.default_generator.manual_seed(seed)
-            pruner = tp.pruner.BasePruner(
-                model, models.example(model), importance=importance, pruning_ratio=sparsity,
-                pruning_ratio_dict=most,
-                ignored_layers=[model.get_submodule(n) for n in models.layers(model).fixed],
-                num_heads=heads, prune_head_dims=True, root_module_types=[nn.Conv2d, nn.Linear],
-            )  # fmt: skip
-            groups = list(pruner.step(interactive=True))
-        model.zero_grad(set_to_none=True)  # "taylor" has been read
-        _number(model)  # each entry is replaced by its own place, to see later which are left
-        for (first, channels), *_ in groups:
-            # followed anew: where outputs are concatenated, what was cut before has moved the rest
-            pruner.DG.get_pruning_group(first.target.module, first.handler, channels).prune()
+        _take_out(model, sparsity, criterion, seed)
         kept = {k: _places(v, before[k].shape) for k, v in model.state_dict().items()}
         kept = {k: places for k, places in kept.items() if any(p is not None for p in places)}
         whole = _left_whole(model, before, kept, sparsity)
@@ -425,6 +406,43 @@ def remove_channels(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(requires[name])
     return kept
+
+
+def _take_out(model: nn.Module, sparsity: float, criterion: str, seed: int) -> None:
+    """Let Torch-Pruning cut the weakest channels; each entry that is left says where it was.
+
+    In place: the parameters and buffers hold their own places afterwards.
+    """
+    import torch_pruning as tp
+
+    importance = {
+        "l2": lambda: tp.importance.GroupMagnitudeImportance(p=2),
+        "l1": lambda: tp.importance.GroupMagnitudeImportance(p=1),
+        "random": tp.importance.RandomImportance,
+        "taylor": tp.importance.GroupTaylorImportance,
+    }[criterion]()
+    attention = [m for m in model.modules() if isinstance(m, models.Attention)]
+    heads = {layer: a.heads for a in attention for layer in (a.query, a.key, a.value)}
+    # a group that would lose all of its channels is left whole by Torch-Pruning: one stays instead
+    sizes = {m: m.weight.shape[0] / heads.get(m, 1) for m in model.modules()
+             if isinstance(m, nn.Conv2d | nn.Linear)}  # fmt: skip
+    most = {m: 1 - 1.5 / n for m, n in sizes.items() if n * (1 - sparsity) < 1 < n}
+    with turns.own_random_state(), warnings.catch_warnings():
+        # its answer to a graph that it cannot follow, over which it would sit for hours
+        warnings.filterwarnings("error", "Maximum recursive depth")
+        torch.default_generator.manual_seed(seed)
+        pruner = tp.pruner.BasePruner(
+            model, models.example(model), importance=importance, pruning_ratio=sparsity,
+            pruning_ratio_dict=most,
+            ignored_layers=[model.get_submodule(n) for n in models.layers(model).fixed],
+            num_heads=heads, prune_head_dims=True, root_module_types=[nn.Conv2d, nn.Linear],
+        )  # fmt: skip
+        groups = list(pruner.step(interactive=True))
+    model.zero_grad(set_to_none=True)  # "taylor" has been read
+    _number(model)  # each entry is replaced by its own place, to see later which are left
+    for (first, channels), *_ in groups:
+        # followed anew: where outputs are concatenated, what was cut before has moved the rest
+        pruner.DG.get_pruning_group(first.target.module, first.handler, channels).prune()
 
 
 def _left_whole(
