@@ -20,7 +20,7 @@ import logging
 import math
 import os
 import platform
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -102,15 +102,23 @@ class Run:
 
         Both are means over their classes; NaN where no image of them was followed.
         """
-        rows = []
-        for row in self.record["history"]:
-            classes = {k: v for k, v in row.items() if k.isdigit()}
-            mine = [classes.pop(str(c), math.nan) for c in self.config.forgotten]
-            forget = sum(mine) / len(mine)
-            retain = sum(classes.values()) / len(classes) if classes else math.nan
-            kept = {k: v for k, v in row.items() if not k.isdigit()}
-            rows.append({**kept, "forget": forget, "retain": retain})
-        return rows
+        return [self._parts(row) for row in self.record["history"]]
+
+    @property
+    def start(self) -> dict[str, float]:
+        """What :attr:`history` begins with: epoch 0, and the two accuracies before the first step.
+
+        Of what was pruned it is the pruned network. NaN in runs kept by versions that did not look.
+        """
+        return self._parts({"epoch": 0, **self.record.get("start", {})})
+
+    def _parts(self, row: Mapping[str, float]) -> dict[str, float]:
+        classes = {k: v for k, v in row.items() if k.isdigit()}
+        mine = [classes.pop(str(c), math.nan) for c in self.config.forgotten]
+        forget = sum(mine) / len(mine)
+        retain = sum(classes.values()) / len(classes) if classes else math.nan
+        kept = {k: v for k, v in row.items() if not k.isdigit()}
+        return {**kept, "forget": forget, "retain": retain}
 
     @property
     def row(self) -> dict[str, Any]:
@@ -474,7 +482,7 @@ def _write(cfg: RunConfig, dataset: data.Dataset, folder: Path, outcome: unlearn
         "config": dataclasses.asdict(cfg),
         "metrics": {_view(cfg): metrics},
         "seconds": outcome.seconds, "training_seconds": fit.seconds,
-        "steps": fit.steps, "history": fit.history,
+        "steps": fit.steps, "start": outcome.start, "history": fit.history,
         "trainable": outcome.trainable, "parameters": models.count_parameters(model),
         "peak_memory": fit.peak_memory, "macs": outcome.macs,
         "sparsity": pruning.sparsity(model, names), "file_bytes": path.stat().st_size,
@@ -536,8 +544,7 @@ def _sound(record: dict[str, Any]) -> bool:
         # True is an int, too
         return type(value) in (int, float) and least <= value <= most
 
-    def rows(name: str, needed: Collection[str], ok: Callable[[str, Any], bool]) -> bool:
-        table = record[name]
+    def rows(table: Any, needed: Collection[str], ok: Callable[[str, Any], bool]) -> bool:
         return isinstance(table, list) and all(
             isinstance(row, dict)
             and row.keys() >= {*needed}
@@ -558,8 +565,9 @@ def _sound(record: dict[str, Any]) -> bool:
     return (
         all(within(share, 1) for share in shares)
         and all(within(record[name], _LARGEST) for name in _NUMBERS)
-        and rows("history", ("epoch", "loss"), of_an_epoch)
-        and rows("ledger", ("stage", "channels"), of_a_stage)
+        and rows(record["history"], ("epoch", "loss"), of_an_epoch)
+        and rows([record.get("start", {})], (), of_an_epoch)
+        and rows(record["ledger"], ("stage", "channels"), of_a_stage)
         and isinstance(record["date"], str)
         and all(isinstance(record[name], dict) for name in ("versions", "hardware"))
     )

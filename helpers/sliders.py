@@ -316,15 +316,12 @@ def both(
     chosen = unlearning.method(cfg.method)
     ok = chosen.adapt == "lora" and chosen.prune != "none" and cfg.method != rival
     check("method", cfg.method, ok, "one that prunes and adapts, such as prunelora")
-    check("earlier", cfg.earlier, not cfg.earlier, "(): the curves begin at the original")
     for field, values in (("ranks", ranks), ("sparsities", sparsities)):
         ok = bool(values) and list(values) == sorted({*values})
         check(field, list(values), ok, "at least one, each once, ascending")
     grid = [cfg.but(rank=r, sparsity=s) for r in ranks for s in sparsities]
     for one in (wanted := [cfg.but(method=rival), *grid]):
         unlearning.validate(one, dataset)
-    start = runs.run(cfg.but(method="original", seed=cfg.start_seed), dataset, progress)
-    first = {"epoch": 0, **{part: start.history[-1][part] for part in ("forget", "retain")}}
     cache, rows = frozen.Cache(cfg.cache_mb * 1_000_000), []
     for one in wanted:
         run = runs.run(one, dataset, progress, cache)
@@ -332,8 +329,8 @@ def both(
         about = {"method": one.method, "rank": one.rank if mine else None,
                  "sparsity": one.sparsity if mine else None}  # fmt: skip
         counts = {"trainable": run.record["trainable"], "zeros": run.record["sparsity"]}
-        epochs = [{k: row[k] for k in first} for row in run.history]
-        rows += [about | epoch | counts for epoch in (first, *epochs)]
+        epochs = ({k: row[k] for k in ("epoch", *_PARTS)} for row in (run.start, *run.history))
+        rows += [about | epoch | counts for epoch in epochs]
     table = pd.DataFrame(rows)
     return _both_view(table, list(ranks), list(sparsities), rival, 1 / len(dataset.classes))
 

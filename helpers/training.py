@@ -437,11 +437,7 @@ class _Loop:
             self.fit.peak_memory = max(self.fit.peak_memory, peak)
         row = {"epoch": len(self.fit.history) + 1, "steps": self.fit.steps, "loss": loss,
                "lr": self.lr}  # fmt: skip
-        if monitor is not None and len(monitor):
-            labels = monitor.labels.cpu()
-            right = (predict(model, monitor, dataset).argmax(1) == labels).double()
-            row |= {str(c): float(right[labels == c].mean()) for c in labels.unique().tolist()}
-        self.fit.history.append(row)
+        self.fit.history.append(row | by_class(model, monitor, dataset))
         self.started = time.perf_counter()  # monitoring is not training
         self.steps_in_epoch, self.images, self.loss_sum = 0, 0, 0.0
 
@@ -670,6 +666,27 @@ def _stop_requested() -> Iterator[threading.Event]:
         yield stop
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def by_class(model: nn.Module, monitor: ImageSet | None, dataset: Dataset) -> dict[str, float]:
+    """Return the accuracy on each class of some images.
+
+    Args:
+        model: (B, C, H, W) float32 -> logits.
+        monitor: The images, or features of a frozen part; None or none at all gives no class.
+        dataset: Gives the normalisation.
+
+    Returns:
+        Number of the class, as text, -> accuracy in [0, 1].
+
+    Source: this project.
+    Lesson: 04_class_unlearning, "How it goes".
+    """
+    if monitor is None or not len(monitor):
+        return {}
+    labels = monitor.labels.cpu()
+    right = (predict(model, monitor, dataset).argmax(1) == labels).double()
+    return {str(c): float(right[labels == c].mean()) for c in labels.unique().tolist()}
 
 
 @torch.no_grad()

@@ -167,6 +167,7 @@ class Outcome:
         patch: What turns the network before into this one; None where every weight was trained.
         frozen_once: Whether the outputs of the frozen part were computed once and kept.
         before: What came before the training: pruning, edit, choice of the weights that may move.
+        start: Accuracy on each class of the images followed, before the first step of the training.
 
     Source: this project.
     Lesson: 04_class_unlearning, "A table of methods".
@@ -180,6 +181,7 @@ class Outcome:
     patch: patches.Patch | None = None
     frozen_once: bool = False
     before: Spent = field(default_factory=Spent)
+    start: dict[str, float] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -455,6 +457,7 @@ def unlearn(
         precision=cfg.precision, compile=cfg.compile, graphs=cfg.graphs, progress=progress,
     )  # fmt: skip
     learns = {name: p.requires_grad for name, p in pruned.model.named_parameters()}
+    start = training.by_class(pruned.model, monitor, dataset)
     patch, once = None, False
     if chosen.adapt == "lora":
         adapted = _adapt(pruned, cfg)
@@ -480,7 +483,7 @@ def unlearn(
         _let_learn(model, learns)
         note("trained", model)
     fit.peak_memory += before.bytes
-    return Outcome(model, fit, trainable, pruned.masks, rows, patch, once, before)
+    return Outcome(model, fit, trainable, pruned.masks, rows, patch, once, before, start)
 
 
 def _seen(dataset: Dataset, cfg: RunConfig) -> tuple[ImageSet, ClassSplit]:

@@ -122,6 +122,35 @@ def test_the_curves_of_an_original_follow_the_class_that_is_asked_for(quick, dat
     assert five.history[0]["retain"] == pytest.approx(sum(others) / 9)
 
 
+def test_curves_begin_with_what_was_pruned(quick, dataset, home):
+    run = runs.run(quick, dataset, progress=False)
+    before = runs.run(quick.but(method="original"), dataset, progress=False).model(dataset)
+    pruned = pruning.prune(before, quick.sparsity, part=dataset.split((3,)).retain,
+                           dataset=dataset, seed=quick.seed).model  # fmt: skip
+    followed = dataset.validation.sample(runs.MONITORED)
+    right = training.predict(pruned, followed, dataset).argmax(1) == followed.labels
+    assert quick.forget == 3
+    mine = followed.labels == 3
+    others = [right[followed.labels == c].double().mean() for c in range(10) if c != 3]
+    assert run.start["epoch"] == 0
+    assert run.start["forget"] == pytest.approx(float(right[mine].double().mean()))
+    assert run.start["retain"] == pytest.approx(float(sum(others)) / 9)
+    assert run.start["retain"] < 0.99, "or the damage would not be seen"
+
+
+def test_runs_kept_before_anybody_looked_have_no_beginning(quick, dataset, home):
+    run = runs.run(quick, dataset, progress=False)
+    path = run.folder / "run.json"
+    record = json.loads(path.read_text())
+    del record["start"]
+    path.write_text(json.dumps(record))
+    again = runs.run(quick, dataset, progress=False)
+    assert again.from_disk
+    assert math.isnan(again.start["forget"])
+    assert math.isnan(again.start["retain"])
+    assert again.history == run.history
+
+
 def test_one_original_serves_every_class(quick, dataset, home, monkeypatch):
     three = runs.run(quick.but(method="original"), dataset, progress=False)
     monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained again"))
@@ -229,6 +258,8 @@ STAGE = {"stage": "pruned", "channels": {"conv": 4}, "macs": 9}
         (lambda p: change(p, history=[{"epoch": 1, "loss": "x"}]), "values that no run has"),
         (lambda p: change(p, history=[{"epoch": 1, "loss": 0, "3": 2}]), "values that no run has"),
         (lambda p: change(p, history=[{"epoch": 1, "loss": 0, "3": {}}]), "values that no run has"),
+        (lambda p: change(p, start={"3": 2}), "holds values that no run has"),
+        (lambda p: change(p, start=[0.5]), "holds values that no run has"),
         (lambda p: change(p, ledger=None), "holds values that no run has"),
         (lambda p: change(p, ledger=[5]), "holds values that no run has"),
         (lambda p: change(p, ledger=[{"stage": "pruned"}]), "holds values that no run has"),
