@@ -30,10 +30,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import figures
 from joblib import Parallel, delayed
 from measure import call
 
-from helpers import audit, data, files, pages, plots, runs, study, training, unlearning
+from helpers import audit, data, files, pages, runs, study, training, unlearning
 from helpers.config import RunConfig, check, get_config, home
 from helpers.data import Dataset
 
@@ -95,9 +96,7 @@ def main() -> None:
             share_audits(cfg, left := lacking(cfg, cells, dataset), dataset)
             for forget, seed in {*cells} - {*left}:  # what is recorded need not come twice
                 _there(cfg, forget, seed, dataset).unlink(missing_ok=True)
-        plots.style()
-        figure = plots.lie_detector(study.panel(study.load(record))).figure
-        figure.savefig(record.with_suffix(".png"), dpi=110)
+        figures.lie_detector(record, record.with_suffix(".png"))
         pages.render(RECORD.parents[1])
 
 

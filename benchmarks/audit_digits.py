@@ -18,10 +18,10 @@ import argparse
 import time
 from pathlib import Path
 
-import pandas as pd
+import figures
 from measure import call
 
-from helpers import files, pages, plots, shadows, study, unlearning
+from helpers import files, pages, shadows, study, unlearning
 from helpers.config import TUNED, InputError, get_config, home
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -34,10 +34,6 @@ SETTINGS = {name: {"method": name} for name in METHODS} | {
     "retrain@3": {"method": "retrain", "train": TUNED["digits"]["retrain@3"]},
     "prunelora, all blocks": {"method": "prunelora", "targets": "blocks"},
 }
-SHORT = (
-    "UA", "TA", "MIA", "Avg Gap", "TV", "linear_probe", "head_refit", "CKA_forget", "IDI",
-    "prototype_attack", "relearn_steps", "epsilon",
-)  # fmt: skip
 REPEATED = {"prunelora": 3, "finetune_sgd": 3}  # to tell unlearning seeds from the rest
 
 
@@ -53,7 +49,7 @@ def main() -> None:
         about = {"workers": options.workers, "wall_seconds": wall}
         found.about.update(about, core_seconds=float(found.table["wall"].sum()))
         study.save(found, RESULTS / "audit-digits.json")
-        draw(study.panel(found))
+        figures.draw("audit-digits.png", "lie-detector.png")
         try:
             pages.render(RESULTS.parent)
         except InputError as error:  # the pages compare it with the controls
@@ -64,15 +60,6 @@ def main() -> None:
         wall = None if resumed else time.perf_counter() - started
         about = {"workers": options.workers, "wall_seconds": wall}
         files.write_json(RESULTS / "shadows-digits.json", record | about)
-
-
-def draw(panel: pd.DataFrame) -> None:
-    """Draw the whole panel, and a part of it that can be read at a glance."""
-    plots.style()
-    short = panel["method"].isin(pages.JUDGED) & panel["metric"].isin(SHORT)
-    for name, part in (("audit-digits", panel), ("lie-detector", panel[short])):
-        figure = plots.lie_detector(part).figure
-        figure.savefig(RESULTS / f"{name}.png", dpi=110)
 
 
 if __name__ == "__main__":

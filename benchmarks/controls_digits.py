@@ -21,13 +21,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import figures
 import pandas as pd
 from audit_digits import CFG, ORACLES, SEEDS
 from joblib import Parallel, delayed
 from measure import call
 from tqdm import tqdm
 
-from helpers import data, pages, plots, shadows, study, unlearning
+from helpers import data, pages, shadows, study, unlearning
 from helpers.config import TUNED, RunConfig, at_home, home
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -66,14 +67,8 @@ def main() -> None:
     about = ("forget", "networks", "groups", "methods")
     found.about["shadows"] = {name: attacked[name] for name in about}
     study.save(found, RESULTS / "controls-digits.json")
-    both = study.join([study.load(RESULTS / "audit-digits.json"), found])
-    draw(study.marks(both, ON_ORACLES, ("TA", "head_refit", "IDI", "prototype_attack")))
+    figures.draw("marks-digits.png")
     pages.render(RESULTS.parent)
-
-
-def draw(table: pd.DataFrame) -> None:
-    plots.style()
-    plots.mark_and_memory(table)[0].figure.savefig(RESULTS / "marks-digits.png", dpi=110)
 
 
 def on_oracles(place: str, cfg: RunConfig, images: str) -> list[dict[str, Any]]:

@@ -9,6 +9,8 @@ from statistics import median
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
 
 from helpers import audit, files, report, runs, statistics, study, unlearning
 from helpers.config import check
@@ -72,16 +74,24 @@ def verdict() -> str:
     seeds, classes = found.table["original_seed"].nunique(), len(found.bands)
     one = " and ".join(map(str, shadows["forget"]))
     return (
-        f"{markdown_table(rows)}\nMean over {classes} classes x {seeds} training seeds; ✗: fewer "
-        "than half of the networks lie where one more retrained network is expected (of those for "
-        "which a value could lie elsewhere). U-LiRA: hits "
-        f"at 1 % false alarms of an attack with many shadow networks, digit {one} alone, "
-        f"{shadows['networks']} networks attacked. GMACs: 10^9 multiply-accumulates of pruning and "
+        f"{markdown_table(rows)}\n"
+        f"Mean over {classes} classes x {seeds} training seeds{_repeated(found)}; ✗: fewer than "
+        "half of the networks lie where one more retrained network is expected (of those for which "
+        "a value could lie elsewhere). U-LiRA: hits at 1 % false alarms of an attack with many "
+        f"shadow networks, digit {one} alone, {shadows['networks']} networks attacked. GMACs: 10^9 "
+        "multiply-accumulates of pruning and "
         "training. `@3`: three epochs, which cost about what PruneLoRA costs. Each method has the "
         "smallest of the learning rates that its tuning cannot tell apart; what hangs on that, "
         "U-LiRA above all, stands in `benchmarks/README.md`. "
         f"{provenance(found.about)}\n"
     )
+
+
+def _repeated(found: study.Study) -> str:
+    """Say which methods' means are over several unlearning seeds of each network."""
+    times = found.table.groupby("method")["repetition"].nunique()
+    several = [f"`{name}`" for name in times.index[times > 1]]
+    return f" (of {' and '.join(several)} x {times.max()} unlearning seeds)" if several else ""
 
 
 def methods() -> str:
@@ -266,7 +276,8 @@ def audits() -> str:
     seeds, oracles = found.table["original_seed"].nunique(), found.oracles
     return (
         f"{markdown_table(_inside_cells(found))}\n{report.finding(found)}\n{_table(table)}\n"
-        f"Mean over {len(found.bands)} classes x {seeds} training seeds; {oracles} oracles each. "
+        f"Mean over {len(found.bands)} classes x {seeds} training seeds{_repeated(found)}; "
+        f"{oracles} oracles each. "
         "`@3`: three epochs in batches of 32, about as many steps as PruneLoRA's, tuned for that. "
         "Differences of the distances to the oracles' centre, above or below it, with their 95 % "
         "intervals over seeds and classes: below zero PruneLoRA is closer. Decided is what remains "
@@ -567,6 +578,45 @@ def render(root: Path) -> None:
         pages[root / name] = filled(text, {block: make() for block, make in blocks.items()})
     for path, text in pages.items():
         files.write_atomically(path, lambda part, text=text: part.write_text(text, "utf-8"))
+
+
+def keep_figure(figure: Figure, path: Path, *records: Path) -> None:
+    """Write a figure and, inside of the file, which records it was drawn from.
+
+    Args:
+        figure: The figure.
+        path: The PNG file.
+        records: The files whose numbers it shows; :func:`drawn_from` tells them.
+
+    Raises:
+        FileProblem: If a record cannot be read or the file cannot be written.
+
+    Source: the records in ``results/``.
+    Lesson: 00_start_here, "Where results are kept".
+    """
+    about = ", ".join(f"{record.name} {files.sha256(record)}" for record in records)
+    how = {"format": "png", "dpi": 110, "metadata": {"Description": about, "Software": None}}
+    files.write_atomically(path, lambda part: figure.savefig(part, **how))
+
+
+def drawn_from(path: Path) -> dict[str, str]:
+    """Return which records a figure of :func:`keep_figure` shows.
+
+    Args:
+        path: The PNG file.
+
+    Returns:
+        Name of each record -> its SHA-256 when the figure was drawn; empty for other figures.
+
+    Raises:
+        FileNotFoundError: If there is none.
+
+    Source: this project.
+    Lesson: 00_start_here, "Where results are kept".
+    """
+    with Image.open(path) as image:
+        about = image.info.get("Description", "")
+    return dict(entry.split(" ") for entry in about.split(", ") if entry)
 
 
 # page -> marker -> what makes the text between

@@ -104,8 +104,8 @@ def _keep(cfg: RunConfig, root: Path, costs: dict[str, Any], table: pd.DataFrame
     files.write_json(folder / f"comparison-{cfg.preset}.json", here | {"rows": rows})
     plots.style()
     figure = plots.comparison(table)[0].figure
-    picture = folder / f"comparison-{cfg.preset}.png"
-    files.write_atomically(picture, lambda part: figure.savefig(part, format="png", dpi=110))
+    record = folder / f"comparison-{cfg.preset}.json"
+    pages.keep_figure(figure, record.with_suffix(".png"), record)
     pages.render(root)
 
 

@@ -12,7 +12,9 @@ import sys
 
 import audit_cifar
 import faults
+import figures
 import images
+import matplotlib.pyplot as plt
 import measure
 import precision
 import pytest
@@ -21,7 +23,7 @@ import torch
 import tune_cifar
 import tune_digits
 
-from helpers import audit, data, files, models, recording, runs, study, training
+from helpers import audit, data, files, models, pages, recording, runs, study, training
 from helpers.config import InputError, get_config
 from helpers.data import Dataset
 
@@ -103,6 +105,25 @@ def test_the_tables_of_the_text_are_those_of_the_records():
     made = sweep.rendered(text, json.loads((results / "sweep.json").read_text()))
     made = faults.rendered(made, json.loads((results / "faults.json").read_text()))
     assert precision.rendered(made, json.loads((results / "precision.json").read_text())) == text
+
+
+@pytest.mark.parametrize("name", [*figures.FIGURES, "comparison-cpu.png"])
+def test_the_figures_show_the_records_as_they_are(name):
+    shown = pages.drawn_from(figures.RESULTS / name)
+    assert shown, "it says from what it was drawn"
+    now = {record: files.sha256(figures.RESULTS / record) for record in shown}
+    assert shown == now, "draw it anew: python benchmarks/figures.py"
+
+
+def test_a_figure_says_from_which_records_it_was_drawn(tmp_path):
+    record = files.write_json(tmp_path / "a-record.json", {"rows": [1]})
+    figure = plt.figure()
+    pages.keep_figure(figure, tmp_path / "x.png", record)
+    plt.close(figure)
+    before = pages.drawn_from(tmp_path / "x.png")
+    assert before == {"a-record.json": hashlib.sha256(record.read_bytes()).hexdigest()}
+    files.write_json(record, {"rows": [2]})
+    assert pages.drawn_from(tmp_path / "x.png") == before != {record.name: files.sha256(record)}
 
 
 def test_tables_are_written_whatever_the_locale(tmp_path):
