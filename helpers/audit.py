@@ -127,6 +127,12 @@ METRICS: dict[str, Metric] = {
         "features", "head refit", "upper",
         "the same by a classifier fitted on 2 % of the training images", "test_forget",
     ),
+    "whitened_probe": Metric(
+        "features", "whitened probe", "upper",
+        "the same by the nearest mean of a few images, where no axis or scale of the features "
+        "counts",
+        "test_forget",
+    ),
     "CKA_forget": Metric(
         "features", "CKA forget", "lower",
         "centred kernel alignment: likeness of the layers to the oracles' on test images of the "
@@ -302,6 +308,7 @@ def _probe(
     own["linear_probe"] = features.linear_probe(*known, split.forgotten)
     own["knn_probe"] = features.knn_probe(*known, split.forgotten, seed=seed)
     own["head_refit"] = features.refit_head(*known, split.forgotten, seed=seed)
+    own["whitened_probe"] = features.whitened_probe(*known, split.forgotten, seed=seed)
     head = model.get_submodule(models.layers(model).head)
     own["prototype_attack"] = features.prototype_attack(
         *train, head.weight, head.bias, *known[2:], split.forgotten, seed=seed

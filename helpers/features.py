@@ -23,6 +23,7 @@ HEAD_INPUT = "features"  # the key of what the classifier receives, whatever the
 LOGITS = "logits"  # the key of what the network returns
 PENALTY = 1.0  # of the linear probe; a standardised feature has variance 1, see linear_probe
 LEAST_INFORMATION = 0.01  # nats: below it the original and the oracle cannot be told apart
+_FAINT = 1e-8  # of the variance of features: directions with less do not count, see whitened_probe
 _DEAD = 1e-6  # a feature whose deviation is below this share of its own size is constant
 
 
@@ -305,6 +306,68 @@ def knn_probe(
     train, test = (train - mean) * factor, (test - mean) * factor
     train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
     found = [_right(_votes(test @ train[few].T, labels[few], k), truth) for few in chosen]
+    return sum(found) / len(found)
+
+
+def whitened_probe(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    forgotten: int | Iterable[int],
+    per_class: int = 5,
+    seed: int = 0,
+    draws: int = 10,
+) -> float:
+    """Recognise the forgotten class by the means of a few images, however the features are written.
+
+    The other probes compare features one by one, so a class can be hidden from them: turn the
+    features, make the directions that tell the class faint and let the classifier multiply them
+    back. Here images are compared in coordinates in which the retained classes scatter equally in
+    all directions. There is no axis, scale or shift left: any invertible linear map of the features
+    (undone by the classifier) gives the same answer, as far as single precision carries it.
+
+    Args:
+        train_features: (N, K) float, of training images of all classes.
+        train_labels: (N,) int64.
+        test_features: (M, K) float, of test images.
+        test_labels: (M,) int64.
+        forgotten: Index of the forgotten class, or of several.
+        per_class: Training images of each class whose mean stands for it; at least 1.
+        seed: Of the choice of images.
+        draws: Over how many choices the result is averaged; at least 1.
+
+    Returns:
+        The share of the forgotten classes' test images whose nearest mean, by the cosine, is their
+        class's, in [0, 1].
+
+    Raises:
+        InputError: As :func:`linear_probe`; if a class has too few images, or none is retained.
+
+    Source: this project; linear discriminant analysis, Fisher 1936, with its scatter within
+        classes taken from the retained ones.
+    Lesson: 05_evaluation, "What the features still know".
+    """
+    groups = train_features, train_labels, test_features, test_labels
+    train, labels, test, truth = _checked(*groups, forgotten)
+    retained = ~torch.isin(labels, torch.tensor(indices(forgotten)))
+    check("images", "all of forgotten classes", bool(retained.any()), "some of retained ones too")
+    chosen = _few(labels, dict.fromkeys(_counts(labels), per_class), seed, draws)
+    centre, factor = train[retained].mean(0), scale(train)
+    train, test = (train - centre) * factor, (test - centre) * factor
+    within = [train[labels == c] for c in labels[retained].unique()]
+    within = torch.cat([rows - rows.mean(0) for rows in within])
+    scatter = within.T @ within / len(within)
+    size = scatter.diagonal().mean().item() or 1.0  # 0 where no retained class varies
+    root = torch.linalg.cholesky(scatter + _FAINT * size * torch.eye(len(scatter)).double())
+    train, test = (torch.linalg.solve_triangular(root, x.T, upper=False).T for x in (train, test))
+    train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
+    classes = labels.unique()
+    found = []
+    for few in chosen:
+        means = torch.stack([train[few[labels[few] == c]].mean(0) for c in classes])
+        nearest = (test @ F.normalize(means, dim=1).T).argmax(1)
+        found.append((classes[nearest] == truth).double().mean().item())
     return sum(found) / len(found)
 
 

@@ -31,6 +31,7 @@ def clusters(distance, per_class=40, classes=4, width=6, seed=0):
 
 PROBES = {
     "linear": features.linear_probe, "refit": features.refit_head, "knn": features.knn_probe,
+    "whitened": features.whitened_probe,
     "prototype": lambda x, y, t, u, c, **k: features.prototype_attack(
         x, y, torch.eye(4, x.shape[1]), None, t, u, c, **k),
 }  # fmt: skip
@@ -200,7 +201,8 @@ def test_only_the_forgotten_class_is_judged_and_nothing_is_left_to_chance(probe)
     mine = u == 1
     assert probe(x, y, t[mine], u[mine], 1) == value
     both = probe(x, y, t, u, [1, 2])
-    if probe is not PROBES["prototype"]:  # there the second class gets another row
+    # in these the second class gets another row, or is not among the retained ones any more
+    if probe not in (PROBES["prototype"], PROBES["whitened"]):
         assert both == pytest.approx((value + probe(x, y, t, u, 2)) / 2)
 
 
@@ -328,6 +330,68 @@ def test_the_prototype_equals_its_definition(k):
     assert 0.01 < wanted < 0.99
     found = features.prototype_attack(x, y, weight, bias, t, u, 2, k=k, draws=1)
     assert found == pytest.approx(wanted, abs=5e-4)
+
+
+def rewritten(rows, seed=0, faint=1e-2):
+    """The same features in other axes: one direction faint, then turned and moved."""
+    width = rows.shape[1]
+    turn = torch.linalg.qr(torch.randn(width, width, generator=draw(seed)).double())[0]
+    faded = rows.double() @ torch.diag(torch.tensor([faint, *[1.0] * (width - 1)]).double()) @ turn
+    return faded + 7
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 999), faint=st.sampled_from([1.0, 1e-2, 1e-3]))
+def test_the_whitened_probe_sees_through_any_linear_map(seed, faint):
+    x, y, unseen, truth = clusters(4, seed=seed)
+    plain = features.whitened_probe(x, y, unseen, truth, 0)
+    other = [rewritten(rows, seed, faint) for rows in (x, unseen)]
+    assert features.whitened_probe(other[0], y, other[1], truth, 0) == pytest.approx(
+        plain, abs=0.01
+    )
+
+
+def test_a_class_in_a_faint_direction_is_hidden_from_the_other_probes():
+    x, y, unseen, truth = clusters(6)
+    for rows in (x, unseen):  # but for direction 0 the first class is like the second
+        rows[y == 0] += torch.tensor([0, 6, 0, 0, 0, 0])
+    groups = [rewritten(rows) for rows in (x, unseen)]
+    seen = {name: PROBES[name](groups[0], y, groups[1], truth, 0)
+            for name in ("linear", "refit", "knn", "whitened")}  # fmt: skip
+    assert seen["whitened"] > 0.9, seen
+    assert max(seen[name] for name in ("linear", "refit", "knn")) < 0.7, seen
+
+
+def test_the_whitened_probe_equals_its_definition():
+    """Through the eigenvectors of the scatter within retained classes, one test image a time."""
+    x, y, unseen, truth = clusters(1.5, per_class=30)
+    x, unseen = (rows.double().numpy() for rows in (x, unseen))
+    kept = y.numpy() > 0
+    spread = sum(np.cov(x[y == c].T, bias=True) for c in (1, 2, 3)) / 3
+    values, vectors = np.linalg.eigh(spread)
+    centre, right = x[kept].mean(0), []
+    for few in features._few(y, dict.fromkeys(range(4), 5), 3, 2):
+        for row in unseen[truth == 0]:
+            z = (row - centre) @ vectors / np.sqrt(values)
+            cosines = []
+            for c in range(4):
+                whitened = (x[few[y[few] == c]] - centre) @ vectors / np.sqrt(values)
+                mean = (whitened / np.linalg.norm(whitened, axis=1, keepdims=True)).mean(0)
+                cosines.append(z @ mean / np.linalg.norm(mean))
+            right.append(np.argmax(cosines) == 0)
+    found = features.whitened_probe(
+        torch.tensor(x), y, torch.tensor(unseen), truth, 0, seed=3, draws=2
+    )
+    assert found == pytest.approx(np.mean(right))
+    assert 0.3 < found < 1, "or it would not be told from another definition"
+
+
+def test_the_whitened_probe_needs_a_retained_class():
+    x, y, unseen, truth = clusters(3, classes=2)
+    with pytest.raises(InputError, match="some of retained ones too"):
+        features.whitened_probe(x, y, unseen, truth, (0, 1))
+    constant = torch.where(y[:, None] == 0, x, 1.0)  # nothing varies within what is retained
+    assert 0 <= features.whitened_probe(constant, y, unseen, truth, 0) <= 1
 
 
 @pytest.mark.parametrize("factor", [16.0, 2.0**24])
