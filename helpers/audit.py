@@ -962,12 +962,13 @@ def _check_head(name: str, network: nn.Module, split: ClassSplit) -> None:
     """Refuse a network whose answers do not come from the layer that is taken for its classifier.
 
     Masked logits and monotone functions of them may follow it: the retained class that is largest
-    must stay the same.
+    must stay the same. And they must come from features that probes can read: what lies a million
+    deviations away from zero counts as constant there.
     """
     head, part = models.layers(network).head, split.test_retain.sample(LAYER_IMAGES)
-    said, given = features.collect(
-        network, part, split.dataset, [head, features.LOGITS]
-    ).values()  # fmt: skip
+    names = features.HEAD_INPUT, head, features.LOGITS
+    seen = features.collect(network, part, split.dataset, names)
+    received, said, given = (seen[key] for key in names)
     retained = [c for c in range(len(split.dataset.classes)) if c not in split.forgotten]
     same = said.shape == given.shape
     share = (
@@ -975,6 +976,14 @@ def _check_head(name: str, network: nn.Module, split: ClassSplit) -> None:
     )
     check(name, f"{share.double().mean():.0%} of its answers from {head}", bool(share.all()),
           "one whose classifier is the linear layer that it registers last")  # fmt: skip
+    layer = network.get_submodule(head)
+    still = torch.where(features.scale(received.double()) > 0, received, received.mean(0))
+    answers = still @ layer.weight.detach().cpu().T
+    answers += 0 if layer.bias is None else layer.bias.detach().cpu()
+    other = answers[:, retained].argmax(1) != said[:, retained].argmax(1)
+    check(name, f"{other.double().mean():.0%} of its answers by features that vary by less than a "
+          "millionth of their size", other.double().mean() < 0.05,
+          "features that single precision resolves: move them towards zero")  # fmt: skip
 
 
 def _recall(found: Look, part: str, classes: int) -> dict[int, float]:

@@ -39,7 +39,8 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     "Its answers to images of the class are those of a network that never saw it": (
         "TV", "JS", "activation", "ZRF",
     ),
-    "Its features hold no more of the class than those of a network that never saw it": (
+    "By the probes used here its features hold no more of the class than those of a network that "
+    "never saw it": (
         "linear_probe", "knn_probe", "head_refit", "whitened_probe", "IDI",
     ),
     # apart from the one before: layers that were pruned differ without holding anything
@@ -396,6 +397,12 @@ def _never(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         "found, not a bound on all attacks"
     )  # fmt: skip
     because = {
+        "Nothing of the class is left in the network": (
+            "Known probes and attacks looked, on clean images, at what the classifier receives and "
+            "at the ends of stages. A network that was made to pass them can hold the class "
+            "elsewhere, and the code of its architecture was trusted: judge the method and its "
+            "log as well."
+        ),
         "No attack can tell whether one image of the class was used": (
             "Attacks on a whole population overstate privacy; an answer for one image needs the "
             "likelihood ratios of U-LiRA over many shadow networks, which is not part of this page."
@@ -462,6 +469,11 @@ def _verdict(record: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> s
             f"{len(missed)} oracles are inside every band, and the worst of them misses "
             f"{max(missed)}."
         )
+        if 0 < of - inside <= max(missed):
+            text += (
+                f" This network misses {of - inside}, no more than one that never saw the class "
+                "may: what is not supported here is not refuted either."
+            )
     return (
         f"{text} This is evidence and no proof; what it can never show is listed with the claims."
     )

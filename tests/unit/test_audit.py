@@ -247,6 +247,61 @@ def test_the_card_says_that_channels_were_shut(hidden, networks, split):
     assert f"{hidden[1]} channels of the audited network let nothing through" in page
 
 
+class Turned(nn.Module):
+    """The same function in other axes: features pass a matrix that the classifier undoes."""
+
+    def __init__(self, network, matrix):
+        super().__init__()
+        self.inner = copy.deepcopy(network)
+        inverse = torch.linalg.inv(matrix)
+        width = len(matrix)
+        self.turn, self.fc = nn.Linear(width, width, bias=False), nn.Linear(width, 10)
+        with torch.no_grad():
+            self.turn.weight.copy_(matrix.float())
+            self.fc.weight.copy_((network.fc.weight.double() @ inverse).float())
+            self.fc.bias.copy_(network.fc.bias)
+        self.inner.fc = nn.Identity()
+
+    def forward(self, images):
+        return self.fc(self.turn(self.inner(images)))
+
+
+@pytest.fixture(scope="module")
+def turned(networks, dataset, split):
+    """A cheat made to fool the probes: what tells of the class is faint, and on no axis."""
+    network, part = networks["logit_mask"], split.forget.with_all(split.retain)
+    rows = features.penultimate(network, part, dataset).double()
+    rows, mine = rows - rows.mean(0), part.labels.cpu() == 3
+    eye, left = torch.eye(64).double(), torch.eye(64).double()
+    for _ in range(10):  # one direction after the other that tells the class
+        seen = rows @ left.T
+        spread = torch.cov(seen.T)
+        told = torch.linalg.solve(spread + 0.02 * spread.trace() / 64 * eye, seen[mine].mean(0))
+        told /= told.norm()
+        left = (eye - torch.outer(told, told)) @ left
+    draw = torch.Generator().manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(64, 64, generator=draw).double())[0]
+    return (
+        Turned(copy.deepcopy(network).cpu(), turn @ (left + 0.03 * eye))
+        .to(split.forget.images.device)
+        .eval()
+    )
+
+
+def test_other_axes_hide_nothing(turned, networks, looks, limits, split, dataset):
+    images, plain = dataset.normalise(dataset.test.images[:]), looks["logit_mask"].own
+    kept = [c for c in range(10) if c != 3]  # the masked logit is far from every other number
+    with torch.no_grad():
+        same, wanted = turned(images)[:, kept], networks["logit_mask"](images)[:, kept]
+    assert torch.allclose(same, wanted, atol=0.01 * float(wanted.abs().max()))
+    found = audit.look(turned, split).own
+    assert found["whitened_probe"] == pytest.approx(plain["whitened_probe"], abs=0.02)
+    assert not limits["whitened_probe"].holds(found["whitened_probe"])
+    fooled = [n for n in ("linear_probe", "knn_probe", "head_refit", "prototype_attack")
+              if limits[n].holds(found[n]) and found[n] < plain[n] - 0.05]  # fmt: skip
+    assert len(fooled) > 2, "or there is nothing to see through here"
+
+
 @pytest.fixture(scope="session")
 def audited(networks, split):
     """A cheat, audited twice, with what was left of the networks and the random numbers."""
@@ -573,6 +628,22 @@ def test_a_classifier_that_is_not_what_answers_is_refused(judge, place):
 
     with refused(r"% of its answers from head' is not allowed: .*the linear layer that it regist"):
         judge(place, Decoy)
+
+
+def test_features_too_far_away_for_any_probe_are_refused(judge, split, dataset):
+    """A million deviations from zero the probes take them for constant; the classifier does not."""
+
+    def far(network):
+        rows = features.penultimate(network, split.retain, dataset)
+        away = 2e6 * rows.std(0).to(network.fc.bias.device)
+        with torch.no_grad():
+            network.layer3[-1].bn2.bias += away
+            network.fc.bias -= network.fc.weight @ away
+            network.fc.bias[3] = -5e6  # beside such an answer no other one counts
+        return network
+
+    with refused(r"of its answers by features that vary by less than a millionth of their size"):
+        judge(0, far)
 
 
 @pytest.mark.parametrize(("right", "fine"), [(8, True), (7, False)])
