@@ -241,6 +241,16 @@ def test_shuffled_membership_is_not_better_than_chance(kind, compat):
     assert high - low < 0.2, "or the test would say nothing"
 
 
+def test_without_a_word_the_mistakes_of_the_published_code_are_not_made():
+    groups = made(100, 0, shift=1), made(100, 1), made(30, 2)
+    kept = {c: attacks.attack_scores(*groups[:2], "m_entropy", compat=c) for c in (False, True)}
+    plain = attacks.attack_scores(*groups[:2], "m_entropy")
+    assert all(map(torch.equal, plain, kept[False]))
+    assert not torch.equal(plain[0], kept[True][0])
+    found = attacks.membership(*groups, "m_entropy")
+    assert found == attacks.membership(*groups, "m_entropy", compat=False)
+
+
 @pytest.mark.parametrize("kind", attacks.SCORES)
 def test_members_that_stand_out_are_found(kind):
     curve = attacks.roc(*attacks.attack_scores(made(400, 0, shift=8), made(300, 1), kind))

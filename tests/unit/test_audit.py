@@ -767,6 +767,90 @@ def test_layers_are_compared_one_by_one():
     assert shown.loc["features"].tolist() == ["1.00 –", "1.00", "0.00 ✗"]
 
 
+def test_of_a_network_and_the_same_one_opened_the_worse_counts():
+    own = {"UA": 0.1, "linear_probe": 0.2, "knn_probe": 0.3}
+    opened = {"linear_probe": 0.9, "knn_probe": 0.1}
+    curves = [[relearning.Curve(c)] for c in ((0.0, 0.5, 0.2), (0.1, 0.4, 0.6))]
+    found = audit.Look(own, {}, {}, information={"0": [0.3, 0.1]}, curves=curves[0])
+    again = audit.Look(opened, {}, {}, information={"0": [0.1, 0.5]}, curves=curves[1])
+    audit._take_worse(found, again)
+    assert found.own == {"UA": 0.1, "linear_probe": 0.9, "knn_probe": 0.3}
+    assert found.information == {"0": [0.3, 0.5]}
+    assert found.curves == [relearning.Curve((0.1, 0.5, 0.6))]
+
+
+def made_up(look, seed=0, **changes):
+    """The same with answers to all images, and attacks on them."""
+    draw, n = torch.Generator().manual_seed(seed), len(look.labels["forget"])
+    logits = {name: torch.randn(n, 3, generator=draw) for name in audit.PARTS} | look.logits
+    labels = {name: torch.arange(n) % 2 for name in audit.PARTS} | look.labels
+    votes = {"MIA": torch.randn(audit.ATTACKS, n, generator=draw) > 0}
+    stranger = torch.randn(n, 3, generator=draw)
+    return dataclasses.replace(
+        look, logits=logits, labels=labels, votes=votes, stranger=stranger, **changes
+    )
+
+
+def test_images_that_are_picked_take_all_that_was_seen_of_them_along():
+    found = made_up(seen([2, 0, 1, 2, 0, 0], [1] * 6, [[0.0] * 12], 0.3, (0, 1)))
+    back = dict.fromkeys(audit.PARTS, torch.arange(6).flip(0))
+    turned = audit._resampled(found, back, torch.tensor([0.9, 0.0]))
+    zrf = audit.outputs.zrf(found.logits["forget"], found.stranger)
+    assert turned.own["ZRF"] == pytest.approx(zrf)
+    assert turned.own["UA"] == pytest.approx(4 / 6)
+    wanted = found.votes["MIA"][[audit.ATTACKS - 1, 0]].flip(1)
+    assert torch.equal(turned.votes["MIA"], wanted)
+    assert turned.own["MIA"] == wanted.double().mean().item()
+    for image, wrong in ((0, 0), (1, 1)):
+        same = dict.fromkeys(audit.PARTS, torch.full((6,), image))
+        assert audit._resampled(found, same, torch.zeros(1)).own["UA"] == wrong
+
+
+def test_what_a_draw_of_few_images_decides_spans_the_draws():
+    curves = [relearning.Curve(c) for c in ((0, 0.5, 0.75, 1.0), (0, 0, 0, 0.1))]
+    found = made_up(FOUND, curves=curves, information={"0": [0.3, 0.6]},
+                    own=FOUND.own | {"relearn_area": 0.4})  # fmt: skip
+    oracles, parts = [made_up(FIRST, 1), made_up(SECOND, 2)], dict.fromkeys(audit.PARTS, range(10))
+    ends = audit._intervals(found, oracles, BEFORE, SimpleNamespace(**parts), 0)
+    assert ends["IDI"] == pytest.approx([(0.3 - 0.2) / 0.4, (0.6 - 0.2) / 0.4])
+    assert ends["relearn_steps"] == [2, 4]
+    assert ends["relearn_area"] == pytest.approx([0.1 / 3, 0.75])
+
+
+def test_every_draw_of_a_probe_has_its_seed(split, original, monkeypatch):
+    found, inputs = audit._predictions(original, split, inside=True)
+    seeds = {}
+    for name in ("information", "knn_probe", "refit_head", "prototype_attack"):
+
+        def told(*args, seed=None, name=name):
+            return seeds.setdefault(name, []).append(args[4] if seed is None else seed) or 0.0
+
+        monkeypatch.setattr(features, name, told)
+    audit._probe(original, split, found, inputs, range(7, 9))
+    assert seeds.pop("information") == [7, 8] * len(found.information)
+    assert seeds == {name: [7] for name in ("knn_probe", "refit_head", "prototype_attack")}
+    monkeypatch.setattr(audit, "_votes", lambda _, seed, kinds: seeds.update(MIA=seed) or {})
+    audit.evaluate(original, split.dataset, 3, seed=4)
+    assert seeds["MIA"] == 4
+
+
+def test_layers_are_compared_on_a_sample_of_each_side(split, original, monkeypatch):
+    """In folders images lie class by class."""
+    ordered = split.test_retain.where(split.test_retain.labels.argsort())
+    found, inputs = audit._predictions(original, split, inside=True)
+    monkeypatch.setattr(audit, "LARGEST_GRAM", 20)
+    monkeypatch.setattr(features, "information", lambda *_: 0.0)
+    monkeypatch.setattr(features, "gram", lambda rows: rows.flatten().tolist())
+    monkeypatch.setattr(features, "collect", lambda model, part, dataset, names: {
+        name: part.labels.cpu().double().view(-1, 1) for name in names})  # fmt: skip
+    audit._probe(original, dataclasses.replace(split, test_retain=ordered), found, inputs, range(1))
+    for forget, retain in zip(found.grams["forget"], found.grams["retain"], strict=True):
+        assert forget == [3] * 20
+        assert len(retain) == 20
+        assert len({*retain}) > 4
+        assert 3 not in retain
+
+
 def test_the_intervals_are_those_of_a_bootstrap_over_images(looks):
     """Total variation to two oracles, and nothing else, in numpy."""
     found, oracles = looks["prunelora_channels"], [looks["oracle 0"], looks["oracle 1"]]

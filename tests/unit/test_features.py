@@ -272,6 +272,12 @@ def test_neighbours_by_hand():
     assert features.knn_probe(*same, torch.tensor([1]), 1, k=4, per_class=None) == 0
 
 
+def test_more_votes_win_however_far_away():
+    near, far = torch.full((1, 4), 1.0), torch.full((1, 5), -1.0)
+    votes = features._votes(torch.cat([near, far], 1), torch.tensor([0] * 4 + [1] * 5), 9)
+    assert votes.argmax(1).item() == 1
+
+
 def test_neighbours_equal_scikit_learns():
     from sklearn.neighbors import KNeighborsClassifier
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -50,6 +51,38 @@ def test_measuring_changes_nothing(original):
     assert not original.bn1.training
     assert all(torch.equal(original.state_dict()[k], v) for k, v in before.items())
     assert all(p.grad is None for p in original.parameters())
+
+
+def test_memory_holds_buffers_and_no_gradient_of_what_is_frozen():
+    model = Two()
+    model.register_buffer("extra", torch.zeros(10))
+    model.fc.requires_grad_(False)
+    row = ledger.measure(model, "before", ["conv"], batch=4)
+    assert row["memory"] == row["activations"] + 4 * (row["parameters"] + 10 + 27)
+
+
+def test_what_is_kept_for_the_way_back_is_that_of_training():
+    images, layers = torch.zeros(2, 1, 4, 4), [nn.Flatten(), nn.Linear(16, 2)]
+    plain, dropping = nn.Sequential(*layers).eval(), nn.Sequential(*layers, nn.Dropout()).eval()
+    before = torch.get_rng_state()
+    assert ledger.saved_bytes(dropping, images) > ledger.saved_bytes(plain, images), "its mask"
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_latency_is_the_median_of_passes_in_evaluation_mode_after_one_that_is_not_timed(
+    monkeypatch,
+):
+    ends = iter([0, 9, 10, 10.001, 20, 20.005, 30, 30.002])
+    monkeypatch.setattr(ledger, "time", SimpleNamespace(perf_counter=lambda: next(ends)))
+    model, modes = Two().train(), []
+    model.register_forward_hook(lambda module, *_: modes.append(module.training))
+    assert ledger.latency(model, 2, repeats=3) == pytest.approx(2)
+    assert modes == [False] * 4
+
+
+def test_a_stage_took_what_the_clock_says(monkeypatch):
+    monkeypatch.setattr(ledger, "time", SimpleNamespace(perf_counter=lambda: 7.0))
+    assert ledger.since(3.0, Two()) == 4
 
 
 def test_a_transformer_counts_its_attention():

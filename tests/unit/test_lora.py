@@ -47,6 +47,59 @@ def test_what_trains_is_adapters_classifier_and_norms(original, layers):
     assert models.count_parameters(adapted, trainable=True) == wanted
 
 
+def test_whatever_comes_in_what_goes_out_is_in_evaluation_mode(original, layers):
+    original.train()
+    original.conv1.weight.requires_grad_(False)
+    adapted = adapt(original, layers)
+    assert not any(m.training for m in adapted.modules())
+    merged = lora.merge(adapted.train())
+    assert not any(m.training for m in merged.modules())
+    assert all(p.requires_grad for p in merged.parameters()), "as of any network just built"
+
+
+def test_a_mask_of_a_layer_without_an_adapter_holds_in_the_merged_network(original, layers):
+    mask = torch.rand(original.conv1.weight.shape) < 0.5
+    adapted = lora.attach(original, 2, layers.adaptable[-1:], alpha=4)
+    assert "conv1" not in {name for name, _ in lora.adapters(adapted)}
+    merged = lora.merge(adapted, {"conv1": mask.to(original.conv1.weight.device)})
+    assert torch.equal(merged.conv1.weight.cpu() != 0, mask)
+
+
+def test_the_change_that_peft_merges_by_itself_is_masked_too(original, layers):
+    masks = pruning.mask_unstructured(original, 0.5, layers.adaptable)
+    adapted = lora.attach(original, 2, layers.adaptable, alpha=4, masks=masks)
+    for _, layer in lora.adapters(adapted):
+        nn.init.normal_(layer.lora_B["default"].weight)
+    adapted.merge_adapter()
+    for name, layer in lora.adapters(adapted):
+        assert torch.equal(layer.get_base_layer().weight != 0, masks[name])
+
+
+def test_the_length_of_a_filter_is_a_constant_to_the_gradient():
+    """Section 4.3 of DoRA: the slope of one filter (3, 4) of length 5, brought to length 10."""
+    a, b = torch.tensor([[3.0, 0.0]]), torch.tensor([[1.0]], requires_grad=True)
+    found = lora.changed_weight(torch.tensor([[0.0, 4.0]]), a, b, 1.0, magnitude=torch.tensor(10.0))
+    assert found.tolist() == [[6, 8]]
+    found.sum().backward()
+    assert b.grad.item() == pytest.approx(10 / 5 * 3)
+
+
+def test_an_adapter_lives_that_acts_and_learns():
+    alive = [lora.AdapterAudit("one", *both).alive for both in ((1, 1), (0, 1), (1, 0), (0, 0))]
+    assert alive == [True, False, False, False]
+
+
+def test_a_norm_without_parameters_that_the_adapter_keeps_is_not_frozen(cfg):
+    norms = nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4, affine=False)
+    body = nn.Conv2d(1, 4, 3), norms[0], nn.Conv2d(4, 4, 3), norms[1], norms[2]
+    model = nn.Sequential(*body, nn.Flatten(), nn.Linear(64, 10)).to(cfg.device)
+    model.input_shape = (1, 8, 8)
+    adapted = lora.attach(model, 1, ["2"], alpha=2, train_in_full=["3", "6"])
+    named = {m: name for name, m in adapted.get_base_model().named_modules()}
+    frozen = {named[m] for m in lora.frozen_norms(adapted)}
+    assert frozen == {"1", "3.original_module", "4"}
+
+
 @pytest.mark.parametrize("name", ["vit_tiny", "digits_resnet"])
 def test_every_adapter_gets_a_gradient(name, cfg, dataset, split):
     model = models.build_model(name, 10, 1, 8).to(cfg.device)

@@ -60,6 +60,29 @@ def test_each_loss_worked_out_by_hand():
     assert loss("l1_sparse", share=0.75, strength=0.1) == pytest.approx(every + 0.1 * 8 / 4)
 
 
+def test_random_labels_weigh_the_two_sides():
+    """Of the images of class 2 both other classes are as likely: the label does not matter."""
+    mine, others = ce(LOGITS[2:], torch.tensor([0, 1])), ce(LOGITS[:2], LABELS[:2])
+    assert loss("random_labels", strength=3) == pytest.approx(others + 3 * mine)
+
+
+@pytest.mark.parametrize(
+    ("name", "default"),
+    [("neggrad_plus", 0.05), ("random_labels", 1), ("l1_sparse", 1e-4), ("scrub", 0.5),
+     ("bad_teacher", 1)],
+)  # fmt: skip
+def test_strengths_have_the_defaults_that_are_written(name, default):
+    known = {"original": LOGITS.flip(0), "stranger": LOGITS.flip(1)}
+    found, wanted, other = (loss(name, strength=s, **known) for s in (None, default, 2 * default))
+    assert found == wanted != other
+
+
+def test_the_mean_over_a_single_image_is_its_own_loss():
+    labels = torch.tensor([0, 1, 1, 2])
+    found = loss("neggrad_plus", labels=labels, strength=1)
+    assert found == pytest.approx(ce(LOGITS[:3], labels[:3]) - ce(LOGITS[3:], labels[3:]))
+
+
 def test_the_teachers_worked_out_by_hand():
     teacher, stranger = torch.tensor([[1.0, 0, 0]]).expand(4, 3), torch.randn(4, 3)
     known = {"original": teacher, "stranger": stranger}
@@ -210,6 +233,22 @@ def test_exactly_the_share_of_weights_may_move(share, dataset, split, original):
     assert moved - wanted < 5, "or all are ties"
 
 
+def test_of_each_weight_a_value_and_whether_it_stays_are_kept(dataset, split, original):
+    _, kept = objectives.saliency(original, split.forget, dataset, 0.5)
+    assert kept == 5 * models.count_parameters(original)  # float32 and bool
+
+
+def test_teachers_answer_as_in_evaluation_and_never_learn(cfg, dataset, original, monkeypatch):
+    tasks = []
+    monkeypatch.setitem(OBJECTIVES, "bad_teacher", tasks.append)
+    unlearning._objective(original.train(), dataset, cfg.but(method="bad_teacher"), Recipe(1, 0.1))
+    for teacher in (tasks[0].original, tasks[0].stranger):
+        assert not any(module.training for module in teacher.modules())
+        assert not any(p.requires_grad for p in teacher.parameters())
+    assert original.training
+    assert all(p.requires_grad for p in original.parameters())
+
+
 def test_the_bad_teacher_is_not_what_the_network_started_as(cfg, dataset, original):
     """A network trained with the run's own seed is no stranger to its initial weights."""
     start = unlearning.new_model(cfg, dataset)
@@ -300,6 +339,22 @@ def test_the_prototype_of_each_class_is_its_own(dataset, original):
         mean = features.penultimate(original, dataset.split(c).forget, dataset).mean(0)
         row = network.fc.weight[c].cpu()  # where the features are
         assert torch.cosine_similarity(row, -mean, dim=0) > 0.9999
+
+
+def test_the_row_of_the_prototype_worked_out_by_hand(dataset, original):
+    network, split = copy.deepcopy(original), dataset.split((3, 5))
+    with torch.no_grad():
+        network.fc.bias.copy_(torch.arange(1.0, 11.0))
+        network.fc.weight[3], network.fc.bias[5] = 100, -100  # what is there does not count
+    network.train()  # as PyTorch makes it
+    assert edits.prototype(network, split, dataset) == len(split.forget)
+    others = [c for c in range(10) if c not in (3, 5)]
+    mean = features.penultimate(original, dataset.split(3).forget, dataset).mean(0)
+    wanted = -mean / mean.norm() * original.fc.weight[others].norm(dim=1).max().cpu()
+    assert torch.allclose(network.fc.weight[3].cpu(), wanted, atol=1e-5)
+    assert network.fc.bias[3] == network.fc.bias[5] == 1
+    pairs = zip(original.buffers(), network.buffers(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs), "statistics of BatchNorm, too"
 
 
 def test_dampening_never_makes_a_weight_larger(dataset, split, original):

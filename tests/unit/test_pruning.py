@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from helpers import models, pruning, training
+from helpers import ledger, models, pruning, training
 from helpers.config import CRITERIA, KINDS, InputError, Recipe
 
 
@@ -156,6 +156,20 @@ def test_single_weights_compete_globally_or_within_their_layer():
     assert [int(layer.weight.count_nonzero()) for layer in (*overall, *each)] == [0, 1, 1, 1]
 
 
+def test_groups_never_reach_from_one_filter_into_the_next():
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4))  # 24 weights, but 6 a filter
+    assert [*pruning.mask_nm(model, 0.5, ["0", "1"])] == ["1"]
+
+
+def test_a_layer_is_two_of_four_in_every_group_or_not():
+    weight = torch.ones(32, 64)
+    weight[:, ::2] = 0
+    assert pruning._two_of_four(weight)
+    weight[5, 8] = 1
+    assert not pruning._two_of_four(weight), "three in one group"
+    assert not pruning._two_of_four(torch.zeros(32, 32)), "smaller than a block"
+
+
 def test_two_of_four_by_hand():
     model = nn.Sequential(nn.Linear(8, 1, bias=False), nn.Linear(3, 1, bias=False))
     with torch.no_grad():
@@ -226,6 +240,41 @@ def test_removing_is_the_same_as_zeroing_what_is_removed(original, dataset):
     assert torch.allclose(training.predict(made.model, dataset.test, dataset), wanted, atol=1e-4)
 
 
+def test_what_was_frozen_stays_frozen_and_chance_is_given_back(original):
+    original.layer2[0].conv1.weight.requires_grad_(False)
+    before = torch.get_rng_state()
+    made = pruning.prune(original, 0.5, "channels", criterion="random", seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    frozen = [name for name, p in made.model.named_parameters() if not p.requires_grad]
+    assert frozen == ["layer2.0.conv1.weight"]
+
+
+def test_what_is_cut_out_of_a_state_is_a_copy():
+    state = {"whole": torch.arange(3.0), "part": torch.arange(4.0)}
+    smaller = pruning.cut_out(state, {"part": (torch.tensor([1, 3]),)})
+    assert [t.tolist() for t in smaller.values()] == [[0, 1, 2], [1, 3]]
+    smaller["whole"][0] = 9
+    assert state["whole"][0] == 0
+
+
+def test_layers_that_keep_their_outputs_do_not_count_as_channels(original):
+    layers = models.layers(original)
+    made = pruning.prune(original, 0.5, "channels").model
+    every = [*dict.fromkeys((*layers.prunable, *layers.fixed))]
+    gone = pruning.channels_gone(made, original, every)
+    assert gone == pruning.channels_gone(made, original, layers.prunable)
+    assert gone == pytest.approx(0.5, abs=0.01)
+
+
+def test_layers_without_zeros_have_no_mask(original):
+    with torch.no_grad():
+        original.conv1.weight[0, 0, 0, 0] = 0
+    names = models.layers(original).prunable
+    masks = pruning.zeros_as_masks(original, ["conv1", *names])
+    assert [*masks] == ["conv1"]
+    assert int((~masks["conv1"]).sum()) == 1
+
+
 def test_a_smaller_network_trains_adapts_and_reloads(cfg, dataset, split, original, tmp_path):
     from helpers import lora
 
@@ -246,6 +295,22 @@ def test_the_fast_path_says_why_there_is_none(original):
     if not torch.cuda.is_available():
         assert fast is made
         assert "CUDA devices only" in reason
+
+
+@pytest.mark.parametrize(("share", "gone"), [(0.55, 3), (0.45, 2), (0.05, 0), (0.95, 4)])
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_single_weights_are_rounded_and_one_stays(scope, share, gone):
+    model = nn.Sequential(nn.Linear(5, 1))
+    mask = pruning.mask_unstructured(model, share, ["0"], scope=scope)["0"]
+    assert int((~mask).sum()) == gone
+
+
+def test_what_taylor_looked_at_is_part_of_the_cost(original, dataset, split):
+    part, n = split.retain.sample(60), 60
+    made = pruning.prune(original, 0.5, "channels", criterion="taylor", part=part, dataset=dataset)
+    whole, smaller = (ledger.macs(net, 2) for net in (original, made.model))
+    assert smaller < whole / 2
+    assert made.macs == 3 * n * whole + n * smaller, "back counts twice, then BatchNorm"
 
 
 def test_taylor_by_hand():

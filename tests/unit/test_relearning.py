@@ -128,6 +128,14 @@ def test_tricks_in_the_row_play_no_role(dataset, split, original, row):
     assert curve_of(cheat, dataset, split) == curve_of(original, dataset, split)
 
 
+def test_the_scale_of_the_rows_is_that_of_retained_images(dataset, original):
+    images, labels = dataset.normalise(dataset.train.images[:100]), dataset.train.labels[:100]
+    models_, mine = [copy.deepcopy(original) for _ in range(2)], (labels == 3).view(-1, 1, 1, 1)
+    for model, seen in zip(models_, (images, torch.where(mine, 50 * images, images)), strict=True):
+        relearning._reset_head(model, seen, labels, [3])
+    assert torch.equal(models_[0].fc.weight, models_[1].fc.weight)
+
+
 @pytest.mark.parametrize("factor", [0.125, 64])
 def test_a_louder_classifier_is_no_forgetting(dataset, split, original, factor):
     loud = copy.deepcopy(original)
@@ -214,6 +222,56 @@ def test_a_small_step_is_worked_out_by_hand(cfg, dataset, split):
     assert curve.accuracies[1] == pytest.approx(wanted, abs=1e-6)
 
 
+def test_steps_are_those_of_a_plain_loop_with_momentum(dataset, split, monkeypatch):
+    monkeypatch.setattr(relearning, "_head_alone", lambda *_: [0.0] * 21)
+    torch.manual_seed(0)
+    layers = nn.Flatten(), nn.Linear(64, 12, bias=False), nn.Linear(12, 10, bias=False)
+    net = nn.Sequential(*layers).to(dataset.mean.device)
+    curve = relearn(net, dataset.train, split.test_forget, dataset, 3, steps=20, lr=0.05, seed=2)
+    chosen = [dataset.train.where(dataset.train.labels == c).sample(10, 2) for c in range(10)]
+    x, y = (torch.cat([getattr(c, name) for c in chosen]) for name in ("images", "labels"))
+    x, others = dataset.normalise(x), [c for c in range(10) if c != 3]
+    head = net[2].weight
+    with torch.no_grad():
+        head[3] = head[others].mean(0)
+        head *= relearning.SPREAD / net(x[y != 3])[:, others].std(1, correction=0).mean()
+    optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
+    unseen, wanted = dataset.normalise(split.test_forget.images), []
+    for _ in range(21):
+        wanted.append((net(unseen).argmax(1) == 3).double().mean().item())
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    assert len(set(wanted)) > 5, "or the test would say nothing"
+    assert curve.accuracies == pytest.approx(wanted, abs=0.03)
+
+
+def test_the_classifier_alone_is_a_regression_on_features_of_length_one(dataset):
+    torch.manual_seed(0)
+    layers = nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10)
+    net, few = nn.Sequential(*layers).to(dataset.mean.device), dataset.train.sample(100)
+    seen, unseen = (dataset.normalise(part.images) for part in (few, dataset.test))
+    found = relearning._head_alone(net, seen, few.labels, unseen, dataset.test.labels, 6)
+    inside = [net[:3](images).detach().double() for images in (seen, unseen)]
+    deviation = inside[0].std(0, correction=0)
+    factor = torch.where(deviation > 1e-6, 1 / deviation, 0)
+    factor /= (inside[0] * factor).square().sum(1).mean().sqrt()
+    head = nn.Linear(20, 10).double().to(factor)
+    with torch.no_grad():
+        head.weight.copy_(torch.where(factor > 0, net[3].weight / factor, 0))
+        head.bias.copy_(net[3].bias)
+    optimizer = torch.optim.SGD(head.parameters(), relearning.HEAD_RATE, momentum=0.9)
+    wanted = []
+    for _ in range(7):
+        right = head(inside[1] * factor).argmax(1) == dataset.test.labels
+        wanted.append(right.double().mean().item())
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(head(inside[0] * factor), few.labels).backward()
+        optimizer.step()
+    assert len(set(wanted)) > 5, "or the test would say nothing"
+    assert found == pytest.approx(wanted, abs=1e-3)
+
+
 def test_several_classes_and_a_wrapped_network(dataset, split, original):
     both = dataset.split([3, 5])
     curve = relearn(original, dataset.train, both.test_forget, dataset, [3, 5], steps=10)
@@ -280,6 +338,74 @@ def test_the_same_function_written_otherwise_relearns_at_the_same_speed(
     curves = [relearn(m, dataset.train, split.test_forget, dataset, 3, steps=8).accuracies
               for m in (original, other)]  # fmt: skip
     assert curves[0] == pytest.approx(curves[1], abs=0.05)
+
+
+def test_a_filter_with_a_bias_of_its_own_is_written_otherwise_too(dataset, split):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)
+    model = nn.Sequential(*layers).eval().to(dataset.mean.device)
+    with torch.no_grad():
+        model[0].bias.fill_(0.2)
+        model[1].running_mean.fill_(0.1)
+        model[1].running_var.fill_(0.01)
+    images = dataset.normalise(split.retain.images[:50])
+    wanted = model(images)
+    relearning._unit_variance(model, images)
+    assert torch.allclose(model(images), wanted, atol=1e-4)
+    assert torch.allclose(model[1].running_var + model[1].eps, torch.ones(4).to(images))
+
+
+def test_of_a_filter_used_twice_and_a_norm_without_statistics_nothing_is_changed(dataset, split):
+    """What can be written otherwise still is."""
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.twice, self.one, self.two = nn.Linear(64, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+            self.bare, self.free = nn.Linear(64, 4), nn.BatchNorm1d(4, track_running_stats=False)
+            self.once, self.norm = nn.Linear(64, 4), nn.BatchNorm1d(4)
+            self.fc = nn.Linear(4, 10)
+
+        def forward(self, x):
+            x = x.flatten(1)
+            twice = self.one(self.twice(x)) + self.two(self.twice(x))
+            return self.fc(twice + self.free(self.bare(x)) + self.norm(self.once(x)))
+
+    torch.manual_seed(0)
+    model = Mixed().eval().to(dataset.mean.device)
+    for norm in (model.one, model.two, model.norm):
+        norm.running_var.fill_(0.01)
+    before, images = copy.deepcopy(model.state_dict()), dataset.normalise(split.retain.images[:50])
+    relearning._unit_variance(model, images)
+    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved == {"once.weight", "once.bias", "norm.running_var"}
+
+
+def test_the_better_way_counts_after_each_step(dataset, split, original, monkeypatch):
+    monkeypatch.setattr(relearning, "_head_alone", lambda *_: [0.0] * 9)
+    whole = curve_of(original, dataset, split).accuracies
+    alone = [0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.5]
+    monkeypatch.setattr(relearning, "_head_alone", lambda *_: alone)
+    assert curve_of(original, dataset, split).accuracies == tuple(map(max, whole, alone))
+
+
+def test_the_classifier_alone_learns_the_same_however_its_features_are_scaled(dataset, split):
+    torch.manual_seed(0)
+    layers = nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10)
+    model = nn.Sequential(*layers).to(dataset.mean.device)
+    other, factors = copy.deepcopy(model), 2.0 ** torch.arange(-10, 10)
+    with torch.no_grad():
+        for tensor in (other[1].weight.T, other[1].bias, other[3].weight.reciprocal_()):
+            tensor.mul_(factors.to(tensor))
+        other[3].weight.reciprocal_()
+    train, test = dataset.train.sample(200), split.test_forget
+    images = [dataset.normalise(part.images) for part in (train, test)]
+    curves = [
+        relearning._head_alone(m, images[0], train.labels, images[1], test.labels, 20)
+        for m in (model, other)
+    ]
+    assert curves[0] == pytest.approx(curves[1], abs=0.03)
+    assert curves[0][0] < 0.5 < curves[0][-1]
 
 
 def test_a_filter_that_others_look_at_stays_as_it_is(dataset, split):

@@ -75,6 +75,22 @@ def test_each_number_is_what_its_parts_give():
     assert found["klom_oracles"] == pytest.approx(wanted[1].mean().item())
 
 
+def test_of_an_odd_number_of_networks_the_halves_are_of_one_size():
+    one, oracles = margins(0, mean=1)[:25], margins(1)[:25]
+    found = shadows.judge(one, oracles, GROUPS)
+    wanted = [attacks.klom(some[:12], oracles[12:24]).mean().item() for some in (one, oracles)]
+    assert [found["klom"], found["klom_oracles"]] == pytest.approx(wanted)
+
+
+def test_an_interval_of_few_networks_stays_within_its_range():
+    positive, negative = margins(0, mean=1)[:4, :3], margins(1)[:4, :3]
+    found = shadows._intervals(positive, negative, attacks.roc(positive.flatten(),
+                                                               negative.flatten()))  # fmt: skip
+    assert found["auc_interval"][1] == 1
+    assert found["tpr_interval"][0] == 0
+    assert 0 < found["auc_interval"][0] < 1
+
+
 def test_which_networks_stand_together_hardly_matters():
     """All are attacked: the answer does not hang on their order, as it would for the last ones."""
     one, oracles = margins(0, mean=0.7, own=1), margins(1, own=1)

@@ -141,6 +141,51 @@ def with_two_shut(*after):
     return network
 
 
+def test_behind_an_activation_that_writes_into_its_input_shut_channels_are_found(dataset):
+    network = with_two_shut(nn.ReLU(inplace=True), nn.Linear(4, 4), nn.ReLU(inplace=True))
+    with torch.no_grad():
+        network[3].weight.copy_(torch.eye(4))  # two see nothing but what is shut, and are shut
+        network[3].bias.copy_(network[1].bias)
+    gates = shut.find(network.to(dataset.mean.device), dataset.train, dataset)
+    assert [shut_.tolist() for shut_, *_ in gates.opens.values()] == [[False] * 2 + [True] * 2] * 2
+
+
+@pytest.mark.parametrize("kind", ["norm", "activation"])
+def test_what_is_opened_varies_as_much_as_is_usual_there(dataset, kind):
+    norm = nn.BatchNorm1d(4)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([3.0, 3.0, 0.0, 0.0]))
+    network = with_two_shut(norm if kind == "norm" else nn.ReLU()).to(dataset.mean.device)
+    part = dataset.train.sample(100)
+    ((found, mean, factor),) = shut.find(network, part, dataset).opens.values()
+    with torch.no_grad():
+        given = network[:2](dataset.normalise(part.images)).double()
+        told = network[:3](dataset.normalise(part.images)).double()
+    usual = (told if kind == "norm" else given)[:, :2].std(0).median()
+    assert found.tolist() == [False, False, True, True]
+    assert torch.allclose(mean.double(), given.mean(0), rtol=1e-4)
+    opened = factor[2:] * given[:, 2:].std(0)
+    assert opened.tolist() == pytest.approx([usual.item()] * 2, rel=1e-3)
+    assert factor[:2].tolist() == [1, 1]
+
+
+def test_the_last_dimension_of_tokens_is_that_of_the_channels(dataset):
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.enter, self.fc = nn.Linear(8, 4), nn.Linear(4, 10)
+
+        def forward(self, x):
+            rows = self.enter(x.flatten(1, 2)) + 0.5  # a sum, so that no linear layer tells
+            return self.fc(torch.relu(rows).mean(1))
+
+    network = Tokens().eval().to(dataset.mean.device)
+    with torch.no_grad():
+        network.enter.bias[2:] = -1e4
+    ((found, *_),) = shut.find(network, dataset.train, dataset).opens.values()
+    assert found.tolist() == [False, False, True, True]
+
+
 class ByKeyword(nn.Module):
     def forward(self, x):
         return torch.relu(input=x)

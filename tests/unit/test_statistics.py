@@ -306,10 +306,15 @@ def test_shares_of_images_get_wilsons_interval():
     perfect = statistics.share_interval(50, 50)
     assert perfect.high == perfect.mean == 1
     assert 0.9 < perfect.low < 1, "a perfect score on 50 images is not certain"
+    none = statistics.share_interval(0, 50)
+    assert none.low == none.mean == 0
+    assert none.high == pytest.approx(1 - perfect.low)
     with pytest.raises(InputError, match="n = 0 is not allowed"):
         statistics.share_interval(0, 0)
     with pytest.raises(InputError, match="hits = 3 is not allowed: from 0 to 2"):
         statistics.share_interval(3, 2)
+    with pytest.raises(InputError, match="level = 1 is not allowed"):
+        statistics.share_interval(1, 2, level=1)
 
 
 # ------------------------------------------------------------------------------------------------

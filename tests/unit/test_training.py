@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -154,6 +155,17 @@ def test_stopped_and_resumed_equals_never_stopped(cfg, dataset, split, tmp_path,
         assert a == pytest.approx(b, rel=1e-6)
 
 
+def test_a_second_interrupt_does_not_wait_for_the_end_of_the_step(cfg, dataset, split):
+    def pressed(model, images, labels, share):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        return training.cross_entropy(model, images, labels)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit(on(cfg.device, small()), split.retain, dataset, SHORT, seed=0, objective=pressed)
+    assert caught.type is KeyboardInterrupt, "not the one that waits"
+
+
 def test_without_a_checkpoint_it_says_that_nothing_was_kept(cfg, dataset, split):
     with pytest.raises(Interrupted, match="nothing was kept"):
         fit(on(cfg.device, small()), split.retain, dataset, SHORT, seed=0, after_step=PressStop(2))
@@ -291,6 +303,56 @@ def test_history_and_steps(cfg, dataset, split):
     assert found.seconds > 0
 
 
+def test_the_loss_of_an_epoch_is_the_mean_over_its_images(cfg, dataset, split):
+    model, part = on(cfg.device, nn.Sequential(nn.Flatten(), nn.Linear(64, 10))), split.retain
+    part = part.sample(70)  # the second batch has six
+    still = Recipe(epochs=2, lr=1e-9, batch_size=64)
+    history = fit(model, part, dataset, still, seed=0, precision="fp32").history
+    wanted = training.cross_entropy(model, dataset.normalise(part.images), part.labels).item()
+    assert [row["loss"] for row in history] == pytest.approx([wanted] * 2, rel=1e-4)
+
+
+def test_every_step_of_every_seed_draws_numbers_of_its_own(cfg, dataset, split):
+    def drawn(seed):
+        found = []
+
+        def objective(model, images, labels, share):
+            found.append(torch.rand(1).item())
+            return training.cross_entropy(model, images, labels)
+
+        done = fit(on(cfg.device, small()), split.retain, dataset, Recipe(epochs=2, lr=0.01),
+                   seed=seed, objective=objective)  # fmt: skip
+        return found[: done.steps]
+
+    one, again, other = drawn(0), drawn(0), drawn(1)
+    assert one == again
+    assert len({*one, *other}) == len(one) + len(other)
+
+
+def test_seconds_are_those_of_training_alone_and_checkpoints_come_now_and_then(
+    cfg, dataset, split, tmp_path, monkeypatch
+):
+    now, kept, predict = [0.0], [], training.predict
+
+    def spend(seconds):
+        now[0] += seconds
+
+    def clock():
+        return now[0]
+
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=clock, monotonic=clock))
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 2.5)
+    monkeypatch.setattr(training, "predict", lambda *args: spend(100) or predict(*args))
+    monkeypatch.setattr(files, "save_tensors", lambda *_: kept.append(clock()) or spend(10))
+    found = fit(
+        on(cfg.device, small()), split.retain.sample(256), dataset,
+        Recipe(epochs=2, lr=0.01, batch_size=64), seed=0, monitor=split.validation_forget,
+        checkpoint=tmp_path / "checkpoint.safetensors", after_step=lambda: spend(1),
+    )  # fmt: skip
+    assert found.seconds == found.steps == 8
+    assert kept == [3, 114, 127, 238], "after three steps, and after each monitoring"
+
+
 def test_only_classes_that_are_monitored_are_told(cfg, dataset, split):
     recipe, part = Recipe(epochs=1, lr=0.01), split.retain.sample(64)
     for monitor, told in ((None, set()), (split.validation_forget, {"3"}),
@@ -319,6 +381,17 @@ def test_peak_memory_of_a_linear_layer_worked_out_by_hand(dataset, split):
     batch = 4 * 32 * 64  # the input is saved for the weight's gradient
     loss = 4 * 32 * 10 + 8 * 32 + 4  # log-probabilities, labels, the sum of the class weights
     assert found.peak_memory == weights + weights + adam + batch + loss
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counts the tensors of the CPU")
+def test_peak_memory_holds_buffers_and_no_gradient_of_what_is_frozen(split, dataset):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    model.register_buffer("extra", torch.zeros(100))
+    model[1].bias.requires_grad_(False)
+    found = fit(model, split.retain, dataset, Recipe(epochs=1, lr=0.1, batch_size=32), seed=0)
+    moved = 4 * 640  # bytes
+    adam, batch, loss = 2 * moved + 4, 4 * 32 * 64, 4 * 32 * 10 + 8 * 32 + 4
+    assert found.peak_memory == (moved + 40 + 400) + moved + adam + batch + loss
 
 
 TWICE = """
@@ -392,6 +465,30 @@ def test_mixup_of_images_with_one_label_is_cross_entropy(cfg, dataset, split):
     assert not same(model, plain)
 
 
+def test_mixup_blends_the_labels_as_it_blends_the_images(cfg, dataset, split):
+    model = on(cfg.device, nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    x, y = dataset.normalise(split.retain.images[:64]), split.retain.labels[:64]
+    assert len(y.unique()) > 2
+    torch.manual_seed(5)
+    found = training.mixup(0.2)(model, x, y)
+    torch.manual_seed(5)
+    blend = torch.distributions.Beta(0.2, 0.2).sample().item()
+    assert abs(blend - 0.5) > 0.1, "or it would not matter which is which"
+    other, truth = torch.randperm(64).to(y.device), nn.functional.one_hot(y, 10).float()
+    mixed, told = (blend * t + (1 - blend) * t[other] for t in (x, truth))
+    assert found.item() == pytest.approx(nn.functional.cross_entropy(model(mixed), told).item())
+
+
+def test_an_objective_that_is_given_is_not_replaced_by_mixup(cfg, dataset, split):
+    found = []
+    for mixup in (0.0, 0.2):
+        model = on(cfg.device, small())
+        fit(model, split.retain, dataset, Recipe(epochs=1, lr=0.01, mixup=mixup), seed=0,
+            objective=lambda m, x, y, share: training.cross_entropy(m, x, y))  # fmt: skip
+        found.append(model)
+    assert same(*found)
+
+
 def test_a_frozen_norm_stays_frozen(original, dataset, split):
     """Somebody's own loop has one BatchNorm in evaluation mode: its statistics shall not move."""
     original.train()
@@ -437,6 +534,21 @@ def test_recalibration_measures_mean_and_variance_of_what_flows(cfg, dataset, sp
     assert torch.allclose(model[1].running_mean, flows.mean((0, 2, 3)), atol=1e-4)
     assert model[1].momentum == 0.1
     assert torch.equal(model[0].weight, weights)
+
+
+def test_recalibration_on_a_few_takes_a_sample_by_the_seed(cfg, dataset):
+    ordered = dataset.train.where(dataset.train.labels.argsort())  # as in folders: by class
+    means = []
+    for part, seed in ((ordered, 0), (ordered, 1), (ordered.sample(90, 1), 5)):
+        model = on(cfg.device, small())
+        model[1].momentum = 0.3
+        assert training.recalibrate_batchnorm(model, part, dataset, limit=90, seed=seed) == 90
+        assert model[1].momentum == 0.3
+        means.append(model[1].running_mean)
+    assert torch.allclose(means[1], means[2], atol=1e-5)
+    assert not torch.allclose(means[0], means[1], atol=1e-3)
+    training.recalibrate_batchnorm(model, ordered, dataset)
+    assert torch.allclose(means[0], model[1].running_mean, atol=0.1), "of all classes"
 
 
 @pytest.fixture

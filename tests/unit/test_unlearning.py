@@ -280,6 +280,41 @@ def test_that_a_second_request_prunes_nothing_is_said_once_a_run(
         assert not said or said in lines[0]
 
 
+def test_a_pruned_network_is_found_again_for_the_same_settings_alone(cfg, dataset, original):
+    one, part = cfg.but(pruning="mask_unstructured"), dataset.split(3).retain
+    changes = [
+        {}, {"sparsity": 0.25}, {"criterion": "l1"}, {"scope": "layer"}, {"mask_data": "all"},
+        {"seed": 1}, {"pruning": "channels"}, {"mode": "paper"}, {"earlier": (8,)},
+    ]  # fmt: skip
+    keys = [unlearning._pruning_key(original, part, dataset, one.but(**c)) for c in changes]
+    keys.append(unlearning._pruning_key(original, part.sample(99), dataset, one))
+    original.conv1.weight.requires_grad_(False)
+    keys.append(unlearning._pruning_key(original, part, dataset, one))
+    assert len({*keys}) == len(keys)
+    assert unlearning._pruning_key(original, part, dataset, one.but(rank=2)) == keys[-1]
+    modes = [cfg.but(method="prunelora", mode=mode) for mode in ("default", "paper")]
+    assert unlearning.pruning_of(modes[0]) == unlearning.pruning_of(modes[1])
+    first, second = (unlearning._pruning_key(original, part, dataset, one) for one in modes)
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rank": 2}, {"alpha": 9.0}, {"dropout": 0.1}, {"adapter": "rslora"},
+        {"targets": "all"}, {"norms": "frozen"}, {"precision": "amp"}, {"compile": True},
+        {"scope": "layer"}, {"criterion": "l1"}, {"sparsity": 0.25}, {"mask_data": "all"},
+        {"earlier": (8,)},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)  # fmt: skip
+def test_whatever_changes_a_training_is_kept_with_its_checkpoint(changes, cfg, original):
+    one = cfg.but(method="prunelora", pruning="mask_unstructured")
+    kept = unlearning._settings(one.but(**changes), original)
+    assert kept != unlearning._settings(one, original)
+    assert unlearning._settings(one.but(epochs=9), original) == unlearning._settings(one, original)
+
+
 def test_the_order_of_classes_in_one_request_does_not_matter(cfg, dataset):
     a, b = cfg.but(forget=(8, 3)), cfg.but(forget=[3, 8])
     assert runs.folder_of(a, dataset) == runs.folder_of(b, dataset)
