@@ -495,7 +495,8 @@ class RunConfig:
         graphs: Whether a GPU repeats training steps from a recording, see :mod:`helpers.recording`;
             not together with ``compile``. Not part of a run's identity: the steps are the same.
         cache_mb: MB that the outputs of the frozen part may take, few of them in memory and many in
-            a file in ``artifacts/``; 0 computes them anew at every step.
+            a file in ``artifacts/``; 0 computes them anew at every step, which is a run of its own:
+            the network is the same, its costs are not.
         memory_mb: Memory in MB that the images may take; those of a larger dataset stay in a file
             and are read a batch at a time. Not part of a run's identity: the results are the same.
         threads: CPU threads of torch; 0 leaves the library's choice.

@@ -220,6 +220,8 @@ def identity(cfg: RunConfig, fingerprint: str) -> dict[str, Any]:
         recipes["costs"] = "of all stages"  # earlier records have those of the training alone
     if method.adapt == "lora":
         fields += ["rank", "lora_alpha", "lora_dropout", "adapter", "targets", "norms"]
+        if not cfg.cache_mb:
+            recipes["cache"] = False  # the same network, at other costs
     chosen = {name: getattr(cfg, name) for name in fields}
     return {"version": helpers.__version__, "data": fingerprint, **chosen, **recipes}
 

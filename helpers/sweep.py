@@ -47,7 +47,8 @@ _NUMBERS = ("sparsity", "alpha", "dropout", "lr")
 # field -> where runs.identity tells what it came to
 _CAME_TO = {"alpha": "lora_alpha", "dropout": "lora_dropout", "original_seed": "start_seed",
             "lr": "unlearn", "epochs": "unlearn"}  # fmt: skip
-_ASIDE = ("memory_mb", "cache_mb", "graphs")  # change no network, and so make no points
+_ASIDE = ("memory_mb", "graphs")  # change no network, and so make no points
+_LOADED = (*data.FIELDS, "cache_mb")  # what is loaded depends on them, and what is kept of it
 _JUDGED = ("mode", "earlier")  # a network that does not depend on them is judged otherwise
 _SHOWN = ("method", "forget", "seed", "rank", "sparsity")
 
@@ -178,7 +179,7 @@ def _shared(images: RunConfig, sweep: str) -> tuple[data.Dataset, frozen.Cache]:
 
 
 def _share(cfg: RunConfig, sweep: str) -> tuple[data.Dataset, frozen.Cache]:
-    kept = {name: getattr(cfg, name) for name in (*data.FIELDS, "cache_mb")}
+    kept = {name: getattr(cfg, name) for name in _LOADED}
     return _shared(get_config(cfg.preset, **kept), sweep)
 
 
@@ -233,13 +234,13 @@ def _combinations(
     grid: Mapping[str, Sequence[Any]], preset: str, sweep: str
 ) -> Iterator[dict[str, Any]]:
     """Combine all values; those that tell the images vary slowest, so that each are loaded once."""
-    fields = sorted(grid, key=lambda field: field not in data.FIELDS)
+    fields = sorted(grid, key=lambda field: field not in _LOADED)
     for chosen in itertools.product(*(grid[field] for field in fields)):
         changes = dict(zip(fields, chosen, strict=True))
         if changes.get("forget") != ALL:
             yield changes
             continue
-        own = {k: v for k, v in changes.items() if k in (*data.FIELDS, "cache_mb")}
+        own = {k: v for k, v in changes.items() if k in _LOADED}
         try:
             dataset, _ = _share(get_config(preset, **own), sweep)
         except InputError:  # found again, and told, where the point is tried
@@ -285,7 +286,8 @@ def _settings(cfg: RunConfig, varied: set[str], dataset: data.Dataset) -> dict[s
     row: dict[str, Any] = {}
     for name in dict.fromkeys([*_SHOWN, *sorted(varied)]):
         at = _CAME_TO.get(name, name)
-        shown = at in used or at not in every or name in _JUDGED
+        where = "rank" if name == "cache_mb" else at  # no identity names it; adapters alone use it
+        shown = where in used or where not in every or name in _JUDGED
         value = used.get(at, getattr(cfg, name)) if shown else None
         if isinstance(value, dict):
             value = value.get(name)

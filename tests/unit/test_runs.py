@@ -74,14 +74,14 @@ def test_the_same_seed_gives_the_same_numbers(quick, dataset, tmp_path, monkeypa
 
 FIELDS = {
     "forget": 5, "seed": 3, "sparsity": 0.25, "rank": 2, "alpha": 3.0, "dropout": 0.2, "epochs": 7,
-    "lr": 0.7, "mode": "paper", "threads": 2, "model": "vit_tiny", "compile": True,
+    "lr": 0.7, "mode": "paper", "threads": 2, "model": "vit_tiny", "compile": True, "cache_mb": 0,
     "precision": "fp32" if torch.cuda.is_available() else "amp",  # not what "auto" takes
 }  # fmt: skip
 MATTERS = {
     "original": {"seed", "precision", "threads", "model", "compile"},
     "retrain": {"seed", "precision", "threads", "model", "compile", "forget"},
-    "finetune": set(FIELDS) - {"sparsity", "rank", "alpha", "dropout"},
-    "prune_finetune": set(FIELDS) - {"rank", "alpha", "dropout"},
+    "finetune": set(FIELDS) - {"sparsity", "rank", "alpha", "dropout", "cache_mb"},
+    "prune_finetune": set(FIELDS) - {"rank", "alpha", "dropout", "cache_mb"},
     "lora": set(FIELDS) - {"sparsity"},
     "prunelora": set(FIELDS),
 }
@@ -104,9 +104,11 @@ def test_two_classes_are_two_runs_of_every_method_but_the_original(cfg, dataset,
 
 
 def test_equal_settings_are_one_run(cfg):
-    for same in ({"alpha": 16}, {"alpha": 16.0}, {"sparsity": 0.5, "epochs": None}):
+    for same in ({"alpha": 16}, {"alpha": 16.0}, {"sparsity": 0.5, "epochs": None},
+                 {"cache_mb": 64}):  # fmt: skip
         assert runs.identity(cfg, "x") == runs.identity(cfg.but(**same), "x"), same
-    assert "compile" not in runs.identity(cfg, "x"), "runs made before there was the field"
+    for field in ("compile", "cache"):
+        assert field not in runs.identity(cfg, "x"), "runs made before there was the field"
     zero = [runs.identity(cfg.but(sparsity=z, lr=one), "x") for z, one in ((0, 1), (0.0, 1.0))]
     assert runs.json.dumps(zero[0]) == runs.json.dumps(zero[1])
 

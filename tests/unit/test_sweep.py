@@ -103,11 +103,25 @@ def test_paper_mode_refuses_what_it_would_not_do():
 
 
 def test_memory_changes_no_network_and_is_no_setting():
-    grid = {"method": ["original"], "memory_mb": [100, 200], "cache_mb": [0, 64]}
+    grid = {"method": ["original"], "memory_mb": [100, 200], "graphs": [False, True]}
     found = sweep.plan(grid, "smoke")
     assert len(found.points) == 1
     assert found.varied == ()
-    assert not {"memory_mb", "cache_mb"} & found.points[0].settings.keys()
+    assert not {"memory_mb", "graphs"} & found.points[0].settings.keys()
+
+
+def test_without_kept_outputs_adapters_cost_something_else_and_are_points_of_their_own(home):
+    grid = {"method": ["finetune", "lora"], "cache_mb": [0, 64], "epochs": [2], "train": [TRAIN],
+            "device": ["cpu"]}  # fmt: skip
+    asked = sweep.plan(grid, "smoke")
+    found = [(p.settings["method"], p.settings["cache_mb"]) for p in asked.points]
+    assert found == [("finetune", None), ("lora", 0), ("lora", 64)]
+    anew, kept = sweep.run({**grid, "method": ["lora"]}, "smoke", progress=False).rows
+    assert anew["weights_sha256"] == kept["weights_sha256"]
+    assert anew["gmacs"] > kept["gmacs"]
+    once = [files.read_json(home / row["folder"] / "run.json")["frozen_once"]
+            for row in (anew, kept)]  # fmt: skip
+    assert once == [False, True]
 
 
 def test_images_that_cannot_be_loaded_are_tried_once(tmp_path, monkeypatch):
