@@ -33,7 +33,7 @@ from helpers.config import InputError, RunConfig, at_home, check, choose, get_co
 
 log = logging.getLogger(__name__)
 
-MOST = 1_000_000  # points of one sweep
+MOST = 300_000  # points of one sweep, whose table then stays below files.LARGEST_JSON
 PIECES = 8  # a worker's share is cut into at least so many pieces, for the balance at the end
 MOST_WORKERS = 1024
 TRIES = 3  # rounds in which workers died and no point was finished, until it is given up
@@ -206,14 +206,15 @@ def plan(grid: Mapping[str, Sequence[Any]], preset: str | None = None, sweep: st
     for field, several in grid.items():
         choose("field", field, known)
         check(field, list(several), len(several) > 0, "at least one value")
-    count = math.prod(map(len, grid.values()))
-    check("points", count, count <= MOST, f"at most {MOST:,} in one sweep")
     preset = get_config(preset).preset
+    combined = list(itertools.islice(_combinations(grid, preset, sweep), MOST + 1))
+    count = max(len(combined), math.prod(map(len, grid.values())))  # all counts as one value there
+    check("points", count, count <= MOST, f"at most {MOST:,} in one sweep")
     found: dict[Any, Point] = {}
     impossible, tried = [], {}
     varied = {field for field, several in grid.items()
               if field not in _ASIDE and (len(several) > 1 or ALL in several)}  # fmt: skip
-    for changes in _combinations(grid, preset, sweep):
+    for changes in combined:
         try:
             cfg = get_config(preset, **changes)
             dataset = _try(cfg, sweep, tried)
@@ -670,7 +671,7 @@ def save(sweep: Sweep, out: Path) -> list[Path]:
         The two files.
 
     Raises:
-        FileProblem: If they cannot be written; each is old or new, never half of it.
+        FileProblem: If they cannot be written; an old one never stands beside a new one.
 
     Source: RFC 4180 and RFC 8259.
     Lesson: 00_start_here, "The same from a shell".
@@ -688,7 +689,11 @@ def save(sweep: Sweep, out: Path) -> list[Path]:
             csv.writer(file).writerows([columns, *table])
 
     plain, whole = paths(out)
-    return [files.write_atomically(plain, write), files.write_json(whole, record)]
+    text = files.as_json(whole, record)
+    files.write_together(
+        {plain: write, whole: lambda part: part.write_text(text, encoding="utf-8")}
+    )
+    return [plain, whole]
 
 
 def table(sweep: Sweep) -> Any:

@@ -223,11 +223,19 @@ def test_a_point_is_validated_once_for_all_its_seeds(monkeypatch):
 @pytest.mark.parametrize(
     ("grid", "message"),
     [({"colour": [1]}, "colour"), ({"rank": []}, "at least one value"),
-     ({"rank": range(1, 2000), "seed": range(1000)}, "at most 1,000,000")],
+     ({"rank": range(1, 2000), "seed": range(1000)}, "points = 1999000 .*at most 300,000")],
 )  # fmt: skip
 def test_a_grid_that_makes_no_sense_is_refused(grid, message):
     with pytest.raises(InputError, match=message):
         sweep.plan(grid, "smoke")
+
+
+def test_each_class_alone_counts_among_the_points(monkeypatch):
+    monkeypatch.setattr(sweep, "MOST", 20)
+    grid = {"method": ["retrain"], "forget": ["all"], "seed": [0, 1]}
+    assert len(sweep.plan(grid, "smoke").points) == 20
+    with pytest.raises(InputError, match=r"points = .* at most 20 in one sweep"):
+        sweep.plan({**grid, "seed": [0, 1, 2]}, "smoke")
 
 
 @given(st.lists(st.integers(0, 3), max_size=200), st.integers(1, 9))
@@ -403,6 +411,28 @@ def test_the_table_is_written_as_csv_and_json(calm, tmp_path):
     record = json.loads(paths[1].read_text())
     assert [dict(zip(record["columns"], row, strict=True)) for row in record["rows"]] == found.rows
     assert {"date", "versions", "hardware", "varied"} <= {*record}
+
+
+def test_the_two_files_of_a_table_are_both_new_or_both_old(calm, tmp_path, monkeypatch):
+    _, found = calm
+    paths = sweep.save(found, tmp_path / "grid")
+    old = [path.read_bytes() for path in paths]
+    monkeypatch.setattr(files, "LARGEST_JSON", len(old[1]))
+    longer = dataclasses.replace(found, rows=[*found.rows, *found.rows])
+    with pytest.raises(FileProblem, match=r"grid\.json: .* bytes of JSON, more than"):
+        sweep.save(longer, tmp_path / "grid")
+    assert [path.read_bytes() for path in paths] == old
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+
+
+def test_a_table_of_as_many_points_as_there_may_be_can_be_written(calm, tmp_path):
+    _, found = calm
+    one, two = (
+        sweep.save(dataclasses.replace(found, rows=times * found.rows), tmp_path / "grid")[1]
+        .stat().st_size for times in (1, 2)
+    )  # fmt: skip
+    of_a_row = (two - one) / len(found.rows)
+    assert sweep.MOST * of_a_row < files.LARGEST_JSON
 
 
 def test_the_table_holds_a_folder_whose_name_is_not_utf_8(calm, tmp_path):
