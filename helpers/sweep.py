@@ -463,7 +463,7 @@ class _Work:
     def do(self, points: Sequence[Point], text: str | bool) -> list[dict[str, Any]]:
         """Do points, or read them back; rows in the order of the points."""
         found: dict[int, dict[str, Any]] = {}
-        missing, quiet, first = dict(enumerate(points)), 0, True
+        missing, quiet, first, told = dict(enumerate(points)), 0, True, False
         with _bar(len(points), sum(runs.is_kept(p.folder) for p in points), text) as bar:
             while True:
                 before = len(missing)
@@ -478,8 +478,13 @@ class _Work:
                         "are left: memory may be short, so use fewer --workers. What is finished "
                         "is kept, and the same command goes on from there"
                     )
-                if quiet and not died:
-                    time.sleep(POLL)  # the rest is being done by other processes
+                if quiet and not died:  # the rest is being done by other processes
+                    if not (first or told):  # at first whole pieces are left to them
+                        log.info("points that other processes are working on: %d, one of them in "
+                                 "%s: waiting for them", len(missing),
+                                 next(iter(missing.values())).folder)  # fmt: skip
+                        told = True
+                    time.sleep(POLL)
                 first = False
 
     def _read(self, missing: Mapping[int, Point]) -> dict[int, dict[str, Any]]:

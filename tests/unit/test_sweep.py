@@ -390,6 +390,31 @@ def test_claimed_points_come_last(calm, home, monkeypatch):
     assert faults.records(home) == records
 
 
+def test_it_is_said_once_what_other_processes_are_waited_for(home, monkeypatch, caplog):
+    monkeypatch.setattr(sweep, "POLL", 0.05)
+    grid = {"method": ["original"], "seed": [0, 1], "train": [TRAIN], "device": ["cpu"]}
+    claimed = sweep.plan(grid, "smoke").points[0].folder
+    held = threading.Event()
+
+    def other():
+        with files.locked(claimed / "lock"):
+            held.set()
+            late = time.monotonic() + 30
+            while "waiting for them" not in caplog.text and time.monotonic() < late:
+                time.sleep(0.02)
+            time.sleep(5 * sweep.POLL)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    held.wait()
+    with caplog.at_level("INFO", logger="helpers"):
+        assert sweep.run(grid, "smoke", progress=False).done == 2
+    thread.join()
+    said = [r.getMessage() for r in caplog.records if "waiting for them" in r.getMessage()]
+    assert said == [f"points that other processes are working on: 1, one of them in {claimed}: "
+                    "waiting for them"]  # fmt: skip
+
+
 def test_a_training_that_fails_does_not_stop_the_others(home):
     grid = {"method": ["finetune"], "lr": [0.01, 1e30], "epochs": [1], "train": [TRAIN]}
     found = sweep.run(grid, "smoke", progress=False)
