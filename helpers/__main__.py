@@ -383,8 +383,10 @@ def _sweep(options: argparse.Namespace) -> int:
         _say(one_line(f"left out: {name}: {reason}"))
     failed = [row for row in done.rows if row["problem"]]
     for row in failed:
-        _say(one_line(f"failed: {row['method']}, forget {row['forget']}, seed {row['seed']}: "
-                      f"{row['problem']}"))  # fmt: skip
+        names = [name for name in dict.fromkeys(("forget", "seed", *done.varied))
+                 if name != "method" and row[name] is not None]  # fmt: skip
+        where = ", ".join([row["method"], *(f"{name} {row[name]}" for name in names)])
+        _say(one_line(f"failed: {where}: {row['problem']}"))
     _say(f"{len(done.rows)} points in {done.seconds:.1f} s: {done.done} done now, "
          f"{len(done.rows) - done.done - len(failed)} kept, {len(failed)} failed")  # fmt: skip
     for path in paths:

@@ -323,7 +323,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row a method, in the order of first appearance: for every numeric column its mean and
         its standard deviation (columns ``(name, "mean")`` and ``(name, "sd")``, the latter NaN for
-        a single seed) and the number of runs, ``("n", "")``.
+        a single seed) and the number of runs that have numbers, ``("n", "")``.
 
     Source: this project.
     Lesson: 05_evaluation, "The comparison".
@@ -331,7 +331,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     numeric = [c for c in table.columns if c != "seed" and table[c].dtype.kind in "fi"]
     groups = table.groupby("method", sort=False)[numeric]
     result = groups.agg(["mean", "std"]).rename(columns={"std": "sd"}, level=1)
-    result[("n", "")] = groups.size()
+    result[("n", "")] = groups.count().max(axis=1)  # none of a run that failed
     return result
 
 

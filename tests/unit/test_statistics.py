@@ -476,6 +476,14 @@ def test_the_summary_has_mean_and_sample_deviation():
     assert found[("n", "")].tolist() == [2, 3]
 
 
+def test_runs_without_numbers_are_not_counted():
+    rows = [("lora", 0, 0.8, 1.0), ("lora", 1, None, None), ("finetune", 0, None, None),
+            ("original", 0, 0.1, None)]  # fmt: skip
+    found = statistics.summary(pd.DataFrame(rows, columns=["method", "seed", "UA", "gmacs"]))
+    assert found[("n", "")].tolist() == [1, 0, 1]
+    assert found.loc["lora", ("UA", "mean")] == 0.8
+
+
 @pytest.mark.parametrize(("n", "least", "most"), [(3, 0.82, 0.90), (10, 0.905, 0.945)])
 @pytest.mark.parametrize("dimensions", [1, 20])
 def test_how_often_a_band_of_distances_holds_one_more_oracle(n, least, most, dimensions):

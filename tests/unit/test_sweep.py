@@ -666,6 +666,17 @@ def test_the_command_prints_a_summary_and_names_its_files(home, tmp_path, capsys
     assert "0 done now, 2 kept, 0 failed" in capsys.readouterr().out
 
 
+def test_the_command_names_points_that_failed_and_does_not_count_them(home, tmp_path, capsys):
+    words = ["sweep", "--preset", "smoke", "--quiet", "--epochs", "1", "--method", "finetune",
+             "--lr", "0.01,1e30", "--sparsity", "0.5,0.9", "--out", str(tmp_path / "grid")]  # fmt: skip
+    assert main(words) == 2
+    lines = capsys.readouterr().out.splitlines()
+    points = {line.split("  ")[0]: line.split()[-1] for line in lines if line.startswith("fine")}
+    assert points == {"finetune, lr 0.01": "1", "finetune, lr 1e+30": "0"}
+    (failed,) = (line for line in lines if line.startswith("failed: "))
+    assert failed.startswith("failed: finetune, forget 3, seed 0, lr 1e+30: ")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [(("--rank", "1,x"), "whole numbers, or ranges such as 0..4"), (("--rank", "0"), "from 1 to"),
