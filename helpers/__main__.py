@@ -381,6 +381,8 @@ def _sweep(options: argparse.Namespace) -> int:
         _say(f"... and {len(cells) - 1 - LONGEST} more rows in the table")
     for name, reason in done.impossible:
         _say(one_line(f"left out: {name}: {reason}"))
+    if done.same:
+        _say(f"combinations of settings that come to the same as another: {done.same}")
     failed = [row for row in done.rows if row["problem"]]
     for row in failed:
         names = [name for name in dict.fromkeys(("forget", "seed", *done.varied))

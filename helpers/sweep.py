@@ -81,7 +81,8 @@ class Plan:
         points: Every point once, in the order in which they are done.
         before: Runs that points start from, level by level; a level needs the one before it.
         impossible: (point, why it cannot be run).
-        varied: Fields with several values.
+        varied: Fields with several different values.
+        same: Combinations of values that came to a point that another had come to.
 
     Source: this project.
     Lesson: 00_start_here, "The same from a shell".
@@ -91,6 +92,7 @@ class Plan:
     before: list[list[Point]]
     impossible: list[tuple[str, str]]
     varied: tuple[str, ...]
+    same: int
 
 
 @dataclass(frozen=True)
@@ -101,11 +103,12 @@ class Sweep:
         rows: One row a point: its settings, metrics in [0, 1], costs of the training, the SHA-256
             of its weights, its folder and date; ``problem`` where the training failed.
         impossible: (point, why it was left out).
-        varied: Fields with several values.
+        varied: Fields with several different values.
         done: Points that this process and its workers trained; the others were read back.
         made: Runs that points start from, of which the same holds.
         seconds: Wall-clock time.
         device: ``cuda`` if any point asks for it, else ``cpu``.
+        same: Combinations of values that came to a point that another had come to.
 
     Source: this project.
     Lesson: 00_start_here, "The same from a shell".
@@ -118,6 +121,7 @@ class Sweep:
     made: int
     seconds: float
     device: str
+    same: int = 0
 
 
 def values(field: str, text: str) -> list[Any]:
@@ -212,8 +216,10 @@ def plan(grid: Mapping[str, Sequence[Any]], preset: str | None = None, sweep: st
     check("points", count, count <= MOST, f"at most {MOST:,} in one sweep")
     found: dict[Any, Point] = {}
     impossible, tried = [], {}
-    varied = {field for field, several in grid.items()
-              if field not in _ASIDE and (len(several) > 1 or ALL in several)}  # fmt: skip
+    varied = {
+        field for field, several in grid.items()
+        if field not in _ASIDE and (ALL in several or any(v != several[0] for v in several))
+    }  # fmt: skip
     for changes in combined:
         try:
             cfg = get_config(preset, **changes)
@@ -228,7 +234,9 @@ def plan(grid: Mapping[str, Sequence[Any]], preset: str | None = None, sweep: st
         point = Point(cfg, folder, _settings(cfg, {*varied}, dataset), start)
         found.setdefault((folder, cfg.mode, cfg.forgotten), point)
     points = _in_order(list(found.values()))
-    return Plan(points, _before(points, sweep), impossible, tuple(f for f in grid if f in varied))
+    same = len(combined) - len(points) - len(impossible)
+    asked = tuple(field for field in grid if field in varied)
+    return Plan(points, _before(points, sweep), impossible, asked, same)
 
 
 def _combinations(
@@ -284,11 +292,13 @@ def _settings(cfg: RunConfig, varied: set[str], dataset: data.Dataset) -> dict[s
     used = runs.identity(cfg, dataset.fingerprint)
     every = runs.identity(cfg.but(method="prunelora", mode="default",
                                   pruning="mask_unstructured"), "")  # fmt: skip
-    row: dict[str, Any] = {}
-    for name in dict.fromkeys([*_SHOWN, *sorted(varied)]):
+    names, row = dict.fromkeys([*_SHOWN, *sorted(varied)]), {}
+    unused = runs.unused(cfg, names)
+    for name in names:
         at = _CAME_TO.get(name, name)
         where = "rank" if name == "cache_mb" else at  # no identity names it; adapters alone use it
-        shown = where in used or where not in every or name in _JUDGED
+        idle = where in every or name in unused  # such as the size of images that have their own
+        shown = where in used or name in _JUDGED or not idle
         value = used.get(at, getattr(cfg, name)) if shown else None
         if isinstance(value, dict):
             value = value.get(name)
@@ -385,7 +395,7 @@ def run(
     rows = [{**point.settings, **row} for point, row in zip(asked.points, found, strict=True)]
     seconds = time.perf_counter() - started
     device = "cuda" if cuda else "cpu"
-    return Sweep(rows, asked.impossible, asked.varied, work.done, made, seconds, device)
+    return Sweep(rows, asked.impossible, asked.varied, work.done, made, seconds, device, asked.same)
 
 
 def _refuse(asked: Plan, skip: bool) -> None:

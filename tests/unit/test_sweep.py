@@ -110,6 +110,26 @@ def test_memory_changes_no_network_and_is_no_setting():
     assert not {"memory_mb", "graphs"} & found.points[0].settings.keys()
 
 
+@pytest.mark.parametrize(
+    ("several", "varied", "shown"),
+    [({"rank": [2, 2, 2]}, (), [2]), ({"image_size": [8, 16]}, ("image_size",), [None]),
+     ({"on_corrupt": ["stop", "skip"]}, ("on_corrupt",), [None]),
+     ({"train_limit": [60, 1000, 2000]}, ("train_limit",), [60, 1000]),
+     ({"lr": [0.1, 0.2]}, ("lr",), [0.1, 0.2])],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_what_makes_no_difference_makes_no_point_and_is_counted(several, varied, shown):
+    ((field, values),) = several.items()
+    found = sweep.plan({"method": ["lora"], **several}, "smoke")
+    assert found.varied == varied
+    assert [p.settings[field] for p in found.points] == shown
+    assert found.same == len(values) - len(shown)
+    rows = [{**p.settings, "seed": 0} for p in found.points]
+    labels = sweep.table(sweep.Sweep(rows, [], found.varied, 0, 0, 1.0, "cpu"))["method"]
+    named = field in varied and shown != [None]
+    assert [*labels] == [f"lora, {field} {v}" if named else "lora" for v in shown]
+
+
 def test_without_kept_outputs_adapters_cost_something_else_and_are_points_of_their_own(home):
     grid = {"method": ["finetune", "lora"], "cache_mb": [0, 64], "epochs": [2], "train": [TRAIN],
             "device": ["cpu"]}  # fmt: skip
@@ -661,6 +681,7 @@ def test_the_command_prints_a_summary_and_names_its_files(home, tmp_path, capsys
     assert sum(line.startswith("left out: forget ") for line in lines) == 2
     assert "2 points in" in lines[-3]
     assert "2 done now, 0 kept, 0 failed" in lines[-3]
+    assert not any("same as another" in line for line in lines)
     assert lines[-2:] == [str(tmp_path / "grid.csv"), str(tmp_path / "grid.json")]
     assert main(words) == 0
     assert "0 done now, 2 kept, 0 failed" in capsys.readouterr().out
@@ -668,11 +689,13 @@ def test_the_command_prints_a_summary_and_names_its_files(home, tmp_path, capsys
 
 def test_the_command_names_points_that_failed_and_does_not_count_them(home, tmp_path, capsys):
     words = ["sweep", "--preset", "smoke", "--quiet", "--epochs", "1", "--method", "finetune",
-             "--lr", "0.01,1e30", "--sparsity", "0.5,0.9", "--out", str(tmp_path / "grid")]  # fmt: skip
+             "--lr", "0.01,1e30", "--sparsity", "0.5,0.9",
+             "--out", str(tmp_path / "grid")]  # fmt: skip
     assert main(words) == 2
     lines = capsys.readouterr().out.splitlines()
     points = {line.split("  ")[0]: line.split()[-1] for line in lines if line.startswith("fine")}
     assert points == {"finetune, lr 0.01": "1", "finetune, lr 1e+30": "0"}
+    assert "combinations of settings that come to the same as another: 2" in lines
     (failed,) = (line for line in lines if line.startswith("failed: "))
     assert failed.startswith("failed: finetune, forget 3, seed 0, lr 1e+30: ")
 
