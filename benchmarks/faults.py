@@ -2,12 +2,12 @@
 
     python benchmarks/faults.py [--quick]
 
-Faults: ``kill -9`` of the whole process at 20 moments spread over its work, after each of which the
-same command is given again; a worker killed while the others go on; two processes on one folder; a
-disk of a few megabytes that fills up and is then made larger; a folder that cannot be written and
-then can. After each the weights (SHA-256), metrics and histories of all runs are compared with
-those of a sweep that nobody disturbed. A disk and a folder need the right to mount a file system;
-without it they are left out, and the record says so.
+Faults: ``kill -9`` of the whole process at up to 20 moments spread over its work, after each of
+which the same command is given again; a worker killed while the others go on; two processes on one
+folder; a disk of a few megabytes that fills up and is then made larger; a folder that cannot be
+written and then can. After each the weights (SHA-256), metrics and histories of all runs are
+compared with those of a sweep that nobody disturbed. A disk and a folder need the right to mount a
+file system; without it they are left out, and the record says so.
 
 The record is ``results/faults.json``, from which the table of ``benchmarks/README.md`` is rendered;
 ``--quick`` tries three moments and keeps nothing.
@@ -80,9 +80,13 @@ def written(home: Path) -> int:
 
 
 def kill_after(home: Path, files_written: int, delay: float) -> bool:
-    """Start the sweep and kill it once so many files are there; False if it had ended before."""
+    """Start the sweep and kill it once so many files are there; False if it had ended before.
+
+    One of them at least is of this start: before, it would not have begun to work.
+    """
+    wanted = max(files_written, written(home) + 1)
     process = start(home)
-    while process.poll() is None and written(home) < files_written:
+    while process.poll() is None and written(home) < wanted:
         time.sleep(0.005)
     time.sleep(delay)
     ended = process.poll() is not None
@@ -95,12 +99,12 @@ def kill_at_random(home: Path, times: int, draw: random.Random, most: int) -> in
     """Kill a sweep again and again, each time somewhat later in its work, then let it end.
 
     The moments are spread over the first nine tenths of the files that a whole sweep writes: one
-    that has ended cannot be killed.
+    that has ended cannot be killed, and is not counted.
     """
     killed = 0
     for number in range(times):
         moment = 1 + int(0.9 * number * most / times)
-        killed += kill_after(home, moment, draw.uniform(0, 0.3))
+        killed += kill_after(home, moment, draw.uniform(0, 0.1))
     status, _, error = finish(home)
     assert status == 0, error
     return killed
@@ -120,17 +124,19 @@ def kill_a_worker(home: Path) -> int:
         time.sleep(0.02)
     _, error = process.communicate(timeout=LONGEST)
     assert process.returncode == 0, error
-    assert not killed or "a worker process died" in error, error
+    assert killed, "the sweep ended before a worker could be killed"
+    assert "a worker process died" in error, error
     return killed
 
 
 def two_at_once(home: Path) -> int:
-    """Two processes on one folder: every run is trained by one of them."""
+    """Two processes on one folder: every run is trained by one of them, and each trains some."""
     both = [start(home) for _ in range(2)]
     said = [process.communicate(timeout=LONGEST) for process in both]
     assert [p.returncode for p in both] == [0, 0], said
     shares = [int(text.split(" done now")[0].split()[-1]) for text, _ in said]
     assert sum(shares) == POINTS, shares
+    assert min(shares) > 0, shares
     return min(shares)
 
 

@@ -9,6 +9,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -553,6 +555,46 @@ def test_killed_at_random_moments_it_ends_with_the_same_records(tmp_path):
     assert faults.kill_at_random(killed, 2, random.Random(1), faults.written(calm)) == 2
     assert ended_as(faults.records(killed), faults.records(calm))
     assert not list(killed.rglob("*.part"))
+
+
+SLOW = """
+import pathlib, sys, time
+time.sleep(0.5)
+pathlib.Path(sys.argv[1], "artifacts", "smoke", "0", "new").touch()
+time.sleep(60)
+"""
+
+
+def in_place_of_sweeps(monkeypatch, *programs):
+    """Let faults happen to other programs, one for each sweep that is started."""
+    left = iter(programs)
+
+    def start(home, *_):
+        return subprocess.Popen([sys.executable, "-c", next(left), home], text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+
+    monkeypatch.setattr(faults, "start", start)
+
+
+def test_a_sweep_is_killed_when_it_works_and_not_before(tmp_path, monkeypatch):
+    run = tmp_path / "artifacts" / "smoke" / "0"
+    run.mkdir(parents=True)
+    for name in "abc":  # of those that were killed before
+        (run / name).touch()
+    in_place_of_sweeps(monkeypatch, SLOW)
+    assert faults.kill_after(tmp_path, 1, 0)
+    assert (run / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("disturb", "programs"),
+    [(faults.kill_a_worker, ["pass"]),
+     (faults.two_at_once, [f"print('{count} done now')" for count in (faults.POINTS, 0)])],
+)  # fmt: skip
+def test_a_fault_that_did_not_happen_is_no_proof(tmp_path, monkeypatch, disturb, programs):
+    in_place_of_sweeps(monkeypatch, *programs)
+    with pytest.raises(AssertionError):
+        disturb(tmp_path)
 
 
 def ended_as(found, wanted):
