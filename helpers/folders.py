@@ -115,7 +115,17 @@ def _key(root: Path, size: int, stamps: Mapping[str, str]) -> str:
 
 
 def _stamp(stat: os.stat_result) -> str:
-    return f"{stat.st_size}|{stat.st_mtime_ns}"
+    """Say what a change changes: size and date can be set, and are alike in many a set of images.
+
+    Nobody can set the time of the last change of an entry, which a new name changes, too. Inodes
+    would tell as much, but some network folders number them anew at every mount.
+    """
+    return f"{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}"
+
+
+def _stamp_of_folder(path: Path) -> str:
+    """Say what tells that a folder, or a link to one, took the place of another one."""
+    return f"{path.stat().st_ctime_ns}|{path.lstat().st_ctime_ns}"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -123,7 +133,7 @@ def _stamp(stat: os.stat_result) -> str:
 
 
 def _list_folder(root: Path) -> tuple[Listing, dict[str, str]]:
-    """List the images of a folder, and what tells whether one of them changed."""
+    """List the images of a folder, and what tells whether one of them, or its class, changed."""
     stamps, others = {}, Counter()
     try:
         found, loose = {}, {}
@@ -138,8 +148,10 @@ def _list_folder(root: Path) -> tuple[Listing, dict[str, str]]:
         folders = {*found, *itertools.chain(*found.values())}
         classes = [*filter(_visible, itertools.chain(*found.values()))]
         _check_apart(root, classes)
+        # with the parts: a folder that is renamed takes its files along as they are
+        places = {name: _stamp_of_folder(root / name) for name in (*filter(None, found), *classes)}
         for below in classes:
-            stamps |= _walk(root, below, others)
+            stamps |= _walk(root, below, others, places)
     except OSError as error:
         where = _short(str(error.filename or root))
         raise InputError(
@@ -148,7 +160,7 @@ def _list_folder(root: Path) -> tuple[Listing, dict[str, str]]:
         ) from error
     listing = _arrange(stamps, folders, root, itertools.chain(*loose.values()))
     _say_left_out(others, root)
-    return listing, stamps
+    return listing, stamps | places
 
 
 def _split(root: Path, part: str = "") -> tuple[list[str], list[str]]:
@@ -181,15 +193,19 @@ def _check_apart(root: Path, classes: Iterable[str]) -> None:
                              "as one is a link to the other, or into it: remove it")  # fmt: skip
 
 
-def _walk(root: Path, below: str, others: Counter[str]) -> Iterator[tuple[str, str]]:
+def _walk(
+    root: Path, below: str, others: Counter[str], places: dict[str, str]
+) -> Iterator[tuple[str, str]]:
     """List the images below a folder, and count the others by the endings of their names.
 
-    Links to files are listed, links to folders are counted with the others.
+    Links to files are listed, links to folders are counted with the others; what tells whether a
+    folder in it changed joins the places.
     """
     left = _entries(root, below)  # a stack: folders may lie deeper in each other than calls may
     while left:
         name, entry = left.pop()
         if entry.is_dir(follow_symlinks=False):
+            places[name] = str(entry.stat().st_ctime_ns)
             left += _entries(root, name)
         elif _visible(name):
             if (stamp := _stamp_of_file(entry)) is None:

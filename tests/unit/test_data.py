@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import re
+import shutil
 import struct
 import tarfile
 import threading
@@ -345,6 +346,74 @@ def test_the_folder_is_decoded_once_and_again_after_a_change(tmp_path, home, mon
     assert load(root).fingerprint != first.fingerprint
 
 
+def exchange(one, other):
+    away = one.with_name("away")
+    for source, target in ((one, away), (other, one), (away, other)):
+        source.rename(target)
+
+
+def relink(root):
+    for name, to in (("a", "store-b"), ("b", "store-a")):
+        (root / name).unlink()
+        (root / name).symlink_to(root.parent / to)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps no such time")
+@pytest.mark.parametrize(
+    ("where", "swap"),
+    [
+        (("a", "b"), lambda root: exchange(root / "a" / "0.bmp", root / "b" / "0.bmp")),
+        (("a", "b"), lambda root: exchange(root / "a", root / "b")),
+        (("a/in", "b/in"), lambda root: exchange(root / "a" / "in", root / "b" / "in")),
+        (("../store-a", "../store-b"), relink),
+        (("train/a", "train/b", "test/a", "test/b"),
+         lambda root: exchange(root / "train", root / "test")),
+    ],
+    ids=["files", "classes", "folders in them", "links to them", "parts"],
+)  # fmt: skip
+def test_images_in_the_place_of_others_are_noticed_whatever_their_size_and_date(
+    tmp_path, home, where, swap
+):
+    root = tmp_path / "set"
+    root.mkdir()
+    for shade, name in enumerate(where):
+        for i in range(5):
+            paint(root / name / f"{i}.bmp", color=(50 * shade, 10 * i, 0))
+            os.utime(root / name / f"{i}.bmp", (1e9, 1e9))
+        if name.startswith(".."):
+            (root / name[-1]).symlink_to(tmp_path / name[3:])
+    before = load(root).fingerprint
+    assert load(root).fingerprint == before
+    swap(root)
+    after = load(root).fingerprint
+    assert after != before
+    shutil.rmtree(home / "data")
+    assert load(root).fingerprint == after
+
+
+def test_an_archive_in_the_place_of_another_one_is_noticed_whatever_its_size_and_date(
+    tmp_path, home
+):
+    found = []
+    for color in ((1, 1, 1), (2, 2, 2)):
+        root = folder(tmp_path / "set", {"a": 5, "b": 5}, "bmp")
+        paint(root / "a" / "0.bmp", color=color)
+        archive = pack(root, tmp_path / "x.tar")
+        os.utime(archive, (1e9, 1e9))
+        found.append((archive.stat().st_size, load(archive).fingerprint))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] != found[1][1]
+
+
+def test_the_same_images_are_the_same_runs_when_they_are_decoded_anew(tmp_path, home):
+    root = folder(tmp_path / "set", {"a": 5, "b": 5})
+    before = load(root).fingerprint
+    for path in root.rglob("*"):
+        path.chmod(0o700)
+    assert load(root).fingerprint == before
+    assert len(list((home / "data" / "cache").glob("*.npy"))) == 2, "it was decoded anew"
+
+
 def test_corrupt_images_stop_the_run_or_are_left_out(tmp_path, home, caplog):
     root = folder(tmp_path / "set", {"a": 8, "b": 8})
     (root / "a" / "broken.png").write_bytes(b"no image at all")
@@ -510,7 +579,7 @@ def test_files_are_listed_folder_by_folder_where_their_names_stand(tmp_path):
     order = ["a/B.png", "a/b/1.png", "a/b/c/2.png", "a/b/d.png", "a/b-.png", "a/b.png", "a/c.png"]
     for name in reversed(order):
         paint(tmp_path / name)
-    assert [name for name, _ in folders._walk(tmp_path, "a", collections.Counter())] == order
+    assert [name for name, _ in folders._walk(tmp_path, "a", collections.Counter(), {})] == order
 
 
 def test_folders_may_lie_deeper_in_each_other_than_functions_may_call_each_other(tmp_path, home):
