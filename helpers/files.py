@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import stat
 import tempfile
 import time
@@ -30,6 +31,7 @@ LARGEST_JSON = 128 * 2**20  # bytes; parsing takes a multiple of it
 ASKED_SECONDS = 0.5  # how often whoever waits for a lock is asked whether to go on
 _MARK = "sha256:"  # begins the metadata of files that have a digest, and no JSON
 _WAITS = 10 if os.name == "nt" else 0  # of a tenth of a second, for whoever reads the old file
+NEW = ".new"  # in a folder that is replaced: what is not whole yet
 TRIES = 10  # of a folder that other processes make and remove at the same time
 
 
@@ -63,7 +65,7 @@ def write_together(writes: Mapping[Path, Callable[[Path], object]]) -> None:
     Args:
         writes: Where each shall be, and what writes its whole content to the path it is given. None
             takes its place before all are whole. A process killed in between leaves some of them
-            alone, but never an old one beside a new one.
+            alone, but never an old one beside a new one; and the last one beside all others alone.
 
     Raises:
         FileProblem: As :func:`write_atomically`.
@@ -79,7 +81,7 @@ def write_together(writes: Mapping[Path, Callable[[Path], object]]) -> None:
             rights = stat.S_IMODE(part.stat().st_mode)
             write(part)
             part.chmod(rights)  # safetensors puts a file in its place that is the owner's alone
-        for path in [*parts][1:]:  # the first one is replaced at once
+        for path in [*parts][:0:-1]:  # the last one first; the first one is replaced at once
             _insist(partial(path.unlink, missing_ok=True))
         for path, part in parts.items():
             _insist(partial(os.replace, part, path))
@@ -88,6 +90,39 @@ def write_together(writes: Mapping[Path, Callable[[Path], object]]) -> None:
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replaced(folder: Path, last: str) -> Iterator[Path]:
+    """Write the files of a folder anew: the old ones stay until all that are new are whole.
+
+    Whoever does so must hold a lock of the folder, see :func:`locked`.
+
+    Args:
+        folder: The folder; created if needed. Files that are the same as before are not touched.
+        last: The file that says that the folder is whole: it is never there beside half of the
+            others, nor beside old and new ones.
+
+    Yields:
+        A folder in it, not there yet. What was written to it takes its place at the end; nothing
+        does if that is not reached.
+
+    Raises:
+        FileProblem: As :func:`write_atomically`.
+
+    Source: this project.
+    Lesson: 00_start_here, "Where results are kept".
+    """
+    new = folder / NEW
+    shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+    try:
+        yield new
+        made = sorted((p for p in new.rglob("*") if p.is_file()), key=lambda p: p == new / last)
+        pairs = [(path, folder / path.relative_to(new)) for path in made]
+        write_together({old: partial(os.replace, path) for path, old in pairs
+                        if not old.exists() or sha256(old) != sha256(path)})  # fmt: skip
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def _insist(change: Callable[[], object]) -> None:

@@ -20,6 +20,7 @@ import logging
 import math
 import os
 import platform
+import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -61,6 +62,7 @@ _NUMBERS = (
 _REQUIRED = ("identity", "config", "metrics", "history", "ledger", "weights_sha256", "date",
              "versions", "hardware", *_NUMBERS)  # fmt: skip
 _KEPT = ("run.json", "model.safetensors", "architecture.json")
+_UNTIL_KEPT = ("config.json", "checkpoint.safetensors", "tail-checkpoint.safetensors")
 _LARGEST = 1e300  # of a number in a record
 
 
@@ -466,8 +468,16 @@ def as_trained(dataset: data.Dataset, cfg: RunConfig) -> data.Dataset:
 
 
 def _write(cfg: RunConfig, dataset: data.Dataset, folder: Path, outcome: unlearning.Outcome) -> Run:
+    with files.replaced(folder, "run.json") as new:  # one without a ledger may be there, and stays
+        record = _write_files(cfg, dataset, new, outcome)
+    _tidy(folder)
+    return Run(cfg, folder, record, from_disk=False)
+
+
+def _write_files(
+    cfg: RunConfig, dataset: data.Dataset, folder: Path, outcome: unlearning.Outcome
+) -> dict[str, Any]:
     model, fit = outcome.model, outcome.fit
-    (folder / "run.json").unlink(missing_ok=True)  # of a run without a ledger, done again
     path, rows, size = models.save(model, folder), outcome.ledger, 0
     weights = files.sha256(path)
     dense = unlearning.new_model(cfg, dataset)
@@ -495,11 +505,19 @@ def _write(cfg: RunConfig, dataset: data.Dataset, folder: Path, outcome: unlearn
         **environment(cfg.device),
     }  # fmt: skip
     files.write_json(folder / "run.json", record)
-    for name in ("config.json", "checkpoint.safetensors", "tail-checkpoint.safetensors"):
-        (folder / name).unlink(missing_ok=True)  # no longer needed
-    for part in folder.rglob(".*.part"):  # half-written, by a process that was killed
+    return record
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what was needed until a run was kept, and what killed processes left half-written."""
+    kept = (folder / "run.json").stat().st_mtime_ns
+    for path in (folder / name for name in _UNTIL_KEPT):
+        # a later one is of a run without a ledger that is being done again
+        if path.exists() and path.stat().st_mtime_ns <= kept:
+            path.unlink(missing_ok=True)
+    for part in folder.rglob(".*.part"):
         part.unlink(missing_ok=True)
-    return Run(cfg, folder, record, from_disk=False)
+    shutil.rmtree(folder / files.NEW, ignore_errors=True)
 
 
 def _read(

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import pickle
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -116,6 +118,55 @@ def test_a_read_only_folder_is_named(tmp_path):
         if root:
             os.seteuid(0)
     assert list(folder.iterdir()) == []
+
+
+def test_a_folder_that_is_replaced_is_old_or_new_or_not_whole_wherever_it_is_killed(
+    tmp_path, monkeypatch
+):
+    names = ["a", "deep/b", "same", "whole"]
+
+    def write(folder, text):
+        for name in names:
+            path = folder / name
+            files.write_atomically(path, lambda p, n=name: p.write_text(n if n == "same" else text))
+
+    class Killed(BaseException):
+        pass
+
+    def counted(function):
+        def call(*args, **kwargs):
+            nonlocal left
+            left -= 1
+            if left < 0:  # a dead process does not tidy up, either
+                raise Killed
+            return function(*args, **kwargs)
+
+        return call
+
+    for owner, name in ((os, "replace"), (Path, "unlink"), (shutil, "rmtree")):
+        monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
+    seen = set()
+    for moment in itertools.count():
+        left, folder, done = 1000, tmp_path / str(moment), False
+        with files.replaced(folder, "whole") as new:
+            write(new, "old")
+        kept = (folder / "same").stat().st_ino
+        left = moment
+        try:
+            with files.replaced(folder, "whole") as new:
+                write(new, "new")
+            done = True
+        except Killed:
+            pass
+        if (folder / "whole").exists():
+            found = {(folder / name).read_text() for name in names}
+            assert found in ({"old", "same"}, {"new", "same"}), moment
+            seen |= found
+        assert (folder / "same").stat().st_ino == kept, "it may be read at this moment"
+        if done:
+            break
+    assert seen == {"old", "new", "same"}
+    assert sorted(p.name for p in folder.iterdir()) == ["a", "deep", "same", "whole"]
 
 
 def test_an_error_of_the_writer_itself_is_not_disguised(tmp_path):

@@ -292,6 +292,29 @@ def test_a_run_without_a_ledger_is_read_back_or_done_again_as_asked(quick, datas
     assert runs.run(quick.but(rank=2), dataset, False, measured=None).record["ledger"]
 
 
+@pytest.mark.parametrize("lost", ["model.safetensors", "patch.json", "run.json"])
+def test_a_kept_run_stays_if_it_is_done_again_and_cannot_be_written(
+    lost, quick, dataset, home, monkeypatch
+):
+    first = runs.run(quick, dataset, False, measured=False)
+    write = files.write_atomically
+
+    def full(path, *rest):
+        if path.name == lost:
+            raise FileProblem(f"cannot write {path}: No space left on device")
+        return write(path, *rest)
+
+    monkeypatch.setattr(files, "write_atomically", full)
+    with pytest.raises(FileProblem, match="No space"):
+        runs.run(quick, dataset, False)
+    monkeypatch.setattr(files, "write_atomically", write)
+    again = runs.run(quick, dataset, False, measured=None)
+    assert again.from_disk
+    assert again.record == json.loads(json.dumps(first.record))
+    assert runs.run(quick, dataset, False).record["ledger"]
+    assert sorted(p.name for p in first.folder.iterdir()) == [*WHOLE, "patch", "run.json"]
+
+
 def test_the_lock_of_a_kept_run_has_never_two_holders(tmp_path, monkeypatch):
     """A is slow at removing the file, B waits for the lock meanwhile, C comes when A has left."""
     for name in ("run.json", "model.safetensors", "architecture.json"):
