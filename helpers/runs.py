@@ -366,7 +366,13 @@ def _kept(
         return None
     found = _read(cfg, dataset, folder, wait, claimed)
     wanted = measured and unlearning.method(cfg.method).start == "original"
-    return None if wanted and not found.record["ledger"] else found
+    if wanted and not found.record["ledger"]:
+        return None
+    if not claimed and any(map(_is_left_over, os.listdir(folder))):
+        # whoever holds the claim needs them, or removes them; and what cannot be written is read
+        with contextlib.suppress(Claimed, OSError), _claim(folder, wait=False):
+            _tidy(folder)
+    return found
 
 
 @contextlib.contextmanager
@@ -506,6 +512,11 @@ def _write_files(
     }  # fmt: skip
     files.write_json(folder / "run.json", record)
     return record
+
+
+def _is_left_over(name: str) -> bool:
+    """Say whether a file beside a record is there because a process was killed, or is at work."""
+    return name in (*_UNTIL_KEPT, files.NEW, "lock") or name.endswith(".part")
 
 
 def _tidy(folder: Path) -> None:

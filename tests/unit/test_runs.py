@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -313,6 +314,51 @@ def test_a_kept_run_stays_if_it_is_done_again_and_cannot_be_written(
     assert again.record == json.loads(json.dumps(first.record))
     assert runs.run(quick, dataset, False).record["ledger"]
     assert sorted(p.name for p in first.folder.iterdir()) == [*WHOLE, "patch", "run.json"]
+
+
+def test_what_a_killed_process_left_beside_a_kept_run_is_removed(quick, dataset, home):
+    first = runs.run(quick, dataset, False, measured=False)
+    record, whole = first.folder / "run.json", [*WHOLE, "patch", "run.json"]
+    for name in (
+        "checkpoint.safetensors", "tail-checkpoint.safetensors", "config.json", "lock",
+        ".new/model.safetensors", ".run.json.0a.part", "patch/.patch.json.0a.part",
+    ):  # fmt: skip
+        (first.folder / name).parent.mkdir(exist_ok=True)
+        (first.folder / name).write_text("x")
+        os.utime(first.folder / name, ns=(0, record.stat().st_mtime_ns))
+    left = sorted(first.folder.rglob("*"))
+    with files.locked(first.folder / "lock"):  # as of one who adds metrics
+        assert runs.run(quick, dataset, False, measured=None).from_disk
+    assert sorted(first.folder.rglob("*")) == left
+    assert runs.run(quick, dataset, False, measured=None).from_disk
+    assert sorted(p.name for p in first.folder.iterdir()) == whole
+    assert sorted(p.name for p in (first.folder / "patch").iterdir()) == [
+        "patch.json", "patch.safetensors"
+    ]  # fmt: skip
+    # of a run that is done again for its ledger, and was interrupted
+    (first.folder / "checkpoint.safetensors").write_text("x")
+    later = record.stat().st_mtime_ns + 1_000_000
+    os.utime(first.folder / "checkpoint.safetensors", ns=(0, later))
+    assert runs.run(quick, dataset, False, measured=None).from_disk
+    assert sorted(p.name for p in first.folder.iterdir()) == sorted(
+        [*whole, "checkpoint.safetensors"]
+    )
+
+
+def test_what_was_left_where_nothing_can_be_written_does_not_keep_a_run_from_being_read(
+    quick, dataset, home, monkeypatch
+):
+    first = runs.run(quick.but(method="original"), dataset, False)
+    (first.folder / "config.json").write_text("x")
+
+    @contextlib.contextmanager
+    def denied(path, **_):
+        raise FileProblem(f"cannot write {path}: Read-only file system")
+        yield
+
+    monkeypatch.setattr(files, "locked", denied)
+    assert runs.run(quick.but(method="original"), dataset, False).from_disk
+    assert (first.folder / "config.json").exists()
 
 
 def test_the_lock_of_a_kept_run_has_never_two_holders(tmp_path, monkeypatch):
