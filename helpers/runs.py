@@ -1,8 +1,10 @@
 """One run from configuration to record: done once, kept whole, read back.
 
-A run lives in ``artifacts/<preset>/<hash>/``, where the hash covers everything that determines the
-network: the version of this package, the pixels and labels, and those fields of the configuration
-that its method uses. ``model.safetensors``, ``architecture.json`` and, where adapters were trained,
+A run lives in ``artifacts/<preset>/<hash>/``, where the hash covers everything that was asked for:
+the version of this package, the pixels and labels, and those fields of the configuration that its
+method uses. Another processor or another version of torch gives a somewhat other network; the
+record names both, and the weights that the run started from, which are compared with those kept now
+when it is read back. ``model.safetensors``, ``architecture.json`` and, where adapters were trained,
 ``patch/`` are written first and ``run.json`` last, so a folder with a ``run.json`` is whole. While
 a run is being done its folder is claimed by a lock of the operating system, which ends with the
 process: others wait, or go on to other runs, and none is ever done twice at the same time.
@@ -335,9 +337,10 @@ def run(
     if found := parallel.first(keep):
         return found
     how = {"wait": wait, "measured": measured, "validated": True}
-    earlier, original = before(cfg), None
+    earlier, original, begun = before(cfg), None, {}
     if earlier is not None:
         start = run(earlier, dataset, progress, cache, **how)
+        begun = {"start_sha256": start.record["weights_sha256"]}
         key = start.folder, start.record["weights_sha256"]
         load = partial(start.model, dataset)
         original = cache.once(key, load, "original") if cache else load()
@@ -354,7 +357,7 @@ def run(
             progress=f"{cfg.method}, seed {cfg.seed}" if progress else None,
             cache=cache, measured=measured is not False and method.start == "original",
         )  # fmt: skip
-        return parallel.first(partial(_write, cfg, dataset, folder, outcome))
+        return parallel.first(partial(_write, cfg, dataset, folder, outcome, begun))
 
 
 def _kept(
@@ -372,7 +375,22 @@ def _kept(
         # whoever holds the claim needs them, or removes them; and what cannot be written is read
         with contextlib.suppress(Claimed, OSError), _claim(folder, wait=False):
             _tidy(folder)
+    _compare_start(found, dataset)
     return found
+
+
+def _compare_start(found: Run, dataset: data.Dataset) -> None:
+    """Warn where a run started from another network than the one that is kept now."""
+    earlier, begun = before(found.config), found.record.get("start_sha256")
+    if earlier is None or begun is None:  # records of earlier versions do not tell
+        return
+    folder = folder_of(earlier, dataset)
+    # where none is kept there is nothing to pair with; one that is damaged is named when it is read
+    with contextlib.suppress(files.FileProblem):
+        if files.read_json(folder / "run.json", ("weights_sha256",))["weights_sha256"] != begun:
+            log.warning("%s started from another network than the one that is kept now in %s, which"
+                        " was made anew: do not compare them; %s", found.folder, folder,
+                        _remedy(found.folder))  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -473,16 +491,20 @@ def as_trained(dataset: data.Dataset, cfg: RunConfig) -> data.Dataset:
     )
 
 
-def _write(cfg: RunConfig, dataset: data.Dataset, folder: Path, outcome: unlearning.Outcome) -> Run:
+def _write(
+    cfg: RunConfig, dataset: data.Dataset, folder: Path, outcome: unlearning.Outcome,
+    begun: Mapping[str, str],
+) -> Run:  # fmt: skip
     with files.replaced(folder, "run.json") as new:  # one without a ledger may be there, and stays
-        record = _write_files(cfg, dataset, new, outcome)
+        record = _write_files(cfg, dataset, new, outcome, begun)
     _tidy(folder)
     return Run(cfg, folder, record, from_disk=False)
 
 
 def _write_files(
-    cfg: RunConfig, dataset: data.Dataset, folder: Path, outcome: unlearning.Outcome
-) -> dict[str, Any]:
+    cfg: RunConfig, dataset: data.Dataset, folder: Path, outcome: unlearning.Outcome,
+    begun: Mapping[str, str],
+) -> dict[str, Any]:  # fmt: skip
     model, fit = outcome.model, outcome.fit
     path, rows, size = models.save(model, folder), outcome.ledger, 0
     weights = files.sha256(path)
@@ -506,7 +528,7 @@ def _write_files(
         "sparsity": pruning.sparsity(model, names), "file_bytes": path.stat().st_size,
         "channels_gone": pruning.channels_gone(model, dense, names),
         "patch_bytes": size, "ledger": rows, "frozen_once": outcome.frozen_once,
-        "weights_sha256": weights,
+        "weights_sha256": weights, **begun,
         "skipped": list(dataset.skipped),
         **environment(cfg.device),
     }  # fmt: skip
@@ -538,15 +560,11 @@ def _read(
     record = files.read_json(path, _REQUIRED)
     if record["identity"] != json.loads(json.dumps(identity(cfg, dataset.fingerprint))):
         raise files.FileProblem(
-            f"{path} belongs to another run than its folder says: delete the folder {folder} and "
-            "run the same command again"
+            f"{path} belongs to another run than its folder says: {_remedy(folder)}"
         )
     found = Run(cfg, folder, record, from_disk=True)
     if not _sound(record):
-        raise files.FileProblem(
-            f"{path} holds values that no run has: delete the folder {folder} and run the same "
-            "command again"
-        )
+        raise files.FileProblem(f"{path} holds values that no run has: {_remedy(folder)}")
     _check_weights(folder, record)
     if _view(cfg) not in record["metrics"]:  # another class or mode, or measured in another way
         if not claimed:
@@ -564,8 +582,12 @@ def _check_weights(folder: Path, record: dict[str, Any]) -> None:
     if path.is_file() and files.sha256(path) != record["weights_sha256"]:
         raise files.FileProblem(
             f"{path} is not the file that this run wrote (its SHA-256 differs from the one in "
-            f"run.json): delete the folder {folder} and run the same command again"
+            f"run.json): {_remedy(folder)}"
         )
+
+
+def _remedy(folder: Path) -> str:
+    return f"delete the folder {folder} and run the same command again"
 
 
 def _sound(record: dict[str, Any]) -> bool:

@@ -59,7 +59,7 @@ def test_the_record_says_what_was_done(quick, dataset, home):
 
 def test_the_reloaded_network_gives_the_same_logits(quick, dataset, home, original):
     outcome = unlearning.unlearn(original, dataset, quick)
-    run = runs._write(quick, dataset, home / "x", outcome)
+    run = runs._write(quick, dataset, home / "x", outcome, {})
     wanted = training.predict(outcome.model, dataset.test, dataset)
     assert torch.equal(training.predict(run.model(dataset), dataset.test, dataset), wanted)
 
@@ -477,6 +477,41 @@ def test_a_long_training_is_not_lost_when_its_result_cannot_be_written(
     monkeypatch.setattr(training._Loop, "step", lambda *_: pytest.fail("trained again"))
     found = runs.run(quick.but(method="original"), dataset, progress=False)
     assert sorted(p.name for p in found.folder.iterdir()) == [*WHOLE, "run.json"]
+
+
+def test_a_run_that_started_from_another_network_than_the_one_kept_now_is_named(
+    quick, dataset, home, caplog
+):
+    request = quick.but(method="logit_mask", forget=5, earlier=(3,))
+    first, other = (runs.run(quick.but(method="original", seed=s), dataset, False) for s in (0, 1))
+    last = runs.run(request, dataset, False)
+    middle = runs.run(runs.before(request), dataset, False)
+    assert last.record["start_sha256"] == middle.record["weights_sha256"]
+    assert middle.record["start_sha256"] == first.record["weights_sha256"]
+    assert "start_sha256" not in first.record
+    first.folder.rename(home / "away")
+    assert runs.run(middle.config, dataset, False).from_disk
+    assert not caplog.text, "there is none to compare it with"
+    (home / "away").rename(first.folder)
+    assert runs.run(middle.config, dataset, False).from_disk
+    assert not caplog.text
+
+    # as if made anew on another machine
+    shutil.copy(other.folder / "model.safetensors", first.folder / "model.safetensors")
+    change(first.folder / "run.json", weights_sha256=other.record["weights_sha256"])
+    for one in (first, middle, last):
+        assert runs.run(one.config, dataset, False).from_disk
+    (told,) = caplog.messages
+    assert told.startswith(f"{middle.folder} started from another network than the one that is kept"
+                           f" now in {first.folder}, ")  # fmt: skip
+    assert told.endswith(f"delete the folder {middle.folder} and run the same command again")
+    caplog.clear()
+    change(middle.folder / "run.json", start_sha256=None)
+    assert runs.run(middle.config, dataset, False).from_disk
+    change(middle.folder / "run.json", start_sha256=first.record["weights_sha256"])
+    (first.folder / "run.json").write_text("{}")
+    assert runs.run(middle.config, dataset, False).from_disk
+    assert not caplog.text, "old records do not tell, and a damaged one is named by who reads it"
 
 
 def test_many_runs_are_checked_before_the_first_is_trained(quick, dataset, home):
