@@ -33,6 +33,8 @@ from helpers.data import LEAST, ClassSplit, Dataset, ImageSet
 
 log = logging.getLogger(__name__)
 
+_CHOSEN = torch.get_num_threads()  # by torch: nothing in this package has set them yet
+
 
 @dataclass(frozen=True)
 class Method:
@@ -801,10 +803,10 @@ def set_threads(cfg: RunConfig) -> None:
     """Set the CPU threads that a configuration asks for; small networks run best on one.
 
     Args:
-        cfg: Uses ``threads``; 0 leaves torch's choice.
+        cfg: Uses ``threads``; 0 takes torch's choice, whatever was set meanwhile.
 
     Source: measured: two threads beside a busy neighbour were 60 times slower.
     Lesson: 00_start_here, "One configuration".
     """
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
+    if cfg.threads or torch.get_num_threads() != _CHOSEN:
+        torch.set_num_threads(cfg.threads or _CHOSEN)

@@ -477,3 +477,13 @@ def test_a_teacher_that_the_backward_pass_keeps_counts_once(cfg, dataset, origin
     assert outcome.before.bytes == 0
     if cfg.device == "cpu":  # a GPU's allocator had its peak elsewhere, with networks so small
         assert outcome.fit.peak_memory - plain.fit.peak_memory > own
+
+
+def test_no_number_of_threads_is_torchs_choice_whatever_ran_before(cfg):
+    before = torch.get_num_threads()
+    try:
+        for asked in (0, unlearning._CHOSEN + 1, 0):
+            unlearning.set_threads(cfg.but(threads=asked))
+            assert torch.get_num_threads() == (asked or unlearning._CHOSEN)
+    finally:
+        torch.set_num_threads(before)
