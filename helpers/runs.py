@@ -64,6 +64,7 @@ _NUMBERS = (
 _REQUIRED = ("identity", "config", "metrics", "history", "ledger", "weights_sha256", "date",
              "versions", "hardware", *_NUMBERS)  # fmt: skip
 _KEPT = ("run.json", "model.safetensors", "architecture.json")
+_PATCH = ("patch.json", "patch.safetensors")
 _UNTIL_KEPT = ("config.json", "checkpoint.safetensors", "tail-checkpoint.safetensors")
 _LARGEST = 1e300  # of a number in a record
 
@@ -160,11 +161,11 @@ class Run:
             base: The network that the run started from.
 
         Returns:
-            The patch, checked against the base.
+            The patch, checked against the base and the network of the run.
 
         Raises:
             InputError: If the run trained every weight, or started from another network.
-            FileProblem: If the patch is missing or damaged.
+            FileProblem: If the patch is missing, damaged, or of another run.
 
         Source: this project.
         Lesson: 03_lora_adaptation, "Patches".
@@ -172,7 +173,18 @@ class Run:
         method = self.config.method
         has = unlearning.method(method).adapt == "lora"
         check("method", method, has, "one that trains adapters; this one changes every weight")
-        return patches.load_patch(self.folder / "patch", base)
+        place = self.folder / "patch"
+        if not all((place / name).is_file() for name in _PATCH):
+            raise files.FileProblem(f"{place} is not whole: {_remedy(self.folder)}")
+        found = patches.load_patch(place, base)
+        _check_weights(self.folder, self.record)
+        weights, _ = files.load_tensors(self.folder / "model.safetensors")
+        if found.result != files.digest(weights):
+            raise files.FileProblem(
+                f"{place} makes another network than the one of this run ({found.about}): "
+                f"{_remedy(self.folder)}"
+            )
+        return found
 
 
 def _view(cfg: RunConfig) -> str:
@@ -512,7 +524,7 @@ def _write_files(
     names = models.layers(dense).prunable
     if outcome.patch is not None:
         place = patches.save_patch(outcome.patch, folder / "patch")
-        size = sum((place / name).stat().st_size for name in ("patch.json", "patch.safetensors"))
+        size = sum((place / name).stat().st_size for name in _PATCH)
     if rows:
         again = models.load(folder, dense)
         rows = [*rows, ledger.measure(again, "reloaded", names)]

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import threading
@@ -577,6 +578,21 @@ def test_a_damaged_patch_is_refused_by_name(quick, dataset, home):
     path.write_bytes(bytes(data))
     with pytest.raises(FileProblem, match="SHA-256"):
         run.patch(original)
+
+
+def test_a_patch_of_another_run_of_the_same_base_or_half_of_one_is_refused(quick, dataset, home):
+    """Both belong to the original; so say their own files, which are whole."""
+    one, other = (runs.run(quick.but(rank=r), dataset, progress=False) for r in (2, 3))
+    original = runs.run(quick.but(method="original"), dataset, progress=False).model(dataset)
+    assert one.patch(original).result == models.fingerprint(one.model(dataset))
+    again = rf"delete the folder {re.escape(str(one.folder))} and run the same command again"
+    shutil.copytree(other.folder / "patch", one.folder / "patch", dirs_exist_ok=True)
+    with pytest.raises(FileProblem, match=rf"patch makes another network .*{again}"):
+        one.patch(original)
+    for name in ("patch.safetensors", "patch.json"):
+        (one.folder / "patch" / name).unlink()
+        with pytest.raises(FileProblem, match=rf"patch is not whole: {again}"):
+            one.patch(original)
 
 
 @pytest.fixture
