@@ -418,10 +418,23 @@ def threshold(scores: Mapping[str, tuple[Tensor, Tensor]]) -> View:
 
 
 def _steps(scores: Tensor) -> np.ndarray:
-    """Return thresholds, as they are written, from "everyone" to "nobody"."""
+    """Return thresholds, as they are written, from "everyone" to "nobody".
+
+    They lie halfway between neighbouring scores, and have so many digits that to write them moves
+    few scores into another step.
+    """
     levels = scores.quantile(torch.linspace(0, 1, STEPS + 1, dtype=torch.float64)).numpy()
-    lowest, highest = np.floor(levels[[0, -1]] * 1e4)
-    return np.unique([(lowest - 1) / 1e4, *np.round(levels[1:-1], 4), (highest + 2) / 1e4])
+    scores = scores.sort().values.numpy()
+    lowest, highest = np.floor(scores[[0, -1]] * 1e4)
+    below = np.searchsorted(scores, levels[1:-1])  # how many scores a threshold leaves out
+    below = below[below > 0]
+    halves = (scores[below - 1] + scores[below]) / 2
+    for digits in range(4, 18):  # with 17 every number is written as it is
+        written = np.array([float(f"{half:.{digits}g}") for half in halves])
+        moved = np.abs(np.searchsorted(scores, written) - below)
+        if (moved <= len(scores) / STEPS / 20).all():
+            break
+    return np.unique([(lowest - 1) / 1e4, *written, (highest + 2) / 1e4])
 
 
 def _counts(name: str, members: Tensor, others: Tensor, steps: np.ndarray) -> pd.DataFrame:
@@ -463,14 +476,14 @@ def _threshold_view(table: pd.DataFrame, detail: pd.DataFrame) -> View:
     def says(network: str, threshold: float) -> str:
         row = tables[network].loc[threshold]
         return (
-            f"{network}, threshold {threshold:.4f}: true positive rate {row['tpr']:.1%}, false "
+            f"{network}, threshold {threshold}: true positive rate {row['tpr']:.1%}, false "
             f"positive rate {row['fpr']:.1%}. Area under the curve {row['auc']:.3f} "
             f"(95 %: {row['auc_low']:.3f} to {row['auc_high']:.3f}); chance is 0.5."
         )
 
     inputs = {
         "network": controls.menu("Network", names),
-        "threshold": controls.slider("Threshold", steps, steps[len(steps) // 2], "{:.4f}".format),
+        "threshold": controls.slider("Threshold", steps, steps[len(steps) // 2]),
     }
     shows = "The ROC curve of the attack with a ring at the threshold; its scores as a histogram."
     return View(inputs, table, figure, numbers, says, shows, detail)
@@ -488,8 +501,8 @@ def _draw_groups(ax: Any, rows: pd.DataFrame, position: int, steps: list[float])
     side = "left" if position < 0.7 * len(rows) else "right"
     ax.text(position, 1.01, "called member →", transform=ax.get_xaxis_transform(), ha=side, size=9)
     marked = range(0, len(steps), 4)
-    ax.set_xticks(list(marked), [f"{steps[i]:.4f}" for i in marked])
-    ax.set(xlabel="score of the attack (steps: equally many images of all networks together)",
+    ax.set_xticks(list(marked), [str(steps[i]) for i in marked])
+    ax.set(xlabel="score (steps: about equally many images of all networks, but for ties)",
            ylabel="share of the group")  # fmt: skip
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.legend(loc="upper left")

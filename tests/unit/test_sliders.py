@@ -371,7 +371,7 @@ def test_threshold_draws_its_table(drive):
         rate = numbers.iloc[:, 2].tolist()
         assert rate == [f"{row['tpr']:.1%}", f"{row['fpr']:.1%}"]
         marked = [tick.get_text() for tick in right.get_xticklabels()]
-        assert marked == [f"{t:.4f}" for t in mine["threshold"]][::4]
+        assert marked == [str(t) for t in mine["threshold"]][::4]
     assert seen == 2 * len(view.inputs["threshold"].options)
 
 
@@ -399,6 +399,34 @@ def test_thresholds_of_scores_that_hardly_differ_stay_apart():
     thresholds = [value for _, value in view.inputs["threshold"].options]
     assert thresholds == sorted(set(thresholds))
     assert len(thresholds) >= 2
+
+
+def rare(power, count=240):
+    """Numbers in [0, 1), the larger the power the more of them near 0."""
+    drawn = torch.rand(2, count // 2, generator=torch.Generator().manual_seed(0))
+    return drawn.double() ** power
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [1e6 * rare(1), 0.5 + 1e-4 * rare(1), rare(1) - 0.5, rare(4), rare(40), 1 - rare(4),
+     1 - rare(9)],
+)  # fmt: skip
+def test_each_step_of_thresholds_holds_about_equally_many_scores(scores):
+    view = sliders.threshold({"original": (scores[0], scores[1])})
+    held = -np.diff(view.table["tp"] + view.table["fp"])
+    assert len(held) == 20
+    assert held.sum() == scores.numel()
+    assert np.abs(held - scores.numel() / 20).max() <= 2
+    for text, value in view.inputs["threshold"].options:
+        assert float(text) == value, "what is written is what is used"
+
+
+def test_equal_scores_are_never_divided():
+    scores = torch.arange(60).double().div(7).floor() / 3
+    view = sliders.threshold({"original": (scores, scores)})
+    held = -np.diff(view.table["tp"])
+    assert sorted(held) == [4, *[7] * 8]
 
 
 def test_threshold_takes_compositions(drive):
