@@ -25,6 +25,11 @@ KEPT = ("torch", "torchvision", "numpy", "pandas", "matplotlib", "ipywidgets", "
 GITHUB = "https://github.com/"  # the only place from which Colab opens notebooks by address
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
 QUESTION = "**The question: "
+# what the command writes: a line of the first cell, with what is empty after it, and a whole cell
+_ROW = re.compile(rf"^({re.escape(BADGE)}|\[← previous: |\[next: ).*\n+", re.MULTILINE)
+_BOOTSTRAP = re.compile(
+    r'import importlib\.util\n.*?find_spec\("helpers"\).*?check=True\)', re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -159,13 +164,16 @@ def stamp(notebook: NotebookNode, name: str, where: Origin) -> NotebookNode:
         heading, question, rest = title.source.partition(QUESTION)
         ok = bool(question and heading.strip())
         check(f"first cell of {name}", title.source[:40], ok, f"a title and {QUESTION!r}")
-        row = badges(name, where)
-        title.source = f"{heading.splitlines()[0]}\n\n{row}\n\n{question}{rest}"
+        first, _, between = heading.partition("\n")
+        between = _ROW.sub("", between).lstrip("\n")
+        title.source = f"{first}\n\n{badges(name, where)}\n\n{between}{question}{rest}"
     cell = next((c for c in notebook.cells if c.cell_type == "code"), None)
     source = "" if cell is None else cell.source
-    ok = cell is not None and (not source.strip() or 'find_spec("helpers")' in source)
+    written = _BOOTSTRAP.search(source)
+    ok = cell is not None and (not source.strip() or written is not None)
     check(f"first code cell of {name}", source[:40], ok, "the bootstrap, or empty to receive it")
-    cell.source = bootstrap(where)
+    before, after = (source[: written.start()], source[written.end() :]) if written else ("", "")
+    cell.source = before + bootstrap(where) + after
     return tutorial.normalise(notebook)
 
 

@@ -160,6 +160,27 @@ def test_a_new_lesson_is_stamped_and_a_cell_of_somebody_is_not_overwritten():
         stamp.stamp(lesson(title="# 00 · Start here"), "00_start_here", ELSEWHERE)
 
 
+@pytest.mark.parametrize("place", [2, 3, 4, 5])
+@pytest.mark.parametrize(
+    "added", ["Words.", "[![A badge](of.svg)](somebody)", "- a list\n- of two"]
+)
+def test_what_an_author_adds_stays(place, added):
+    name = "02_pruning"
+    made = stamp.stamp(lesson("# 02 · Pruning\n\n**The question: why?**", ""), name, ELSEWHERE)
+    lines = made.cells[0].source.splitlines()
+    made.cells[0].source = "\n".join([*lines[: place - 1], "", added, "", *lines[place - 1 :]])
+    code = made.cells[1].source
+    made.cells[1].source = f"# before\n{code}\nanswer = 42"
+    moved = stamp.Origin("https://github.com/another/one", "v2")
+    stamped = stamp.stamp(made, name, moved)
+    title, _, row, _, *rest = stamped.cells[0].source.split("\n")
+    assert (title, row) == (lines[0], stamp.badges(name, moved))
+    assert [line for line in rest if line] == [*added.split("\n"), "**The question: why?**"]
+    assert "\n\n**The question" in stamped.cells[0].source
+    assert stamped.cells[1].source == f"# before\n{stamp.bootstrap(moved)}\nanswer = 42"
+    assert stamp.stamp(stamped, name, moved) == stamped, "and nothing is written twice"
+
+
 @pytest.mark.parametrize("title", ["", "**The question: why?**", "\n**The question: why?**"])
 def test_a_lesson_without_a_title_is_refused(title):
     with pytest.raises(InputError, match=r"first cell of 00_start_here = .* a title and"):
