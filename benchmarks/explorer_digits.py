@@ -53,18 +53,18 @@ def main() -> None:
     study.save(found, RECORD)
 
 
-def possible() -> tuple[dict[str, dict[str, Any]], list[str]]:
+def possible() -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
     """Return label -> changes of what can be run, and why the rest cannot."""
     dataset, settings, refused = data.load_dataset(CFG), {}, []
     for method, axes in GRIDS.items():
         for rank, sparsity in itertools.product(*axes):
-            changes = {"method": method, "rank": rank, "sparsity": sparsity}
-            changes = {name: value for name, value in changes.items() if value is not None}
+            place = {"method": method, "rank": rank, "sparsity": sparsity}
+            changes = {name: value for name, value in place.items() if value is not None}
             label = ", ".join(map(str, changes.values()))
             try:
                 unlearning.validate(CFG.but(**changes), dataset)
             except InputError as error:
-                refused.append(f"{label}: {error}")
+                refused.append(place | {"reason": str(error)})
                 continue
             settings[label] = changes
     return settings, refused

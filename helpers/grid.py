@@ -56,6 +56,7 @@ COSTS: dict[str, tuple[str, str, float]] = {
 }
 
 
+_GONE = {"method", *AXES, "reason"}
 _NUMBERS = ("forget", "original_seed", "seed", *AXES, "zeros", "channels", *COSTS)
 
 
@@ -118,7 +119,8 @@ class Grid:
 
     Attributes:
         study: The audits; its table has the columns ``rank`` and ``sparsity``, missing where a
-            method has none.
+            method has none. ``refused`` of its ``about`` lists the places that cannot be trained:
+            method, rank, sparsity and reason.
 
     Source: this project.
     Lesson: 06_explorer, "The stored grid".
@@ -134,6 +136,11 @@ class Grid:
         for name in {*columns} & {*_NUMBERS, *self.study.metrics}:
             odd = [v for v in self.study.table[name] if not _is_number(v)]
             check(f"{name} of the record", odd[:1], not odd, "numbers, or nothing where not known")
+        refused = self.study.about.get("refused", [])
+        ok = isinstance(refused, list) and all(
+            isinstance(r, dict) and {*r} == _GONE for r in refused
+        )
+        check("refused of the record", refused, ok, f"a list of {', '.join(sorted(_GONE))} each")
 
     @cached_property
     def _cells(self) -> dict[Point, Any]:
@@ -223,6 +230,26 @@ class Grid:
         Lesson: 06_explorer, "The stored grid".
         """
         return self.study.table.loc[self._cells.get(point, [])]
+
+    def reason(self, point: Point) -> str | None:
+        """Say why a point has no numbers.
+
+        Args:
+            point: The point.
+
+        Returns:
+            Why no class can have it, or why its network could not be judged; None where the record
+            says neither.
+
+        Source: this project.
+        Lesson: 06_explorer, "The stored grid".
+        """
+        place = {"method": point.method, "rank": point.rank, "sparsity": point.sparsity}
+        refused = self.study.about.get("refused", [])
+        found = [one["reason"] for one in refused if place.items() <= one.items()]
+        rows = self.rows(point)
+        found += [*rows["problem"].dropna()] if "problem" in rows else []
+        return str(found[0]) if found else None
 
     @cached_property
     def away(self) -> pd.DataFrame:

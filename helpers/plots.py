@@ -67,7 +67,7 @@ ORACLE, FORGET = COLORS["retrain"], "#D55E00"
 # of what is no method, in this order; the same colours, since no others keep apart as well
 GROUPS = [COLORS[name] for name in ("retrain", "prunelora", "prunelora_channels", "finetune",
                                     "lora", "prune_finetune", "original")]  # fmt: skip
-STORED, LIVE = GROUPS[1], GROUPS[2]  # of the explorer's two layers, beside ORACLE
+STORED, LIVE = GROUPS[1], GROUPS[2]  # the explorer's bars, beside ORACLE
 _LINES, _DOTS = ["//", "\\\\", "||", "--", "++", "xx"], ["oo", "..", "**", "OO"]
 HATCHES = ["", *_LINES, *_DOTS, *(lines + dots for lines in _LINES for dots in _DOTS)]
 EDGE = 6.0  # half-widths of a band; what lies beyond is written at the edge
@@ -401,16 +401,21 @@ def destinations(
     )
     colors = {method: _look(method)[0] for method in shares}
     sns.barplot(frame, x="class", y="share", hue="method", palette=colors, ax=ax)
-    ax.set(xlabel="predicted class", ylabel="share of its test images", ylim=(0, 1))
-    if max(map(len, classes)) > 4:  # names, not digits: side by side they would touch
-        ax.tick_params(axis="x", rotation=30)
-    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    _predicted(ax, classes)
     keys, used = ax.legend(title="").legend_handles, []
     for bars, key, color in zip(ax.containers, keys, colors.values(), strict=True):
         for bar in (*bars, key):
             bar.set(hatch=_hatch(used.count(color)), edgecolor="white")
         used.append(color)
     return ax
+
+
+def _predicted(ax: Axes, classes: Sequence[str]) -> None:
+    """Name the axes of shares of labels."""
+    ax.set(xlabel="predicted class", ylabel="share of its test images", ylim=(0, 1))
+    if max(map(len, classes)) > 4:  # names, not digits: side by side they would touch
+        plt.setp(ax.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
 
 
 def comparison(
@@ -595,7 +600,7 @@ def _legend_of_bands(ax: Axes) -> None:
               frameon=False, columnspacing=1.2, handletextpad=0.4)  # fmt: skip
 
 
-def lie_detector(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+def lie_detector(table: pd.DataFrame, ax: Axes | None = None, *, single: bool = False) -> Axes:
     """Draw which metric catches which method: blue inside the oracle band, vermillion outside.
 
     Args:
@@ -603,6 +608,7 @@ def lie_detector(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
             ``group``, ``inside`` (share of runs inside the band, in [0, 1], or NaN) and ``text``
             (the mean value, as it shall be read). Missing pairs are not measured.
         ax: Where to draw.
+        single: Whether each row is one run and its own value; the key says so.
 
     Returns:
         The axes: methods down, metrics across.
@@ -638,6 +644,9 @@ def lie_detector(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     _headings(ax, methods, metrics)
     keys = {"all runs inside the band": ORACLE, "half of them": "#ffffff", "none": FORGET,
             "nothing to decide": UNKNOWN, "number: the runs' mean": "none"}  # fmt: skip
+    if single:
+        keys = {"inside the band": ORACLE, "outside": FORGET, "nothing to decide": UNKNOWN,
+                "number: of the seed": "none"}  # fmt: skip
     if not (picture == to_rgb(UNKNOWN)).all(2).any():
         keys.pop("nothing to decide")
     handles = [Patch(facecolor=c, edgecolor="none" if c == "none" else CHANCE, lw=0.6)
@@ -737,8 +746,9 @@ def surface(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Args:
         table: One row a point: ``rank`` and ``sparsity`` (missing where the method has none),
-            ``away`` (in half-widths of the oracles' band; NaN if not measured), ``text`` (the
-            value, as it shall be read), ``front`` (whether it is on the Pareto front).
+            ``away`` (in half-widths of the oracles' band; NaN, and its cell grey, where that is
+            not known or decides nothing), ``text`` (the value, as it shall be read), ``front``
+            (whether it is on the Pareto front).
         ax: Where to draw.
 
     Returns:
@@ -753,12 +763,10 @@ def surface(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     picture = np.tile(to_rgb(UNKNOWN), (len(ranks), len(sparsities), 1))
     for row in table.itertuples():
         y, x = _cell(table, row.rank, row.sparsity)
-        known = not pd.isna(row.away)
-        if known:
+        if not pd.isna(row.away):
             picture[y, x] = _away_color(row.away)
-        text = f"★ {row.text}" if known and row.front else row.text
-        ax.text(x, y, literal(text if known else "–"), ha="center", va="center", size=9,
-                color=_ink(picture[y, x]))  # fmt: skip
+        text = f"★ {row.text}" if row.front else row.text
+        ax.text(x, y, literal(text), ha="center", va="center", size=9, color=_ink(picture[y, x]))
     ax.imshow(picture, aspect="auto", origin="lower")
     ax.set_xticks(range(len(sparsities)), ["none" if s is None else f"{s:.0%}" for s in sparsities])
     ax.set_yticks(range(len(ranks)), ["none" if r is None else f"{r:g}" for r in ranks])
@@ -875,12 +883,13 @@ def mark_tradeoff(ax: Axes, cost: float, away: float, live: bool = False) -> lis
     Source: this project.
     Lesson: 06_explorer, "Run it live".
     """
-    look = {"ms": 13, "mfc": "none", "mec": "black", "mew": 2}
-    if live:
-        look = {"ms": 10, "mec": LIVE, "mew": 2.5}
+    looks = [{"marker": "o", "ms": 13, "mfc": "none", "mec": "black", "mew": 2}]
+    if live:  # the colours are those of the methods
+        looks = [{"marker": "x", "ms": size, "mec": ink, "mew": width, "clip_on": False}
+                 for size, ink, width in ((12, "white", 5), (10, "black", 2.5))]  # fmt: skip
     x, y = np.clip(cost, *ax.get_xlim()), np.clip(_at_edge(away), *ax.get_ylim())
-    still = {"scalex": False, "scaley": False}
-    return ax.plot(x, y, "x" if live else "o", zorder=5, clip_on=not live, **still, **look)
+    still = {"scalex": False, "scaley": False, "zorder": 5}
+    return [line for look in looks for line in ax.plot(x, y, **still, **look)]
 
 
 def label_shares(classes: Sequence[str], ax: Axes | None = None, oracles: str = "oracles") -> Axes:
@@ -899,9 +908,8 @@ def label_shares(classes: Sequence[str], ax: Axes | None = None, oracles: str = 
     """
     ax = _axes(ax, (5, 3.4))
     ax.set_xticks(range(len(classes)), [literal(c) for c in classes])
-    ax.set(xlim=(-0.6, len(classes) - 0.4), ylim=(0, 1), xlabel="predicted class",
-           ylabel="share of its test images")  # fmt: skip
-    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.set_xlim(-0.6, len(classes) - 0.4)
+    _predicted(ax, classes)
     ax.grid(False, axis="x")
     names = {"stored": STORED, "live": LIVE, oracles: ORACLE}
     handles = [Patch(facecolor=ink, label=name, hatch=HATCHES[name == "live"], edgecolor="white")

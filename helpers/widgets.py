@@ -53,8 +53,8 @@ _NO_REASON = ("data", "method", "forget", "earlier", "seed", "original_seed", "r
               "cache_mb", "memory_mb", "seeds", "on_corrupt")  # fmt: skip
 _WHY = (
     "Blue: inside the band of networks that never saw the class; vermillion: outside. ★: on the "
-    "Pareto front of all methods, on the means over seeds. Frame and ring: the chosen point; ×: "
-    "trained now."
+    "Pareto front of all methods, on the means over seeds. Frame and ring: the chosen point, its "
+    "mean over seeds; ×: this seed, trained now."
 )
 _PAGE = """<style>
 .explorer table {border-collapse: collapse; margin: 0 1em 1em 0; font-size: 13px}
@@ -145,6 +145,10 @@ class _Sheet:
         canvas = _canvas()
         ax = canvas.figure.add_axes((left, 0.15, 0.97 - left, top - 0.15))
         draw(ax)
+        lacks = -ax.get_tightbbox(canvas.get_renderer()).y0 / canvas.figure.bbox.height
+        if lacks > 0:  # long names of classes stand below; half of the picture stays
+            bottom = min(0.16 + lacks, 0.5)
+            ax.set_position((left, bottom, 0.97 - left, top - bottom))
         canvas.draw()
         self.still = canvas.copy_from_bbox(canvas.figure.bbox)
         self.easel, self.box = easel, ax.get_position()
@@ -358,9 +362,7 @@ class Explorer:
             text += "stored without a band of the oracles that tells inside from outside; "
             text += f"{row['title']} {_shown(row, 'value')}."
         else:
-            stored = self.grid.rows(point)
-            reasons = stored["problem"].dropna() if "problem" in stored else []
-            text += f"not stored. {reasons.iloc[0] if len(reasons) else 'It was not measured.'}"
+            text += f"not stored. {self.grid.reason(point) or 'It was not measured.'}"
         if row["live"] is not None:
             text += f" Trained now: {_shown(row, 'live')}"
             text += "." if row["difference"] is None else f" ({difference_text(row)})."
@@ -391,11 +393,18 @@ class Explorer:
         frame = []
         if len(table):
             frame = plots.mark_surface(sheet.ax, table, point.rank, point.sparsity)
-        inside = int(grid.inside(table["away"]).sum())
+        decided = table["away"].dropna()
+        told = (
+            f"{int(grid.inside(decided).sum())} of {len(decided)} points inside the oracles' band"
+        )
+        nothing = ""
+        if not len(decided) and table["mean"].notna().any():
+            told = "no band of the oracles tells inside from outside"
+            nothing = f" ({told})"
         found = sheet.picture(
-            frame, f"{title} of {point.method}, mean over seeds",
+            frame, f"{title} of {point.method}, mean over seeds{nothing}",
             f"Heat map of {title} over rank and sparsity for {point.method}, class {where}: "
-            f"{inside} of {len(table)} points inside the oracles' band; framed: {point}.",
+            f"{told}; framed: {point}.",
         )  # fmt: skip
         sheet, table = self._sheet("tradeoff", point.forget, metric, cost)
         marks, mine = [], table[table["point"] == point]
@@ -408,11 +417,13 @@ class Explorer:
                 marks += plots.mark_tradeoff(sheet.ax, *place, live=True)
                 outside = " (×: beyond the edge)" if _outside(sheet.ax, *place) else ""
                 cross = f" Trained now: {place[0]:.3g} against {place[1]:.2f}{outside}."
-        on = "on" if len(mine) and mine["front"].any() else "not on"
+        stands = "on the Pareto front" if mine["front"].any() else "not on the Pareto front"
+        if not len(mine):
+            stands = "not among them"
         found += sheet.picture(
-            marks, f"{title}, class {where}: distance to the oracles{outside}",
+            marks, f"{title}, class {where}: distance to the oracles{nothing}{outside}",
             f"Scatter of all points of class {where}: {_cost_title(cost)} against distance to the "
-            f"oracles; the chosen point is {on} the Pareto front.{cross}",
+            f"oracles{nothing}; the chosen point is {stands}.{cross}",
         )  # fmt: skip
         return found + self._shares(point, seed, live)
 
@@ -535,7 +546,7 @@ class Explorer:
         except training.Interrupted as stopped:
             last = controls.line(f"{point}: {_where(stopped)}.")
         except Exception as error:  # of any kind: shown and logged; nobody could catch it here
-            log.exception("a live run of the explorer failed")
+            _log("a live run of the explorer failed", error)
             last = _alert(f"{said} It could not be shown." if said else "It could not be trained.",
                           error)  # fmt: skip
         finally:
@@ -550,7 +561,7 @@ class Explorer:
         except training.Interrupted as stopped:
             return f" No oracle: {_where(stopped)}."
         except Exception as error:  # of any kind: what was reached stays
-            log.exception("an oracle of the explorer could not be trained")
+            _log("an oracle of the explorer could not be trained", error)
             return f" No oracle: {_reason(error)}"
         self.bar.value = self.bar.max
         return ""
@@ -778,11 +789,9 @@ class Explorer:
                 call()
             except Exception as error:
                 where.value = _alert("That did not work.", error)
-                if isinstance(error, InputError):
-                    log.info("refused: %s", error)
-                    return
-                log.exception("a control of the explorer failed")
-                raise
+                _log("a control of the explorer failed", error)
+                if not isinstance(error, InputError):
+                    raise
 
         return guarded
 
@@ -884,6 +893,14 @@ def _no_networks(live: grid.Live | None) -> str:
 
 def _alert(text: str, error: Exception) -> str:
     return f'<p role="alert"><b>{escape(text)}</b> {escape(_reason(error))}</p>'
+
+
+def _log(what: str, error: Exception) -> None:
+    """Log a failure with its traceback; a choice that is not allowed is none, and takes a line."""
+    if isinstance(error, InputError):
+        log.info("refused: %s", error)
+    else:
+        log.error(what, exc_info=error)
 
 
 def _reason(error: Exception) -> str:
@@ -1062,7 +1079,7 @@ def _compared(table: pd.DataFrame) -> str:
     ]  # fmt: skip
     shown = pd.DataFrame(rows)
     canvas = _canvas()
-    plots.lie_detector(shown, canvas.figure.add_subplot())
+    plots.lie_detector(shown, canvas.figure.add_subplot(), single=True)
     wide, high = 0.56 * shown["metric"].nunique() + 3.2, 0.3 * shown["method"].nunique() + 2.6
     canvas.figure.set(size_inches=(max(wide, 8), high), layout_engine="tight")
     canvas.draw()

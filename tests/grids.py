@@ -10,7 +10,10 @@ from helpers import study
 
 NAN = math.nan
 RANKS, SPARSITIES, CLASSES, SEEDS = (1, 8), (0.0, 0.5), (3, 8), (0, 1)
-ABOUT = {"data": "digits", "classes": [str(c) for c in range(10)]}
+# removed channels admit no rank 8 at half of them
+GONE = {"method": "prunelora_channels", "rank": 8, "sparsity": 0.5,
+        "reason": "rank = 8 is not allowed: from 1 to 6"}  # fmt: skip
+ABOUT = {"data": "digits", "classes": [str(c) for c in range(10)], "refused": [GONE]}
 # low, high, centre
 BAND = {
     "UA": (0.9, 1.0, 0.95), "RA": (0.9, 1.0, 0.95), "TA": (0.9, 1.0, 0.95),
@@ -19,7 +22,7 @@ BAND = {
 }  # fmt: skip
 PLACES = [
     *(("prunelora", r, s) for r in RANKS for s in SPARSITIES),
-    *(("prunelora_channels", r, s) for r in RANKS for s in SPARSITIES),
+    *(("prunelora_channels", r, s) for r in RANKS for s in SPARSITIES if (r, s) != (8, 0.5)),
     *(("lora", r, NAN) for r in RANKS),
     *(("prune_finetune", NAN, s) for s in SPARSITIES),
     ("finetune", NAN, NAN),
@@ -42,13 +45,7 @@ def row(method, rank, sparsity, forget, seed):
 
 
 def made(preset="smoke"):
-    """A whole grid; removed channels admit no rank 8 at half of them."""
+    """A whole grid, but for the place that cannot be trained."""
     rows = [row(*place, c, seed) for c in CLASSES for seed in SEEDS for place in PLACES]
-    missing = ("prunelora_channels", 8, 0.5)
-    for one in rows:
-        if (one["method"], one["rank"], one["sparsity"]) == missing:
-            for name in [*BAND, "seconds", "gmacs", "predicted"]:
-                one[name] = None
-            one["problem"] = "rank = 8 is not allowed: from 1 to 6"
     bands = {c: {seed: dict(BAND) for seed in SEEDS} for c in CLASSES}
     return study.Study(pd.DataFrame(rows), bands, 5, ABOUT | {"preset": preset})

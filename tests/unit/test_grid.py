@@ -78,6 +78,17 @@ def test_text_in_the_place_of_a_number_is_refused(name, value):
         grid.Grid(study.Study(table, whole.bands, 5, {}))
 
 
+@pytest.mark.parametrize(
+    "refused", ["prunelora", ["prunelora, 8: too large"], [{"method": "lora"}]]
+)
+def test_places_that_cannot_be_trained_are_listed_as_a_table(refused):
+    whole = grids.made()
+    with pytest.raises(
+        InputError, match=r"refused of the record = .*: a list of method, rank, rea"
+    ):
+        grid.Grid(study.Study(whole.table, whole.bands, 5, {"refused": refused}))
+
+
 def test_no_labels_at_all_are_no_shares():
     whole = grids.made()
     table = whole.table.assign(predicted=[[0] * 10] * len(whole.table))
@@ -129,6 +140,8 @@ def test_a_point_that_does_not_exist_has_no_numbers(stored):
     assert all(row["value"] is row["inside"] is row["mean"] is None
                for row in stored.metrics(gone, 0))  # fmt: skip
     assert stored.predicted(gone) is None
+    assert stored.reason(gone) == "rank = 8 is not allowed: from 1 to 6"
+    assert stored.reason(POINT) is None
     never = Point("lora", 3, 99)
     assert stored.rows(never).empty
     assert stored.predicted(never) is None

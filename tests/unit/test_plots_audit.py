@@ -180,6 +180,14 @@ def test_what_decides_nothing_is_grey_with_its_number_and_a_dash_if_it_has_none(
     assert (np.abs(picture(ax) - grey).sum(-1) < 0.01).sum() == 2, "no colour of a share is grey"
 
 
+def test_the_key_says_whether_a_row_is_one_run_or_several():
+    one = table(shares=(1.0, 0.0, np.nan))
+    assert legend(plots.lie_detector(one, single=True)) == [
+        "inside the band", "outside", "nothing to decide", "number: of the seed",
+    ]  # fmt: skip
+    assert legend(plots.lie_detector(one))[-1] == "number: the runs' mean"
+
+
 def test_the_text_of_every_cell_can_be_read():
     shares = (*np.linspace(0, 1, 41), float("nan"))
     ax = plots.lie_detector(table(42, 1, shares))

@@ -174,6 +174,26 @@ def test_every_offered_value_can_be_shown(panel):
 def test_a_point_that_does_not_exist_says_why(panel):
     move(panel, method="prunelora_channels")
     assert "not stored. rank = 8 is not allowed: from 1 to 6" in says(panel)
+    committed = widgets.explorer(panel.cfg)
+    gone = committed.grid.study.about["refused"]
+    assert gone
+    for one in gone:
+        move(committed, **{name: one[name] for name in ("method", "rank", "sparsity")})
+        assert committed.grid.rows(committed.point).empty
+        assert says(committed).endswith(f", seed 0: not stored. {one['reason']}")
+    move(committed, method="prunelora")
+    assert "not stored" not in says(committed)
+
+
+def test_a_network_that_could_not_be_judged_says_why(cfg, dataset, original_run):
+    table = grids.made().table
+    lost = table["method"] == "finetune"
+    table.loc[lost, [*grids.BAND]] = math.nan
+    table["problem"] = table["method"].where(~lost, "logits = nan or inf is not allowed")
+    table.loc[~lost, "problem"] = None
+    panel = widgets.explorer(cfg, record_of(table))
+    move(panel, method="finetune")
+    assert says(panel).endswith("seed 0: not stored. logits = nan or inf is not allowed")
 
 
 def test_a_visitor_can_only_choose_among_offered_values(panel):
@@ -343,11 +363,32 @@ def test_the_map_counts_as_inside_what_the_tables_do(panel):
                 wanted = sum(a <= 1 + 1e-9 for a in table["away"])
                 alt = picture_of(panel, 0)[2]
                 assert f"{wanted} of {len(table)} points inside the oracles" in alt
+                assert "tells inside from outside" not in alt
                 assert f"framed: {panel.point}" in alt
     move(panel, method="prunelora", metric="head_refit")
     table = panel.grid.surface("prunelora", 3, "head_refit")
     assert (table["away"] <= 1).sum() < 2, "0.8 - 0.4 * 0.5 is no exact 0.6"
     assert "2 of 4 points inside" in picture_of(panel, 0)[2]
+
+
+def test_a_band_that_decides_nothing_is_said_and_the_numbers_stay(cfg, original_run, monkeypatch):
+    bands, drawn, real = grids.made().bands, [], plots.surface
+    monkeypatch.setattr(plots, "surface", lambda *given: drawn.append(real(*given)) or drawn[-1])
+    for seed in grids.SEEDS:
+        bands[3][seed]["head_refit"] = (0.0, 1.0, 0.5)
+    panel = widgets.explorer(cfg, record_of(bands=bands))
+    words = "no band of the oracles tells inside from outside"
+    for place in (0, 1):
+        _, caption, alt = picture_of(panel, place)
+        assert words in caption
+        assert words in alt
+    assert "points inside" not in picture_of(panel, 0)[2]
+    assert "the chosen point is not among them." in picture_of(panel, 1)[2]
+    assert [t.get_text() for t in drawn[-1].texts] == ["80.0 %", "60.0 %"] * 2
+    grey = plots.to_rgb(plots.UNKNOWN)
+    assert (drawn[-1].get_images()[0].get_array() == grey).all()
+    move(panel, forget=8)
+    assert words not in "".join(picture_of(panel, 0) + picture_of(panel, 1))
 
 
 def overtake(slow, quick, inside, go):
@@ -453,6 +494,30 @@ def test_a_mark_outside_the_axes_stands_at_their_edge():
     drawn = [plots.mark_tradeoff(ax, *place, live=True)[0].get_xydata()[0].tolist()
              for place in ((50.0, 0.5), (-9.0, 0.5), (3.0, 5.9), (3.0, 0.5))]  # fmt: skip
     assert drawn == [[right, 0.5], [left, 0.5], [3.0, top], [3.0, 0.5]]
+
+
+def test_what_was_trained_now_has_the_colour_of_no_method():
+    ax = plots.tradeoff(grid.Grid(grids.made()).tradeoff(3, "head_refit", "gmacs"), "GMACs")
+    under, over = plots.mark_tradeoff(ax, 3.0, 0.5, live=True)
+    assert (under.get_markeredgecolor(), over.get_markeredgecolor()) == ("white", "black")
+    assert under.get_markeredgewidth() > over.get_markeredgewidth(), "it is seen on dark markers"
+    assert "ring: the chosen point, its mean over seeds; ×: this seed" in widgets._WHY
+
+
+CARS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+def test_long_names_of_classes_stand_apart_and_inside_the_picture(panel):
+    digits, seen = panel._sheet("shares", "oracles")[0], []
+    sheet = widgets._Sheet(panel._easel, lambda ax: seen.append(plots.label_shares(CARS, ax)))
+    labels = seen[0].get_xticklabels()
+    assert [label.get_text() for label in labels] == CARS
+    assert {label.get_rotation() for label in labels} == {30}
+    (left, _), (right, _) = seen[0].transData.transform([(0, 0), (1, 0)])
+    high = labels[0].get_fontsize() * seen[0].figure.dpi / 72
+    assert (right - left) * math.sin(math.radians(30)) > high, "none touches the next"
+    assert seen[0].get_tightbbox().y0 >= 0
+    assert sheet.box.y0 > digits.box.y0 == pytest.approx(0.15), "digits need no more room"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -715,17 +780,22 @@ def test_phases_are_said_once_and_steps_beside_the_bar(panel):
     assert "says" not in str(panel.steps._dom_classes), "no live region"
 
 
-def test_an_error_in_the_thread_is_shown_and_logged(panel, monkeypatch, caplog):
+@pytest.mark.parametrize("kind", [RuntimeError, InputError])
+@pytest.mark.parametrize("what", ["train", "oracle"])
+def test_an_error_in_the_thread_is_shown_and_logged(panel, monkeypatch, caplog, kind, what):
     def broken(*_):
-        raise RuntimeError("broken on purpose")
+        raise kind("broken on purpose")
 
-    monkeypatch.setattr(grid, "train", broken)
-    with caplog.at_level(logging.ERROR):
+    if what == "oracle":
+        monkeypatch.setattr(grid, "train", lambda *_: live_of(panel))
+    monkeypatch.setattr(grid, what, broken)
+    with caplog.at_level(logging.INFO):
         panel.run.click()
         assert panel.wait(30)
-    assert 'role="alert"' in panel.note.value
-    assert "RuntimeError: broken on purpose" in panel.note.value
-    assert "Traceback" in caplog.text
+    assert ('role="alert"' in panel.note.value) == (what == "train")
+    assert f"{kind.__name__}: broken on purpose" in panel.note.value
+    assert ("Traceback" in caplog.text) == (kind is RuntimeError), "no fault of the explorer"
+    assert ("refused: broken on purpose" in caplog.text) == (kind is InputError)
     assert not panel.run.disabled
 
 
@@ -806,6 +876,16 @@ def test_pins_stand_side_by_side_and_can_be_taken_along(trained):
     panel.unpin.click()
     assert "No point is pinned" in panel.compared.value
     assert panel.unpin.disabled
+
+
+def test_the_key_of_the_figure_is_that_of_one_seed(panel, monkeypatch):
+    real, drawn = plots.lie_detector, []
+    monkeypatch.setattr(
+        plots, "lie_detector", lambda *a, **k: drawn.append(real(*a, **k)) or drawn[-1]
+    )
+    panel.pin.click()
+    key = [text.get_text() for text in drawn[-1].get_legend().texts]
+    assert key == ["inside the band", "outside", "number: of the seed"]
 
 
 def test_the_file_holds_the_numbers_of_the_grid(panel):
