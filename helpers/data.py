@@ -544,7 +544,7 @@ def decode(content: bytes, dataset: Dataset) -> Tensor:
     import io
 
     import numpy as np
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     check("picture", f"{len(content):,} bytes", 0 < len(content) <= MOST_BYTES,
           f"a file of 1 to {MOST_BYTES:,} bytes")  # fmt: skip
@@ -557,10 +557,18 @@ def decode(content: bytes, dataset: Dataset) -> Tensor:
             image = folders.to_rgb(file, side)
     except InputError:
         raise
+    except UnidentifiedImageError as error:
+        raise InputError(f"the picture cannot be read: allowed are {', '.join(UPLOADS)}") from error
+    except Image.DecompressionBombError as error:  # Pillow looks before anybody else can
+        raise InputError(
+            f"picture = 'over {2 * Image.MAX_IMAGE_PIXELS:,} pixels' is not allowed: at most "
+            f"{MOST_PIXELS:,} pixels"
+        ) from error
     # Pillow's plugins raise nearly anything on damaged input; the reason is given, nothing is lost
     except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(
-            f"the picture cannot be read ({type(error).__name__}): allowed are {', '.join(UPLOADS)}"
+            f"the picture cannot be read ({reason}): save it anew, or choose another"
         ) from error
     array = np.array(image.convert("L") if channels == 1 else image, dtype=np.uint8)
     tensor = torch.from_numpy(array.reshape(side, side, channels)).permute(2, 0, 1)[None]

@@ -572,6 +572,8 @@ def to_rgb(image: Image, size: int) -> Image:
             top = 65535
         elif image.mode == "F" and values.max() <= 1:
             top = 1
+        if isinstance(image.info.get("transparency"), int):  # the level that is transparent
+            values = np.where(values == image.info["transparency"], top, values)
         image = Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -334,6 +334,16 @@ def test_sixteen_bits_mean_the_same_in_every_file(tmp_path, brightest):
     assert np.abs(image.astype(int) - brightest * 255 // 65535).max() <= 1
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_transparent_level_of_grey_is_white(tmp_path, bits):
+    levels = np.array([[0, 200], [200, 100]] if bits == 8 else [[0, 51400], [51400, 25700]])
+    pixels = levels.astype(f"uint{bits}").repeat(4, 0).repeat(4, 1)
+    Image.fromarray(pixels).save(tmp_path / "x.png", transparency=int(levels[1, 1]))
+    with Image.open(tmp_path / "x.png") as file:
+        image = np.asarray(folders.to_rgb(file, 8))
+    assert image[::4, ::4, 0].tolist() == [[0, 200], [200, 255]]
+
+
 def test_the_folder_is_decoded_once_and_again_after_a_change(tmp_path, home, monkeypatch):
     root = folder(tmp_path / "set", {"a": 5, "b": 5})
     first = load(root)

@@ -496,6 +496,18 @@ def test_pictures_that_are_too_large_are_refused(dataset, monkeypatch):
     content = encoded(Image.new("1", (6000, 5000)))
     with pytest.raises(InputError, match=r"6000 x 5000 pixels.*at most 25,000,000 pixels"):
         data.decode(content, dataset)
-    whole = encoded(Image.effect_noise((64, 64), 40))
-    with pytest.raises(InputError, match="cannot be read"):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000_000)  # Pillow refuses twice as many
+    with pytest.raises(InputError, match=r"over 20,000,000 pixels.*at most 25,000,000 pixels$"):
+        data.decode(content, dataset)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_picture_that_is_cut_off_is_not_told_about_formats(dataset, kind):
+    from PIL import Image
+
+    whole = encoded(Image.effect_noise((64, 64), 40), kind)
+    with pytest.raises(InputError, match=r"cannot be read \(OSError: .*truncated.*\): ") as caught:
         data.decode(whole[: len(whole) // 2], dataset)
+    assert "PNG" not in str(caught.value)
+    with pytest.raises(InputError, match="cannot be read: allowed are PNG, JPEG"):
+        data.decode(b"no image", dataset)
