@@ -98,17 +98,23 @@ def counting() -> Iterator[FlopCounterMode]:
     """Count, while the context lasts, multiplications and additions, those of attention too.
 
     Yields:
-        The counter of PyTorch.
+        The counter of PyTorch, which does not know recurrent layers: ``nn.LSTM`` and ``nn.GRU``
+        count as nothing.
 
     Source: ``torch.utils.flop_counter.FlopCounterMode``.
     Lesson: 02_pruning, "The ledger".
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    # fused attention is not counted, that of the plain formula is
+    # fused attention is not counted, nor a fused block, those of the plain formula are
     plain = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-    with plain, FlopCounterMode(display=False) as counter:
-        yield counter
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with plain, FlopCounterMode(display=False) as counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def file_bytes(model: nn.Module) -> int:

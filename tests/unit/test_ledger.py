@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 from types import SimpleNamespace
 
@@ -90,6 +91,49 @@ def test_a_transformer_counts_its_attention():
     linear = 4 * 16 * 32 * 32 + 2 * 16 * 32 * 128
     attention = 2 * 16 * 16 * 32
     assert ledger.macs(model) == 2 * (linear + attention) + 16 * 32 * 4 + 320
+
+
+class Blocks(nn.Module):
+    """Four tokens of width 8 through what PyTorch computes at once while it evaluates."""
+
+    input_shape = (4, 8, 1)
+
+    def __init__(self, block):
+        super().__init__()
+        self.block, self.head = block, nn.Linear(8, 2)
+
+    def forward(self, x):
+        tokens = x.flatten(2)
+        if isinstance(self.block, nn.MultiheadAttention):
+            return self.head(self.block(tokens, tokens, tokens)[0].mean(1))
+        return self.head(self.block(tokens).mean(1))
+
+
+ATTENDS = 4 * 4 * 8 * 8 + 2 * 4 * 4 * 8  # queries, keys, values and outputs; two products
+
+
+@pytest.mark.parametrize(
+    ("block", "wanted"),
+    [
+        (nn.MultiheadAttention(8, 2, batch_first=True), ATTENDS),
+        (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), ATTENDS + 2 * 4 * 8 * 16),
+    ],
+    ids=["attention", "block"],
+)
+def test_a_block_that_is_computed_at_once_is_counted_as_its_formula(block, wanted):
+    assert ledger.macs(Blocks(block).eval()) == wanted + 8 * 2
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_counting_leaves_pytorchs_ways_of_attention_as_they_were(fused):
+    torch.backends.mha.set_fastpath_enabled(fused)
+    try:
+        with contextlib.suppress(ZeroDivisionError), ledger.counting():
+            assert not torch.backends.mha.get_fastpath_enabled()
+            raise ZeroDivisionError
+        assert torch.backends.mha.get_fastpath_enabled() is fused
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
 
 
 def test_attention_is_counted_on_the_way_back_too():
