@@ -50,9 +50,14 @@ def measure(
         evaluation mode); activations (bytes kept for the backward pass of the batch); memory
         (bytes: activations + parameters + buffers + gradients of what trains); batch.
 
+    Raises:
+        InputError: If a parameter is of another floating-point type than float32, or the network
+            answers with more than one tensor while it trains.
+
     Source: FlopCounterMode and saved_tensors_hooks of PyTorch.
     Lesson: 02_pruning, "The ledger".
     """
+    models.check_float32("model", model)
     read = weight or (lambda net, name: net.get_submodule(name).weight.detach())
     weights = {name: read(model, name) for name in names}
     zero = {name: w == 0 for name, w in weights.items()}

@@ -77,6 +77,7 @@ def refuse_unsupported(model: nn.Module, targets: Iterable[str]) -> None:
         layers cannot be merged, and ``nn.MultiheadAttention`` never calls its output layer.
     Lesson: 03_lora_adaptation, "Limits and pitfalls".
     """
+    models.check_not_compiled("model", model)
     known = dict(model.named_modules())
     shared = models.several_names(model)
     targets = list(targets)
@@ -290,7 +291,10 @@ def _check_masks(known: Mapping[str, nn.Module], masks: Masks) -> None:
 @torch.no_grad()
 def _answers(model: nn.Module) -> Tensor:
     with models.evaluating(model):
-        return model(models.example(model, 8))
+        found = model(models.example(model, 8))
+    check("answer", type(found).__name__, isinstance(found, Tensor), "a tensor, one logit a class; "
+          "wrap the network where it returns more")  # fmt: skip
+    return found
 
 
 def _check_dropout(dropout: float, kind: str, masks: Masks, own: list[str]) -> None:

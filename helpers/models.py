@@ -401,11 +401,13 @@ def layers(model: nn.Module) -> Layers:
         The names, in the order of ``model.named_modules()``.
 
     Raises:
-        InputError: If the network has no linear layer to be its classifier, or nothing before it.
+        InputError: If the network has no linear layer to be its classifier, or nothing before it,
+            or a part of it is compiled.
 
     Source: arXiv 2411.11907, section 3, and its code.
     Lesson: 03_lora_adaptation, "Which layers".
     """
+    check_not_compiled("model", model)
     named = dict(model.named_modules())
     kind = type(model).__name__
     linears = [n for n, m in named.items() if isinstance(m, nn.Linear)]
@@ -514,6 +516,25 @@ def check_float32(name: str, model: nn.Module) -> None:
     """
     types = {p.dtype for p in model.parameters() if p.is_floating_point()}
     check(name, ", ".join(map(str, types)), types <= {torch.float32}, "float32: model.float()")
+
+
+def check_not_compiled(name: str, model: nn.Module) -> None:
+    """Refuse compiled parts: hooks do not reach into them, and their layers cannot be exchanged.
+
+    Args:
+        name: What the network is called in the message.
+        model: The network.
+
+    Raises:
+        InputError: If the network or a part of it is one of ``torch.compile`` or ``torch.jit``.
+
+    Source: this project.
+    Lesson: 03_lora_adaptation, "Which layers".
+    """
+    compiled = [n or "as a whole" for n, m in model.named_modules()
+                if isinstance(m, torch.jit.ScriptModule) or "_orig_mod" in m._modules]  # fmt: skip
+    check(name, f"{type(model).__name__}, compiled: {', '.join(compiled[:1])}", not compiled,
+          "the network before torch.compile, torch.jit.script or torch.jit.trace")  # fmt: skip
 
 
 def check_weights(model: nn.Module, names: Iterable[str]) -> None:

@@ -73,9 +73,13 @@ def find(model: nn.Module, part: ImageSet, dataset: Dataset) -> Gates:
     Returns:
         What opens them; of length 0 if there are none.
 
+    Raises:
+        InputError: If a part of the network is compiled.
+
     Source: this project.
     Lesson: 05_evaluation, "Limits and pitfalls".
     """
+    models.check_not_compiled("model", model)  # its calls could not be seen
     gates = Gates()
     few = part.sample(at_most(part.images, IMAGES))
     with models.evaluating(model), torch.no_grad(), _passing(model, _Finding(gates)):

@@ -12,7 +12,19 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import audit, files, frozen, lora, models, patches, pruning, training, unlearning
+from helpers import (
+    audit,
+    files,
+    frozen,
+    ledger,
+    lora,
+    models,
+    patches,
+    pruning,
+    shut,
+    training,
+    unlearning,
+)
 from helpers.config import InputError
 from helpers.files import FileProblem
 
@@ -312,6 +324,7 @@ def test_another_precision_is_refused_where_images_would_be_passed(dataset):
     for act in (
         lambda: lora.attach(model, 2, ["2"], alpha=4),
         lambda: audit.evaluate(model, dataset, 3),
+        lambda: ledger.measure(model, "before", ["2"]),
     ):
         with pytest.raises(InputError, match=r"torch\.float64.*float32: model\.float\(\)"):
             act()
@@ -394,6 +407,46 @@ def test_channels_that_cannot_be_found_are_not_left_without_a_word(dataset, capl
     made = pruning.prune(model, 0.5, "channels", part=part, dataset=dataset)
     assert made.model.b.weight.shape == (8, 16, 3, 3)
     assert "nothing could be taken out of a" in caplog.text
+
+
+@pytest.mark.parametrize("parts", ["all", "one"])
+@pytest.mark.parametrize(
+    "by",
+    [
+        torch.jit.script,
+        lambda part: torch.jit.trace(part, torch.ones(2, 1, 8, 8)),
+        lambda part: torch.compile(part, backend="eager"),
+    ],
+    ids=["script", "trace", "compile"],
+)
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_what_is_compiled_is_refused(dataset, by, parts):
+    model = network()
+    if parts == "all":
+        model = by(model)
+        model.input_shape = (1, 8, 8)
+    else:
+        model[0] = by(model[0])
+    moved_to(model, dataset)
+    for act in (
+        lambda: models.layers(model),
+        lambda: pruning.prune(model, 0.5),
+        lambda: lora.attach(model, 2, ["2"], alpha=4),
+        lambda: shut.find(model, dataset.test, dataset),
+    ):
+        with pytest.raises(InputError, match=r"compiled: .* the network before torch\.compile"):
+            act()
+
+
+def test_answers_of_another_kind_get_no_adapter():
+    class Named(nn.Sequential):
+        def forward(self, x):
+            return {"logits": super().forward(x)}
+
+    model = Named(*network())
+    model.input_shape = (1, 8, 8)
+    with pytest.raises(InputError, match="answer = 'dict' is not allowed: a tensor"):
+        lora.attach(model, 2, ["2"], alpha=4)
 
 
 def test_a_layer_that_is_never_called_is_named(short, dataset):
