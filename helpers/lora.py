@@ -69,12 +69,14 @@ def refuse_unsupported(model: nn.Module, targets: Iterable[str]) -> None:
         targets: Full names of the layers to adapt.
 
     Raises:
-        InputError: If a name is unknown, or a layer is neither Conv2d nor Linear, is grouped,
-            dilated or padded by anything but zeros, is shared, has a weight computed from others,
-            or belongs to ``nn.MultiheadAttention``.
+        InputError: If a part of the network is compiled, a name is unknown, or a layer is neither
+            Conv2d nor Linear, is grouped, dilated or padded by anything but zeros, is shared, has a
+            weight computed from others, or belongs to ``nn.MultiheadAttention`` or to an
+            ``nn.TransformerEncoderLayer`` that is computed at once.
 
     Source: measured: dilated layers crash, reflected padding differs by 5.8 after merging, grouped
-        layers cannot be merged, and ``nn.MultiheadAttention`` never calls its output layer.
+        layers cannot be merged, ``nn.MultiheadAttention`` never calls its output layer, nor does
+        ``nn.TransformerEncoderLayer`` any of its layers while it evaluates.
     Lesson: 03_lora_adaptation, "Limits and pitfalls".
     """
     models.check_not_compiled("model", model)
@@ -90,6 +92,10 @@ def refuse_unsupported(model: nn.Module, targets: Iterable[str]) -> None:
         elif isinstance(layer, nn.MultiheadAttention) or isinstance(parent, nn.MultiheadAttention):
             reason = "nn.MultiheadAttention reads weights without calling its layers, so that an "
             reason += "adapter there does nothing until it is merged; use separate linear layers"
+        elif _is_at_once(parent):
+            reason = "nn.TransformerEncoderLayer with batch_first = True reads weights without "
+            reason += "calling its layers while it evaluates, so that an adapter there does "
+            reason += "nothing until it is merged; use a block of separate layers"
         elif not isinstance(layer, nn.Conv2d | nn.Linear):
             reason = f"{type(layer).__name__} is neither Conv2d nor Linear"
         elif name in shared:
@@ -105,6 +111,18 @@ def refuse_unsupported(model: nn.Module, targets: Iterable[str]) -> None:
         if reason:
             raise InputError(f"target {name!r} is not allowed: {reason}")
     models.check_weights(model, targets)
+
+
+def _is_at_once(block: nn.Module | None) -> bool:
+    """Say whether a module is a block that PyTorch computes at once while it evaluates.
+
+    Its conditions are those of ``nn.TransformerEncoderLayer.forward``.
+    """
+    if getattr(type(block), "forward", None) is not nn.TransformerEncoderLayer.forward:
+        return False
+    attention = block.self_attn
+    fits = attention.batch_first and attention.num_heads % 2 == 0
+    return fits and attention.in_proj_bias is not None and bool(block.activation_relu_or_gelu)
 
 
 def _in_several_places(model: nn.Module) -> set[nn.Module]:
@@ -242,7 +260,11 @@ def _check_outputs(adapted: PeftModel, wanted: Tensor) -> None:
           apart < AGREES, f"less than {AGREES}: a forward pass that takes an adapter for the "
           "layer that it replaces")  # fmt: skip
     dead = [row.layer for row in audit_adapters(adapted) if not row.alive]
-    check("targets", dead, not dead, "their adapters do not act on the output or get no gradient")
+    called = models.call_order(adapted.get_base_model()) if dead else []
+    never = [name for name in dead if name not in called]
+    why = f" (never called in evaluation: {', '.join(never)})" if never else ""
+    check("targets", dead, not dead, "their adapters do not act on the output or get no gradient"
+          f"{why}; leave them out of targets")  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -516,7 +538,9 @@ def audit_adapters(adapted: PeftModel, images: Tensor | None = None) -> list[Ada
     with models.evaluating(adapted), torch.enable_grad():
         labels = torch.arange(len(images), device=images.device) % unchanged.shape[1]
         loss = nn.functional.cross_entropy(adapted(images), labels)
-        found = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
+        found = [None] * len(tensors)
+        if loss.requires_grad:  # else no adapter takes part in it
+            found = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
     sizes = [0.0 if g is None else g.abs().max().item() for g in found]
     return [AdapterAudit(n, effects[n], g) for n, g in zip(tensors, sizes, strict=True)]
 

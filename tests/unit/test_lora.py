@@ -354,9 +354,51 @@ def test_layers_that_peft_handles_wrongly_are_refused_with_the_reason(name, reas
         lora.attach(Odd(), 2, ["plain", name], alpha=4)
 
 
+class OwnWay(nn.TransformerEncoderLayer):
+    def forward(self, src, **how):
+        return self.norm2(src + self._ff_block(src))
+
+
+class Tokens(nn.Module):
+    input_shape = (4, 12, 1)
+
+    def __init__(self, kind=nn.TransformerEncoderLayer, heads=2, **how):
+        super().__init__()
+        self.block = kind(12, heads, 16, **({"batch_first": True, "dropout": 0.0} | how))
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.head(self.block(x.flatten(2)).mean(1))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"heads": 3},
+        {"batch_first": False},
+        {"bias": False},
+        {"activation": nn.functional.silu},
+        {"kind": OwnWay},
+    ],
+    ids=str,
+)
+def test_a_block_that_is_computed_at_once_is_refused_and_no_other(how):
+    targets = ["block.linear1", "block.linear2"]
+    line = "target 'block.linear1' is not allowed: nn.TransformerEncoderLayer .*while it evaluates"
+    for audited in (True, False):
+        with pytest.raises(InputError, match=line):
+            lora.attach(Tokens(), 2, targets, alpha=4, audited=audited)
+    made = lora.attach(Tokens(**how).eval(), 2, targets, alpha=4)
+    assert all(row.alive for row in lora.audit_adapters(made))
+
+
 def test_an_adapter_that_takes_no_part_is_refused():
-    with pytest.raises(InputError, match=r"targets = \['unused'\].*do not act on the output"):
-        lora.attach(Odd(), 2, ["plain", "unused"], alpha=4)
+    line = (
+        r"targets = \['unused'\].*do not act .*never called in evaluation: unused\); leave them out"
+    )
+    for targets in (["plain", "unused"], ["unused"]):
+        with pytest.raises(InputError, match=line):
+            lora.attach(Odd(), 2, targets, alpha=4)
     made = lora.attach(Odd(), 2, ["plain", "unused"], alpha=4, audited=False)
     found = {row.layer: row for row in lora.audit_adapters(made)}
     assert found["plain"].alive
