@@ -193,7 +193,7 @@ def _trains_alike(
     outputs, buffers, cards = [], [], [images.device] if images.is_cuda else []
     with models.evaluating(adapted), turns.own_random_state(cards):
         for module in adapted.modules():
-            module.training = not isinstance(module, nn.modules.batchnorm._BatchNorm)
+            module.training = not models.keeps_statistics(module)
         # the front as its features are made: what it draws or normalises in training is missed
         for network in (adapted, lambda x: tail(*front.eval()(x))):
             torch.default_generator.manual_seed(0)

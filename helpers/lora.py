@@ -546,7 +546,7 @@ def audit_adapters(adapted: PeftModel, images: Tensor | None = None) -> list[Ada
 
 
 def frozen_norms(adapted: PeftModel) -> list[nn.Module]:
-    """List the BatchNorm layers that do not belong to the adapter.
+    """List the layers with statistics, such as BatchNorm, that do not belong to the adapter.
 
     Training mode would move their statistics although their parameters are frozen; the training
     loop keeps them in evaluation mode.
@@ -560,10 +560,9 @@ def frozen_norms(adapted: PeftModel) -> list[nn.Module]:
     Source: measured: a reloaded adapter without the statistics fell from 84 to 78 per cent.
     Lesson: 03_lora_adaptation, "Off, on, saved, reloaded".
     """
-    kind = nn.modules.batchnorm._BatchNorm
     return [
         m for name, m in adapted.named_modules()
-        if isinstance(m, kind) and not any(p.requires_grad for p in m.parameters())
+        if models.keeps_statistics(m) and not any(p.requires_grad for p in m.parameters())
         and ".modules_to_save." not in name  # one without parameters belongs to it, too
     ]  # fmt: skip
 

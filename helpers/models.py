@@ -322,7 +322,7 @@ class Layers:
             in ``shared`` may be adapted.
         blocks: The same by block.
         others: The stem and the 1x1 shortcuts, adapted only on request.
-        norms: BatchNorm layers.
+        norms: Layers that keep statistics of the images: BatchNorm, and InstanceNorm that does.
         fixed: Layers whose outputs keep their width when channels are removed.
         paper_prunable: What the published code prunes.
         paper_adaptable: What the published code adapts. The transformer's attention output is among
@@ -413,7 +413,7 @@ def layers(model: nn.Module) -> Layers:
     linears = [n for n, m in named.items() if isinstance(m, nn.Linear)]
     check("model", kind, bool(linears), "it needs a linear layer as classifier")
     head = linears[-1]
-    norms = tuple(n for n, m in named.items() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    norms = tuple(n for n, m in named.items() if keeps_statistics(m))
     shared = several_names(model)
     if isinstance(model, ViT):
         blocks = range(len(model.blocks))
@@ -443,6 +443,23 @@ def _is_plain(layer: nn.Module) -> bool:
     if isinstance(layer, nn.Linear):
         return True
     return layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros"
+
+
+def keeps_statistics(layer: nn.Module) -> bool:
+    """Say whether a layer is one whose statistics of the images training mode moves.
+
+    Args:
+        layer: Any module.
+
+    Returns:
+        True for BatchNorm, and for InstanceNorm with ``track_running_stats``.
+
+    Source: this project.
+    Lesson: 03_lora_adaptation, "Off, on, saved, reloaded".
+    """
+    if isinstance(layer, nn.modules.instancenorm._InstanceNorm):
+        return layer.track_running_stats
+    return isinstance(layer, nn.modules.batchnorm._BatchNorm)
 
 
 def several_names(model: nn.Module) -> frozenset[str]:

@@ -714,7 +714,7 @@ def _adapt(pruned: pruning.Pruned, cfg: RunConfig) -> nn.Module:
 def _norms_from(
     model: nn.Module, targets: Iterable[str], norms: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Return the BatchNorm layers that are called after the first adapted layer.
+    """Return the layers of ``norms`` that are called after the first adapted layer.
 
     Those that the network's owner froze are not among them.
     """
@@ -726,8 +726,8 @@ def _norms_from(
 
 
 def _frozen_norms(model: nn.Module) -> list[nn.Module]:
-    """List the BatchNorm layers that have parameters, none of which requires a gradient."""
-    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    """List the layers with statistics and with parameters, none of which requires a gradient."""
+    return [m for m in model.modules() if models.keeps_statistics(m)
             and m.affine and not any(p.requires_grad for p in m.parameters())]  # fmt: skip
 
 

@@ -358,7 +358,7 @@ def trained(dataset, cfg, model, cache=None, **changes):
         ("dropout function", False),
         ("noise", False),
         ("noise module", False),
-        ("instance statistics", False),
+        ("instance statistics", True),
         ("mean kept", False),
         ("count", False),
         ("tensor made", True),

@@ -369,6 +369,29 @@ def test_a_batchnorm_that_its_owner_froze_stays_as_it_is(short, dataset, method)
     assert not made.weight.requires_grad
 
 
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("method", ["finetune", "lora", "prunelora", "head_only"])
+def test_statistics_of_instances_stay_where_those_of_batches_do(short, dataset, method, affine):
+    norm = nn.InstanceNorm2d(16, affine=affine, track_running_stats=True)
+    model = moved_to(network(norm), dataset)
+    if method == "finetune":
+        norm.requires_grad_(False)
+    made = unlearning.unlearn(model, dataset, short.but(method=method)).model[1]
+    stays = affine or method != "finetune"  # nobody froze one without parameters
+    assert torch.equal(made.running_mean, norm.running_mean) is stays
+    assert torch.equal(made.running_var, norm.running_var) is stays
+
+
+def test_statistics_of_instances_behind_an_adapter_belong_to_the_patch(short, dataset):
+    model = moved_to(network(), dataset)
+    model[3] = moved_to(nn.InstanceNorm2d(16, track_running_stats=True), dataset)
+    made = {n: unlearning.unlearn(model, dataset, short.but(norms=n)) for n in ("patch", "frozen")}
+    assert torch.equal(made["frozen"].model[3].running_mean, model[3].running_mean)
+    assert not torch.equal(made["patch"].model[3].running_mean, model[3].running_mean)
+    patched = patches.apply(model, made["patch"].patch)
+    assert torch.equal(patched[3].running_mean, made["patch"].model[3].running_mean)
+
+
 def test_answers_that_depend_on_the_rest_of_the_batch_are_refused(short, dataset):
     """A part of one class would be told from itself, and seem to be forgotten."""
     model = moved_to(network(nn.BatchNorm2d(16, track_running_stats=False)), dataset)
