@@ -391,8 +391,10 @@ def layers(model: nn.Module) -> Layers:
 
     The classifier is the last linear layer that was registered. In a convolutional network every
     convolution may be pruned, and those of the blocks (neither the stem nor a 1x1 shortcut, nor
-    what peft cannot adapt, nor what is used in several places) are adapted. In a transformer the
-    linear layers of the blocks are both.
+    what peft cannot adapt, nor what is used in several places) are adapted. In our transformers the
+    linear layers of the blocks are both, and in a network without convolutions all before the
+    classifier; of another transformer only its convolutions are listed, such as that which cuts the
+    patches, and its linear layers have to be named.
 
     Args:
         model: One of ours, or any ``nn.Module`` built from Conv2d, Linear and BatchNorm2d.

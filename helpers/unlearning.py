@@ -32,6 +32,7 @@ from helpers.config import InputError, Recipe, RunConfig, check, choose
 from helpers.data import LEAST, ClassSplit, Dataset, ImageSet
 
 log = logging.getLogger(__name__)
+_LITTLE = 0.2  # of all weights: where fewer can be adapted, that is said
 
 _CHOSEN = torch.get_num_threads()  # by torch: nothing in this package has set them yet
 
@@ -694,6 +695,8 @@ def _pruning_key(
 def _adapt(pruned: pruning.Pruned, cfg: RunConfig) -> nn.Module:
     layers = models.layers(pruned.model)
     targets = _targets(layers, cfg)
+    if cfg.mode == "default":
+        _say_if_little(pruned.model, layers.adaptable)
     in_full = () if layers.head in targets else (layers.head,)
     if cfg.mode == "default" and cfg.norms == "patch":
         in_full += _norms_from(pruned.model, targets, layers.norms)
@@ -709,6 +712,15 @@ def _adapt(pruned: pruning.Pruned, cfg: RunConfig) -> nn.Module:
         any_rank=(layers.head,),
         seed=cfg.seed,
     )
+
+
+def _say_if_little(model: nn.Module, names: Iterable[str]) -> None:
+    """Warn of a network in which the layers that may be adapted hold few of the weights."""
+    weights = sum(model.get_submodule(name).weight.numel() for name in names)
+    share = weights / models.count_parameters(model)
+    if share < _LITTLE:
+        log.warning("%.1f %% of the weights of %s are in layers that can be adapted",
+                    100 * share, type(model).__name__)  # fmt: skip
 
 
 def _norms_from(

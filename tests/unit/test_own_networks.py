@@ -82,6 +82,13 @@ def test_what_could_not_be_read_back_is_refused_before_it_trains(short, dataset)
     assert torch.equal(patches.apply(model, made.patch)(images), made.model(images))
 
 
+def test_that_little_can_be_adapted_is_said(short, dataset, caplog):
+    unlearning.unlearn(moved_to(network(), dataset), dataset, short)
+    assert "can be adapted" not in caplog.text
+    unlearning.unlearn(moved_to(Encoder().eval(), dataset), dataset, short)
+    assert "1.4 % of the weights of Encoder are in layers that can be adapted" in caplog.text
+
+
 def test_nothing_with_weights_needs_to_lie_before_the_first_adapter(short, dataset):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     model.input_shape = (1, 8, 8)
