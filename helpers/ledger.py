@@ -129,7 +129,8 @@ def file_bytes(model: nn.Module) -> int:
         model: The network.
 
     Returns:
-        Bytes, header included.
+        Bytes, the names and shapes in its header included; the file of :func:`helpers.models.save`
+        holds a digest besides.
 
     Source: https://huggingface.co/docs/safetensors.
     Lesson: 02_pruning, "The ledger".

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -41,6 +42,14 @@ def test_every_number_by_hand():
     assert row["memory"] == row["activations"] + 2 * 4 * row["parameters"]
     assert row["latency_ms"] > 0
     assert row["file_bytes"] > 4 * row["parameters"]
+
+
+def test_the_size_is_that_of_tensors_names_and_shapes(tmp_path):
+    model = Two()
+    save_file(model.state_dict(), tmp_path / "plain.safetensors")
+    assert ledger.file_bytes(model) == (tmp_path / "plain.safetensors").stat().st_size
+    with_digest = models.save(model, tmp_path).stat().st_size
+    assert ledger.file_bytes(model) < with_digest < ledger.file_bytes(model) + 200
 
 
 def test_measuring_changes_nothing(original):
