@@ -11,7 +11,8 @@ import copy
 import logging
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -384,7 +385,7 @@ def remove_channels(
         kept = {k: places for k, places in kept.items() if any(p is not None for p in places)}
         whole = _left_whole(model, before, kept, sparsity)
         if whole and not kept:
-            raise InputError(f"nothing could be taken out of {', '.join(whole)}")
+            raise InputError(f"no outputs could be taken out of {', '.join(whole)}")
         smaller = cut_out(before, kept)
         for name, tensor in smaller.items():
             _set(model, name, tensor)
@@ -402,7 +403,8 @@ def remove_channels(
             f"channels cannot be removed from {type(model).__name__}: {reason}; use a mask instead"
         ) from error
     if whole:
-        log.warning("%s: nothing could be taken out of %s", type(model).__name__, ", ".join(whole))
+        named = ", ".join(whole)
+        log.warning("%s: no outputs could be taken out of %s", type(model).__name__, named)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(requires[name])
     return kept
@@ -423,38 +425,73 @@ def _take_out(model: nn.Module, sparsity: float, criterion: str, seed: int) -> N
     }[criterion]()
     attention = [m for m in model.modules() if isinstance(m, models.Attention)]
     heads = {layer: a.heads for a in attention for layer in (a.query, a.key, a.value)}
-    # a group that would lose all of its channels is left whole by Torch-Pruning: one stays instead
-    sizes = {m: m.weight.shape[0] / heads.get(m, 1) for m in model.modules()
-             if isinstance(m, nn.Conv2d | nn.Linear)}  # fmt: skip
-    most = {m: 1 - 1.5 / n for m, n in sizes.items() if n * (1 - sparsity) < 1 < n}
-    with turns.own_random_state(), warnings.catch_warnings():
-        # its answer to a graph that it cannot follow, over which it would sit for hours
-        warnings.filterwarnings("error", "Maximum recursive depth")
-        torch.default_generator.manual_seed(seed)
-        pruner = tp.pruner.BasePruner(
+    roots = [nn.Conv2d, nn.Linear]
+
+    def pruner(most: Mapping[nn.Module, float]) -> tp.pruner.BasePruner:
+        return tp.pruner.BasePruner(
             model, models.example(model), importance=importance, pruning_ratio=sparsity,
             pruning_ratio_dict=most,
             ignored_layers=[model.get_submodule(n) for n in models.layers(model).fixed],
-            num_heads=heads, prune_head_dims=True, root_module_types=[nn.Conv2d, nn.Linear],
+            num_heads=heads, prune_head_dims=True, root_module_types=roots,
+            in_channel_groups={}, out_channel_groups={},  # its own hold each that it has seen
         )  # fmt: skip
-        groups = list(pruner.step(interactive=True))
+
+    with turns.own_random_state(), warnings.catch_warnings(), _as_far_as_there_are_channels(model):
+        # its answer to a graph that it cannot follow, over which it would sit for hours
+        warnings.filterwarnings("error", "Maximum recursive depth")
+        torch.default_generator.manual_seed(seed)
+        plan = pruner({})
+        # what is coupled and would lose all of its channels, or all in each group of a grouped
+        # convolution, is left whole by Torch-Pruning: one stays instead
+        sizes = {g[0].dep.target.module: len(g[0].idxs) / plan._get_channel_groups(g)
+                 for g in plan.DG.get_all_groups(plan.ignored_layers, roots)}  # fmt: skip
+        most = {m: 1 - 1.5 / n for m, n in sizes.items() if n * (1 - sparsity) < 1 < n}
+        plan = pruner(most) if most else plan
+        groups = list(plan.step(interactive=True))
     model.zero_grad(set_to_none=True)  # "taylor" has been read
     _number(model)  # each entry is replaced by its own place, to see later which are left
+    norms = [norm for norm in model.modules() if isinstance(norm, nn.LayerNorm)]
     for (first, channels), *_ in groups:
         # followed anew: where outputs are concatenated, what was cut before has moved the rest
-        pruner.DG.get_pruning_group(first.target.module, first.handler, channels).prune()
+        plan.DG.get_pruning_group(first.target.module, first.handler, channels).prune()
+        for entries in (entries for norm in norms for entries in norm.parameters()):
+            entries.data = entries.data.sort().values  # which it leaves in the order of a set
+
+
+@contextmanager
+def _as_far_as_there_are_channels(model: nn.Module) -> Iterator[None]:
+    """Stop Torch-Pruning where it finds more coupled channels than any layer has. In its turn.
+
+    Where windows of an image become rows of a batch, it takes each for more channels, and these for
+    more at every step on its way: it would go on until the memory is full.
+    """
+    import torch_pruning as tp
+
+    most = max((size for tensor in model.parameters() for size in tensor.shape), default=1)
+    add = tp.dependency.Group.add_dep
+
+    def add_dep(group: tp.dependency.Group, dep: tp.dependency.Dependency, idxs: Sequence) -> None:
+        if len(idxs) > most and len({place for place, _ in idxs}) > most:
+            raise RuntimeError(f"more than {most} channels are coupled, which no layer has")
+        add(group, dep, idxs)
+
+    tp.dependency.Group.add_dep = add_dep
+    try:
+        yield
+    finally:
+        tp.dependency.Group.add_dep = add
 
 
 def _left_whole(
     model: nn.Module, before: Mapping[str, Tensor], kept: Kept, sparsity: float
 ) -> list[str]:
-    """List the layers that should have lost channels, and lost neither outputs nor inputs.
+    """List the layers that should have lost outputs, and lost none.
 
     Torch-Pruning does not see a layer whose weight is used by a function, as ``F.conv2d`` does.
     """
     layers = models.layers(model)
     return [name for name in layers.prunable if name not in layers.fixed
-            and f"{name}.weight" not in kept
+            and kept.get(f"{name}.weight", (None,))[0] is None
             and before[f"{name}.weight"].shape[0] * sparsity >= 1]  # fmt: skip
 
 

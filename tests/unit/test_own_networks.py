@@ -431,12 +431,12 @@ class Functional(nn.Module):
 def test_channels_that_cannot_be_found_are_not_left_without_a_word(dataset, caplog):
     part = dataset.split(3).retain
     model = moved_to(Functional(called=False), dataset)
-    with pytest.raises(InputError, match="nothing could be taken out of a, b; use a mask"):
+    with pytest.raises(InputError, match="no outputs could be taken out of a, b; use a mask"):
         pruning.prune(model, 0.5, "channels", part=part, dataset=dataset)
     model = moved_to(Functional(called=True), dataset)
     made = pruning.prune(model, 0.5, "channels", part=part, dataset=dataset)
     assert made.model.b.weight.shape == (8, 16, 3, 3)
-    assert "nothing could be taken out of a" in caplog.text
+    assert "no outputs could be taken out of a" in caplog.text
 
 
 @pytest.mark.parametrize("parts", ["all", "one"])

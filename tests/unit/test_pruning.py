@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
+import weakref
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 from helpers import ledger, models, pruning, training
 from helpers.config import CRITERIA, KINDS, InputError, Recipe
@@ -444,10 +447,16 @@ def test_a_network_that_cannot_be_followed_is_refused_in_one_line():
     [
         lambda tv: tv.VisionTransformer(32, 8, 2, 2, 32, 64, num_classes=4),
         lambda tv: tv.SwinTransformer([4, 4], 24, [1, 1], [2, 2], [4, 4], num_classes=4),
+        lambda tv: tv.SwinTransformer(
+            [4, 4], 16, [1, 1], [2, 2], [4, 4], num_classes=4,
+            block=tv.swin_transformer.SwinTransformerBlockV2,
+            downsample_layer=tv.swin_transformer.PatchMergingV2,
+        ),
+        lambda tv: tv.MaxVit((32, 32), 16, 4, [16, 32], [1, 1], 16, 0.0, num_classes=4),
         lambda tv: tv.shufflenet_v2_x0_5(num_classes=4),
     ],
-    ids=["VisionTransformer", "SwinTransformer", "ShuffleNetV2"],
-)
+    ids=["VisionTransformer", "SwinTransformer", "SwinTransformerV2", "MaxVit", "ShuffleNetV2"],
+)  # fmt: skip
 def test_what_cannot_be_followed_in_networks_of_torchvision_is_said_in_one_line(build):
     model = build(pytest.importorskip("torchvision").models).eval()
     model.input_shape = (3, 32, 32)
@@ -582,3 +591,114 @@ def test_a_network_that_cannot_be_traced_is_refused_at_once():
     net.input_shape = (3, 64, 64)
     with pytest.raises(InputError, match=r"SwinTransformer: to follow .*depth.*use a mask"):
         pruning.prune(net, 0.5, "channels")
+
+
+def test_channels_that_are_reached_on_two_ways_are_not_more_than_there_are(caplog):
+    """Torch-Pruning counts a channel again for each pixel on its way there and back."""
+
+    class Unflattened(nn.Module):
+        input_shape = (3, 4, 4)
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.norm = nn.Linear(48, 512), nn.BatchNorm2d(32)
+            self.b, self.fc = nn.Linear(512, 64), nn.Linear(64, 5)
+
+        def forward(self, x):
+            x = self.norm(self.a(x.flatten(1)).unflatten(1, (32, 4, 4))).relu()
+            return self.fc(self.b(x.flatten(1)).relu())
+
+    torch.manual_seed(0)
+    made = pruning.prune(Unflattened().eval(), 0.5, "channels", measured=False)
+    assert made.model.b.weight.shape == (32, 512)
+    assert "no outputs could be taken out of a" in caplog.text
+
+
+def _stack(*layers):
+    torch.manual_seed(0)
+    tail = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5)
+    model = nn.Sequential(*layers, *tail).eval()
+    model.input_shape = (3, 8, 8)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("layers", "left"),
+    [
+        (lambda: (nn.Conv2d(3, 32, 3), nn.GroupNorm(8, 32), nn.ReLU(), nn.Conv2d(32, 32, 3)),
+         {0.5: (16, 16), 0.9: (8, 3), 0.999: (8, 1)}),
+        (lambda: (nn.Conv2d(3, 32, 3), nn.ReLU(), nn.ReLU(), nn.Conv2d(32, 32, 3, groups=4)),
+         {0.5: (16, 16), 0.9: (4, 4), 0.999: (4, 4)}),
+    ],
+    ids=["GroupNorm", "grouped convolution"],
+)  # fmt: skip
+def test_one_channel_stays_in_each_group(layers, left, caplog):
+    model = _stack(*layers())
+    for share, widths in left.items():
+        made = pruning.prune(model, share, "channels", measured=False).model
+        assert (len(made[0].weight), len(made[3].weight)) == widths
+        assert not caplog.text
+
+
+@pytest.mark.parametrize("share", [0.7, 0.9])
+def test_norms_keep_the_channels_of_what_they_normalise(share):
+    """Torch-Pruning leaves those of a LayerNorm in the order of a set."""
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
+    torch.manual_seed(0)
+    blocks = [CNBlockConfig(16, 32, 1), CNBlockConfig(32, None, 1)]
+    model = ConvNeXt(blocks, num_classes=10).eval()
+    model.input_shape = (3, 32, 32)
+    made = pruning.prune(model, share, "channels", measured=False)
+    for conv, norm in [("features.0.0", "features.0.1"), ("features.2.1", "classifier.0")]:
+        (places, *_), (of_norm,) = (made.kept[f"{name}.weight"] for name in (conv, norm))
+        assert torch.equal(of_norm, places)
+
+
+def test_a_norm_that_is_narrowed_twice_keeps_the_right_channels():
+    class Joined(nn.Module):
+        input_shape = (3, 2, 2)
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(12, 99), nn.Linear(12, 99)
+            self.norm, self.c, self.fc = nn.LayerNorm(198), nn.Linear(198, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            x = x.flatten(1)
+            return self.fc(self.c(self.norm(torch.cat([self.a(x), self.b(x)], 1))).relu())
+
+    torch.manual_seed(0)
+    kept = pruning.prune(Joined().eval(), 0.9, "channels", measured=False).kept
+    both = torch.cat([kept["a.weight"][0], kept["b.weight"][0] + 99])
+    assert torch.equal(kept["norm.weight"][0], both)
+    assert torch.equal(kept["c.weight"][1], both)
+
+
+def test_layers_that_lose_inputs_alone_are_named(caplog):
+    class Cosine(nn.Module):
+        input_shape = (3, 8, 8)
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)
+            self.fc = nn.Linear(16, 10, bias=False)
+
+        def forward(self, x):
+            x = self.b(self.a(x).relu()).relu().mean((2, 3))
+            return F.linear(F.normalize(x), F.normalize(self.fc.weight))
+
+    torch.manual_seed(0)
+    made = pruning.prune(Cosine().eval(), 0.9, "channels", measured=False)
+    assert made.model.b.weight.shape == (16, 1, 3, 3)
+    assert "no outputs could be taken out of b" in caplog.text
+
+
+def test_a_layer_with_groups_can_be_forgotten():
+    made = pruning.prune(
+        _stack(nn.Conv2d(3, 32, 3), nn.GroupNorm(8, 32)), 0.5, "channels", measured=False
+    )
+    held = weakref.ref(made.model[1])
+    del made
+    gc.collect()
+    assert held() is None
