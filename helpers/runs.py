@@ -196,7 +196,7 @@ def _view(cfg: RunConfig) -> str:
 
 
 def identity(cfg: RunConfig, fingerprint: str) -> dict[str, Any]:
-    """Collect what determines the network of a run, and of a recipe the whole.
+    """Collect what was asked for that determines the network of a run, and of a recipe the whole.
 
     Other settings that a method does not use are left out.
 
@@ -205,7 +205,7 @@ def identity(cfg: RunConfig, fingerprint: str) -> dict[str, Any]:
         fingerprint: Of the dataset.
 
     Returns:
-        Plain data; two configurations with the same identity give the same network.
+        Plain data; two configurations with the same identity give the same network on one machine.
 
     Raises:
         InputError: If the method is unknown.

@@ -964,7 +964,7 @@ def test_pins_are_compared_by_one_thread_at_a_time_and_without_pyplot(panel, mon
             inside.set()
             go.wait(60)
         seen.append(threading.current_thread().name)
-        return real(table, ax)
+        return real(table, ax, **how)
 
     monkeypatch.setattr(plots, "lie_detector", drawn)
     monkeypatch.setattr(plt, "subplots", None)
