@@ -958,7 +958,7 @@ def test_pins_are_compared_by_one_thread_at_a_time_and_without_pyplot(panel, mon
     inside, go, seen = threading.Event(), threading.Event(), []
     real = plots.lie_detector
 
-    def drawn(table, ax=None):
+    def drawn(table, ax, **how):
         seen.append(threading.current_thread().name)
         if seen == ["slow"]:
             inside.set()
