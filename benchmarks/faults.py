@@ -2,7 +2,7 @@
 
     python benchmarks/faults.py [--quick]
 
-Faults: ``kill -9`` of the whole process at up to 20 moments spread over its work, after each of
+Faults: ``kill -9`` of the whole process at 20 moments spread over its work, after each of
 which the same command is given again; a worker killed while the others go on; two processes on one
 folder; a disk of a few megabytes that fills up and is then made larger; a folder that cannot be
 written and then can. After each the weights (SHA-256), metrics and histories of all runs are
@@ -35,7 +35,7 @@ from helpers import files, pages, report, runs
 
 RECORD = Path(__file__).parents[1] / "results" / "faults.json"
 TEXT = Path(__file__).with_name("README.md")
-GRID = ("--preset", "smoke", "--method", "lora,prunelora", "--rank", "1,2", "--seed", "0..1",
+GRID = ("--preset", "smoke", "--method", "lora,prunelora", "--rank", "1,2", "--seed", "0..2",
         "--epochs", "2", "--quiet")  # fmt: skip
 TITLES = {  # fault -> what happened, with the count
     "killed": "`kill -9` of the whole sweep, at {} moments one after another",
