@@ -44,7 +44,7 @@ TITLES = {  # fault -> what happened, with the count
     "full disk": "a disk that was full after {} runs, then made larger",
     "read-only": "a folder that could not be written after {} runs, then could",
 }
-POINTS, STARTS = 8, 2  # of that grid, and the networks they start from
+POINTS, STARTS = 12, 3  # of that grid, and the networks they start from
 SAME = ("metrics", "history", "weights_sha256", "steps", "trainable", "macs", "peak_memory",
         "sparsity", "file_bytes", "patch_bytes", "identity")  # fmt: skip
 SEED, LONGEST = 0, 600
