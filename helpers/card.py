@@ -587,7 +587,13 @@ def _width(metrics: Sequence[Mapping[str, Any]], oracles: int) -> str:
         half = _size("", statistics.median(spans.values()))
         text += f" Among shares the band is therefore {half} wide in the middle case and "
         text += f"{_size('', spans[widest])} in the widest ({widest})."
-    return text + " A difference smaller than its band would not be seen."
+    text += " A difference smaller than its band would not be seen."
+    if oracles <= audit.LEAST_ORACLES:
+        text += (
+            " And a network that never saw the class often misses one of them, too; how many, this "
+            "page can say from one oracle more."
+        )
+    return text
 
 
 def _costs_section(record: Mapping[str, Any]) -> Section:

@@ -254,12 +254,14 @@ def test_few_oracles_make_wide_bands_and_the_page_says_how_wide():
     assert "wide" not in card.markdown(rec)
     rec["networks"]["oracles"].pop()
     assert "4 oracles alone, fewer than 5. " in card.markdown(rec)
+    assert "from one oracle more" not in card.markdown(rec)
     rec["networks"]["oracles"] = rec["networks"]["oracles"][:3]
     # shares with both ends: widths 0, .04, .01, .03, .2, .2, .1, .2, .2 -> median .1
     assert (
         "3 oracles alone, fewer than 5. Among shares the band is therefore 10.0 percentage points "
         "wide in the middle case and 20.0 percentage points in the widest (linear probe)."
     ) in card.markdown(rec)
+    assert "how many, this page can say from one oracle more" in card.markdown(rec)
 
 
 def test_how_often_an_oracle_itself_misses_a_band_stands_in_the_verdict():
