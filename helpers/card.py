@@ -471,8 +471,8 @@ def _verdict(record: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> s
         )
         if 0 < of - inside <= max(missed):
             text += (
-                f" This network misses {of - inside}, no more than one that never saw the class "
-                "may: what is not supported here is not refuted either."
+                f" This network misses {of - inside}, no more than the worst of them: their number "
+                "alone refutes nothing; look at how far outside."
             )
     return (
         f"{text} This is evidence and no proof; what it can never show is listed with the claims."
