@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import logging
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,9 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from helpers import files, turns
 from helpers.config import TARGETS, InputError, check, choose
+
+log = logging.getLogger(__name__)
+_LITTLE = 0.2  # of all weights: where fewer can be pruned, or adapted, that is said
 
 
 class ResidualBlock(nn.Module):
@@ -785,6 +789,24 @@ def count_parameters(model: nn.Module, trainable: bool = False) -> int:
     Lesson: 03_lora_adaptation, "What trains".
     """
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
+
+
+def say_if_little(model: nn.Module, names: Iterable[str], what: str) -> None:
+    """Warn of a network in which few of the weights are in the layers that can be changed.
+
+    Args:
+        model: Any network.
+        names: The layers, each with a weight.
+        what: What can be done with them: ``pruned`` or ``adapted``.
+
+    Source: this project.
+    Lesson: 03_lora_adaptation, "Which layers".
+    """
+    weights = sum(model.get_submodule(name).weight.numel() for name in names)
+    share = weights / count_parameters(model)
+    if share < _LITTLE:
+        log.warning("%.1f %% of the weights of %s are in layers that can be %s", 100 * share,
+                    type(model).__name__, what)  # fmt: skip
 
 
 def max_rank(layer: nn.Module) -> int:

@@ -31,7 +31,6 @@ Masks = dict[str, Tensor]
 Kept = dict[str, tuple[Tensor | None, ...]]  # tensor -> indices kept along each dimension
 SCORED = 512  # images of which the criterion "taylor" takes the gradient
 AGREES = 1e-2  # of the largest output, also at a GPU's rounding: with channels removed or zero
-_LITTLE = 0.2  # of all weights: where fewer can be pruned, that is said
 
 
 @dataclass
@@ -163,10 +162,7 @@ def _check_request(
     if names is not None:
         return names
     names = list(models.layers(model).prunable)
-    share = sum(known[n].weight.numel() for n in names) / models.count_parameters(model)
-    if share < _LITTLE:
-        log.warning("%.1f %% of the weights of %s are in layers that can be pruned",
-                    100 * share, type(model).__name__)  # fmt: skip
+    models.say_if_little(model, names, "pruned")
     return names
 
 

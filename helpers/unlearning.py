@@ -32,8 +32,6 @@ from helpers.config import InputError, Recipe, RunConfig, check, choose
 from helpers.data import LEAST, ClassSplit, Dataset, ImageSet
 
 log = logging.getLogger(__name__)
-_LITTLE = 0.2  # of all weights: where fewer can be adapted, that is said
-
 _CHOSEN = torch.get_num_threads()  # by torch: nothing in this package has set them yet
 
 
@@ -696,7 +694,7 @@ def _adapt(pruned: pruning.Pruned, cfg: RunConfig) -> nn.Module:
     layers = models.layers(pruned.model)
     targets = _targets(layers, cfg)
     if cfg.mode == "default":
-        _say_if_little(pruned.model, layers.adaptable)
+        models.say_if_little(pruned.model, layers.adaptable, "adapted")
     in_full = () if layers.head in targets else (layers.head,)
     if cfg.mode == "default" and cfg.norms == "patch":
         in_full += _norms_from(pruned.model, targets, layers.norms)
@@ -712,15 +710,6 @@ def _adapt(pruned: pruning.Pruned, cfg: RunConfig) -> nn.Module:
         any_rank=(layers.head,),
         seed=cfg.seed,
     )
-
-
-def _say_if_little(model: nn.Module, names: Iterable[str]) -> None:
-    """Warn of a network in which the layers that may be adapted hold few of the weights."""
-    weights = sum(model.get_submodule(name).weight.numel() for name in names)
-    share = weights / models.count_parameters(model)
-    if share < _LITTLE:
-        log.warning("%.1f %% of the weights of %s are in layers that can be adapted",
-                    100 * share, type(model).__name__)  # fmt: skip
 
 
 def _norms_from(
