@@ -76,7 +76,10 @@ def records(home: Path) -> dict[str, Any]:
 
 
 def written(home: Path) -> int:
-    return sum(1 for path in home.glob("artifacts/*/*/**/*") if path.is_file())
+    top = home / "artifacts"  # of which runs are two folders deep
+    # folders come and go meanwhile: to os.walk one that is gone is empty
+    walked = ((Path(place), found) for place, _, found in os.walk(top))
+    return sum(len(found) for place, found in walked if len(place.relative_to(top).parts) > 1)
 
 
 def kill_after(home: Path, files_written: int, delay: float) -> bool:
