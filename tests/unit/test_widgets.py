@@ -508,15 +508,19 @@ CARS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse",
 
 
 def test_long_names_of_classes_stand_apart_and_inside_the_picture(panel):
-    digits, seen = panel._sheet("shares", "oracles")[0], []
-    sheet = widgets._Sheet(panel._easel, lambda ax: seen.append(plots.label_shares(CARS, ax)))
-    labels = seen[0].get_xticklabels()
+    seen = []
+    with plt.style.context("default"):  # whatever style another test has set
+        digits, sheet = (
+            widgets._Sheet(panel._easel, lambda ax, n=n: seen.append(plots.label_shares(n, ax)))
+            for n in ([str(i) for i in range(10)], CARS)
+        )
+    labels = seen[1].get_xticklabels()
     assert [label.get_text() for label in labels] == CARS
     assert {label.get_rotation() for label in labels} == {30}
-    (left, _), (right, _) = seen[0].transData.transform([(0, 0), (1, 0)])
-    high = labels[0].get_fontsize() * seen[0].figure.dpi / 72
+    (left, _), (right, _) = seen[1].transData.transform([(0, 0), (1, 0)])
+    high = labels[0].get_fontsize() * seen[1].figure.dpi / 72
     assert (right - left) * math.sin(math.radians(30)) > high, "none touches the next"
-    assert seen[0].get_tightbbox().y0 >= 0
+    assert seen[1].get_tightbbox().y0 >= 0
     assert sheet.box.y0 > digits.box.y0 == pytest.approx(0.15), "digits need no more room"
 
 
