@@ -63,7 +63,7 @@ def verdict() -> str:
     means, inside = found.table.groupby("method")[[*VERDICT, "gmacs"]].mean(), found.inside()
     whole = inside.astype(float).groupby(found.table["method"]).mean()
     titles = [audit.METRICS[name].title for name in VERDICT]
-    rows = [["", *(f"{title} %" for title in titles), "U-LiRA %", "GMACs"]]
+    rows = [["method", *(f"{title} %" for title in titles), "U-LiRA hits %", "GMACs"]]
     for name in JUDGED:
         told = [
             f"{100 * means[m][name]:.1f}{' ✗' if whole[m][name] < 0.5 else ''}" for m in VERDICT
@@ -75,15 +75,15 @@ def verdict() -> str:
     one = " and ".join(map(str, shadows["forget"]))
     return (
         f"{markdown_table(rows)}\n"
-        f"Mean over {classes} classes x {seeds} training seeds{_repeated(found)}; ✗: fewer than "
-        "half of the networks lie where one more retrained network is expected (of those for which "
-        "a value could lie elsewhere). U-LiRA: hits at 1 % false alarms of an attack with many "
-        f"shadow networks, digit {one} alone, {shadows['networks']} networks attacked. GMACs: 10^9 "
-        "multiply-accumulates of pruning and "
-        "training. `@3`: three epochs, which cost about what PruneLoRA costs. Each method has the "
-        "smallest of the learning rates that its tuning cannot tell apart; what hangs on that, "
-        "U-LiRA above all, stands in `benchmarks/README.md`. "
-        f"{provenance(found.about)}\n"
+        "Closer to `retrain` is better, not higher or lower. ✗: fewer than half of the networks "
+        "lie where one more retrained network is expected (of those for which a value could lie "
+        "elsewhere); U-LiRA and GMACs are not judged so. U-LiRA: hits at 1 % false alarms of an "
+        f"attack with many shadow networks, digit {one} alone, {shadows['networks']} networks "
+        "attacked. GMACs: 10^9 multiply-accumulates of pruning and training. `@3`: three epochs, "
+        "which cost about what PruneLoRA costs. Each method has the smallest of the learning rates "
+        "that its tuning cannot tell apart; what hangs on that, U-LiRA above all, stands in "
+        f"`benchmarks/README.md`. Mean over {classes} classes x {seeds} training seeds"
+        f"{_repeated(found)}. {provenance(found.about)}\n"
     )
 
 
