@@ -197,7 +197,7 @@ def epoch(images: int, batch: int, pairs: int) -> dict[str, Any]:
     times = in_turn({m: functools.partial(run, m) for m in (ours, plain)}, pairs)
     compared = compare(times, ours, plain)
     ratio = {key: found[ours][key] / found[plain][key] for key in found[plain]}
-    title = "epoch, PruneLoRA / fine-tuning: "
+    title = f"epoch, {ours} / {plain}: "
     return {
         "model": "resnet18", "seeds": list(range(pairs)), "n": pairs, "counts": found,
         "times": times, "compared": compared,

@@ -210,14 +210,21 @@ def storage(record: dict[str, Any]) -> str:
     )
 
 
+def _provenance(record: dict[str, Any]) -> str:
+    """Say where and when; of each section, if not all were measured on one day."""
+    told = {name: report.provenance(record[name]) for name in SECTIONS if name in record}
+    if len({*told.values()}) < 2:
+        return next(iter(told.values()))
+    return " ".join(f"{name.capitalize()}: {text}" for name, text in told.items())
+
+
 def rendered(text: str, record: dict[str, Any]) -> str:
     """Put the measured tables between the marks of a text."""
     measured = [["measured", "value"], *(r for n in SECTIONS if n in record
                                          for r in rows(n, record[n]))]  # fmt: skip
     if not measured[1:]:
         return text
-    provenance = report.provenance(next(record[n] for n in SECTIONS if n in record))
-    parts = {"measured": f"{report.markdown_table(measured)}\n{provenance}\n"}
+    parts = {"measured": f"{report.markdown_table(measured)}\n{_provenance(record)}\n"}
     if {*SECTIONS} <= {*record}:
         parts["paper"] = f"{report.markdown_table(on_paper(record))}\n{storage(record)}\n"
     return pages.filled(text, parts)

@@ -10,9 +10,10 @@ results, and the test part is never looked at; the classes are two of the ten th
 
 Many recipes end within one validation image of each other, which decides nothing. So of the recipes
 that lose at most five points on the other classes (or of all, if all lose more), those whose score
-is within one image of a retained class of the best are equal, and of those the smallest learning
-rate is taken, because it moves the network least. (An image of the forgotten class, of which there
-are fewer, weighs more: one can decide.) That rule is a choice, and what is measured with care may
+is within half of 1/n of the best are equal, n being all validation images, and of those the
+smallest learning rate is taken, because it moves the network least. (The score is the mean of two
+gaps, over all networks of a trial; that is about what one image of the retained classes in each of
+them moves, and less than one of the forgotten class.) That rule is a choice, and what is measured with care may
 depend on it; so the largest of the equally good learning rates is kept, too (``high``), and the
 methods that are judged in words are audited with both.
 

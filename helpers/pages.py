@@ -439,7 +439,12 @@ def protocol() -> str:
         text += f"\nNot measured here yet, {why}: the audit of {' and '.join(lack)}.\n"
     if ours is None:
         return text
-    return f"{text}\n{provenance(ours)} Mean ± standard deviation over training seeds.\n"
+    rows = [row for found in ours.get("classic", {}).values() for row in found["rows"]]
+    begun = min((row["date"][:10] for row in rows), default=ours["date"][:10])
+    first = f" (the first of it {begun})" if begun < ours["date"][:10] else ""
+    return (
+        f"{text}\n{provenance(ours)[:-1]}{first}. Mean ± standard deviation over training seeds.\n"
+    )
 
 
 def _trained(name: str, record: Mapping[str, Any]) -> str:

@@ -207,6 +207,7 @@ def _train(
                     "forget": cfg.forget,
                     **one.row,
                     "accuracy": right,
+                    "date": done.record["date"],
                 }
             )
         found = {"TA": rows[0]["TA"], "accuracy": rows[0]["accuracy"], "rows": rows,

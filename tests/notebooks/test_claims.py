@@ -189,18 +189,30 @@ def test_on_average_fewer_are_inside_the_bands_than_at_equal_cost_and_it_is_deci
     assert {g for g, one in apart.items() if one.high < 0} == {"outputs"}
 
 
-def test_without_the_digits_of_the_tuning_most_verdicts_stay(digits):
+def test_without_the_digits_of_the_tuning_most_verdicts_stay(digits, outcome):
     others = digits.table[~digits.table["forget"].isin([1, 8])]
     assert others["forget"].nunique() == 8
     eight = dataclasses.replace(digits, table=others)
-    outcome = report.standing(eight, "prunelora", report.OPPONENTS, digits.metrics)
-    further = {"RA", "activation", "CKA forget", "CKA retain"}
-    assert verdicts(outcome, "finetune@3", "further") == further
-    assert verdicts(outcome, "finetune@3", "closer") == set()
-    assert {"linear probe"} == verdicts(outcome, "finetune", "further") - {*further}
-    beside = verdicts(outcome, "retrain@3", "further")
-    assert beside >= {"linear probe", "head refit", "ε"}
-    assert not beside & {"kNN probe", "few-image recall"}
+    now = report.standing(eight, "prunelora", report.OPPONENTS, digits.metrics)
+    words = now.iloc[1:].map(lambda text: text.split()[0])
+    before = outcome.iloc[1:].map(lambda text: text.split()[0])
+    changed = words[words != before].stack().dropna()
+    assert words.size == 156
+    assert {(other, metric): f"{before.loc[metric, other]} -> {word}"
+            for (metric, other), word in changed.items()} == {
+        ("finetune", "linear probe"): "undecided -> further",
+        ("finetune", "few-image recall"): "further -> undecided",
+        ("finetune", "ZRF"): "further -> undecided",
+        ("retrain", "linear probe"): "further -> undecided",
+        ("retrain", "TV"): "further -> undecided",
+        ("retrain", "MIA entropy"): "undecided -> further",
+        ("retrain@3", "kNN probe"): "further -> undecided",
+        ("retrain@3", "few-image recall"): "further -> undecided",
+        ("retrain@3", "MIA-Eff."): "closer -> undecided",
+        ("finetune_sgd", "ε"): "undecided -> closer",
+        ("finetune_sgd@3", "ε"): "undecided -> closer",
+        ("finetune_sgd@3", "relearned"): "undecided -> further",
+    }  # fmt: skip
     for rival in ("lora", "finetune@3", "finetune"):
         assert all(less(eight, "prunelora", rival, m) for m in ("TA", "head_refit", "IDI"))
     assert less(eight, "prunelora", "retrain", "TA")
@@ -208,7 +220,7 @@ def test_without_the_digits_of_the_tuning_most_verdicts_stay(digits):
         assert less(eight, method, "original", "relearn_steps")
 
 
-def test_a_correction_for_comparisons_that_depend_on_each_other_leaves_seven_in_ten(digits):
+def test_a_correction_for_comparisons_that_depend_on_each_other_leaves_two_in_three(digits):
     cells = [(other, m) for other in report.OPPONENTS for m in digits.metrics]
     chances = [statistics.p_value(study.apart(digits, "prunelora", *one)) for one in cells]
     usual, strict = (
@@ -216,7 +228,7 @@ def test_a_correction_for_comparisons_that_depend_on_each_other_leaves_seven_in_
          if p <= 0.05} for how in ("bh", "by")
     )  # fmt: skip
     assert strict < usual
-    assert 0.65 < len(strict) / len(usual) < 0.75
+    assert 0.6 < len(strict) / len(usual) < 0.7
     lost = {metric for other, metric in usual - strict if other == "finetune@3"}
     assert lost == {"activation"}
 
@@ -329,14 +341,24 @@ def test_having_seen_the_class_adds_as_much_as_after_fine_tuning_and_less_than_a
         assert not decided(less_added("lora", metric))
 
 
-def test_corrected_for_the_number_of_metrics_some_say_that_the_class_brings_it_back(both):
-    chances = [statistics.p_value(added(both, "prunelora", m)) for m in both.metrics]
-    chances += [statistics.p_value(study.apart(both, f"prunelora{study.NEVER}", "retrain", m,
-                                               study.values)) for m in both.metrics]  # fmt: skip
-    corrected = dict(zip(both.metrics, false_discovery_control(chances), strict=False))
-    assert all(corrected[metric] <= 0.05 for metric in ("IDI", "whitened_probe", "knn_probe"))
-    assert all(corrected[metric] > 0.05 for metric in ("linear_probe", "head_refit"))
-    assert corrected["knn_probe"] > 0.04, "by a hair: with a metric more or less it is not"
+def test_corrected_for_the_number_of_metrics_that_the_class_brings_it_back_is_not_decided(both):
+    def corrected(of):
+        chances = [statistics.p_value(of(metric)) for metric in both.metrics]
+        return dict(zip(both.metrics, false_discovery_control(chances), strict=True))
+
+    memory = corrected(lambda metric: added(both, "prunelora", metric))
+    assert all(memory[metric] > 0.05 for metric in (*PROBES, "IDI"))
+    assert min(memory.values()) < 0.1, "at the edge"
+    never = f"prunelora{study.NEVER}"
+    damage = corrected(lambda metric: study.apart(both, never, "retrain", metric, study.values))
+    assert all(damage[metric] <= 0.05 for metric in (*PROBES, "IDI"))
+
+
+def test_without_the_digits_of_the_tuning_that_the_class_brings_it_back_is_not_decided(both):
+    eight = dataclasses.replace(both, table=both.table[~both.table["forget"].isin([1, 8])])
+    alone = {m for m in (*PROBES, "IDI") if decided(adds(eight, "prunelora", m))}
+    assert alone == {"knn_probe", "whitened_probe"}
+    assert all(decided(mark(eight, "prunelora", metric)) for metric in (*PROBES, "IDI"))
 
 
 def test_corrected_prunelora_holds_less_than_fine_tuning_by_idi_and_not_by_head_refit(digits):

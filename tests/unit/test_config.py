@@ -327,6 +327,15 @@ def test_recipes_at_an_edge_of_what_was_tried_are_those_that_the_texts_name(name
     assert found == named
 
 
+def test_the_largest_of_equally_good_rates_is_for_some_the_largest_that_was_tried():
+    record = json.loads((RESULTS / "tuning-digits.json").read_text())
+    both = ("finetune", "prune_finetune", "lora", "prunelora", "prunelora_channels", "finetune@3",
+            "retrain@3")  # fmt: skip
+    edge = {method for method in both if record["high"][method]["lr"]
+            == max(t["recipe"]["lr"] for t in record["trials"][method])}  # fmt: skip
+    assert edge == {"finetune", "prune_finetune", "lora", "retrain@3"}
+
+
 def test_a_recipe_tuned_for_so_few_epochs_is_taken():
     cfg = get_config("cpu", method="finetune_sgd")
     assert cfg.but(epochs=3).unlearn == config.TUNED["digits"]["finetune_sgd@3"]
