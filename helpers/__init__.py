@@ -4,7 +4,7 @@ The rooms, in the order in which data passes through them:
 
 ``config`` -> ``data`` -> ``models`` -> ``training`` -> ``pruning`` -> ``lora`` ->
 ``unlearning`` -> ``audit`` -> ``runs`` -> ``study`` -> ``grid`` -> ``report``, ``plots``,
-``controls``, ``sliders``, ``card``, ``widgets``, with ``files`` (safe reading and writing) below
+``panels``, ``sliders``, ``card``, ``widgets``, with ``files`` (safe reading and writing) below
 them all, and ``tutorial`` and ``python -m helpers`` above.
 
 Importing this package loads nothing heavy; each room is imported by name::

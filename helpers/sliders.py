@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from helpers import (
     attacks,
-    controls,
     frozen,
     ledger,
     models,
     outputs,
+    panels,
     plots,
     pruning,
     report,
@@ -33,8 +33,8 @@ from helpers import (
     unlearning,
 )
 from helpers.config import RunConfig, check, choose
-from helpers.controls import percent
 from helpers.data import ClassSplit, Dataset
+from helpers.panels import percent
 from helpers.training import predict, recalibrate_batchnorm
 
 SPARSITIES = tuple(round(0.1 * i, 1) for i in range(10))
@@ -42,7 +42,7 @@ ALL = "all together"  # the row of a table that sums up its layers
 STEPS = 20  # between thresholds, each with equally many scores
 
 
-class View(controls.Panel):
+class View(panels.Panel):
     """The slider of one lesson.
 
     Attributes:
@@ -70,8 +70,8 @@ class View(controls.Panel):
 
         def draw(**position: Any) -> tuple[str, str, str]:
             text = says(**position)
-            drawn = controls.picture(figure(**position), f"{shows} {text}")
-            return drawn, controls.table(numbers(**position)), text
+            drawn = panels.picture(figure(**position), f"{shows} {text}")
+            return drawn, panels.table(numbers(**position)), text
 
         super().__init__(inputs, draw)
 
@@ -179,7 +179,7 @@ def _sparsity_view(table: pd.DataFrame, detail: pd.DataFrame, chance: float) -> 
         )
 
     start = min(values, key=lambda v: abs(v - 0.5))
-    inputs = {"sparsity": controls.slider("Sparsity", values, start, percent)}
+    inputs = {"sparsity": panels.slider("Sparsity", values, start, percent)}
     shows = "The norms of all filters, those that go crossed out; accuracy against sparsity."
     return View(inputs, table, figure, numbers, says, shows, detail)
 
@@ -276,7 +276,7 @@ def _rank_view(table: pd.DataFrame) -> View:
         )
 
     ranks = together.index.tolist()
-    inputs = {"rank": controls.slider("Rank", ranks, ranks[min(7, len(ranks) - 1)])}
+    inputs = {"rank": panels.slider("Rank", ranks, ranks[min(7, len(ranks) - 1)])}
     shows = "Relative error and cost of the best approximation against rank; share kept by layer."
     return View(inputs, table, figure, numbers, says, shows)
 
@@ -376,8 +376,8 @@ def _both_view(
         )
 
     inputs = {
-        "rank": controls.slider("Rank", ranks, ranks[len(ranks) // 2]),
-        "sparsity": controls.slider("Sparsity", sparsities, sparsities[len(sparsities) // 2],
+        "rank": panels.slider("Rank", ranks, ranks[len(ranks) // 2]),
+        "sparsity": panels.slider("Sparsity", sparsities, sparsities[len(sparsities) // 2],
                                     percent),
     }  # fmt: skip
     shows = "Accuracy on the forgotten class and on the others over the epochs, for two methods."
@@ -482,8 +482,8 @@ def _threshold_view(table: pd.DataFrame, detail: pd.DataFrame) -> View:
         )
 
     inputs = {
-        "network": controls.menu("Network", names),
-        "threshold": controls.slider("Threshold", steps, steps[len(steps) // 2]),
+        "network": panels.menu("Network", names),
+        "threshold": panels.slider("Threshold", steps, steps[len(steps) // 2]),
     }
     shows = "The ROC curve of the attack with a ring at the threshold; its scores as a histogram."
     return View(inputs, table, figure, numbers, says, shows, detail)

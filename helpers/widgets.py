@@ -1,7 +1,7 @@
 """The explorer: a stored grid under sliders, a point trained now, points side by side, pictures.
 
 It looks numbers up in :mod:`helpers.grid` and draws them with :mod:`helpers.plots`; the controls
-are those of :mod:`helpers.controls`. Whatever comes from a browser can only choose among offered
+are those of :mod:`helpers.panels`. Whatever comes from a browser can only choose among offered
 values; the one exception is a picture, which is decoded in memory and never kept.
 """
 
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as core
 
-from helpers import audit, controls, data, grid, outputs, plots, runs, study, training
+from helpers import audit, data, grid, outputs, panels, plots, runs, study, training
 from helpers.config import InputError, RunConfig, check, get_config
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def _png(image: Any) -> str:
         return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-class _Panel(controls.Panel):
+class _Panel(panels.Panel):
     """A panel that two threads may draw: what was chosen last is what stays."""
 
     def __init__(self, *given: Any) -> None:
@@ -261,7 +261,7 @@ class Explorer:
         from IPython.display import HTML, display
 
         _replace_in_its_cell(self)
-        display(HTML(_PAGE + controls.SCRIPT + _UPLOADS), self.widget)
+        display(HTML(_PAGE + panels.SCRIPT + _UPLOADS), self.widget)
 
     def close(self) -> None:
         """Take the explorer off the page, end what it trains, and let go of what it holds.
@@ -297,19 +297,19 @@ class Explorer:
         ranks = stored.values("rank") or [cfg.rank]
         sparsities = stored.values("sparsity") or [cfg.sparsity]
         made = {
-            "method": controls.menu("method", stored.methods, first["method"]),
-            "forget": controls.menu(
+            "method": panels.menu("method", stored.methods, first["method"]),
+            "forget": panels.menu(
                 "forgotten class", stored.classes, first["forget"], classes.__getitem__
             ),
-            "rank": controls.slider("rank", ranks, _nearest(ranks, cfg.rank)),
-            "sparsity": controls.slider(
-                "sparsity", sparsities, _nearest(sparsities, cfg.sparsity), controls.percent
+            "rank": panels.slider("rank", ranks, _nearest(ranks, cfg.rank)),
+            "sparsity": panels.slider(
+                "sparsity", sparsities, _nearest(sparsities, cfg.sparsity), panels.percent
             ),
-            "seed": controls.menu("seed", stored.seeds),
-            "metric": controls.menu(
+            "seed": panels.menu("seed", stored.seeds),
+            "metric": panels.menu(
                 "map shows", metrics, first["metric"], lambda m: audit.METRICS[m].title
             ),
-            "cost": controls.menu("against", costs, first["cost"], _cost_title),
+            "cost": panels.menu("against", costs, first["cost"], _cost_title),
         }
         for control in made.values():
             control.layout.width, control.style.description_width = "auto", "8.5em"
@@ -344,7 +344,7 @@ class Explorer:
         return [
             f'<div class="row">{pictures}</div><p>{_WHY}</p>',
             f'<div class="row">{tables}</div>',
-            _scroll(controls.table(ledger, "Ledger"), "ledger"),
+            _scroll(panels.table(ledger, "Ledger"), "ledger"),
             self._sentence(point, seed, metric, rows),
         ]
 
@@ -471,7 +471,7 @@ class Explorer:
         self.run = core.Button(description="Run it live", button_style="primary")
         self.halt = core.Button(description="Stop", disabled=True)
         self.bar = core.IntProgress(description="", max=100, layout=core.Layout(width="16em"))
-        self.note = core.HTML(controls.line("Trains exactly this point now."))
+        self.note = core.HTML(panels.line("Trains exactly this point now."))
         self.note.add_class("live-says")
         self.steps, self._phase = core.HTML(), ""  # steps are not read aloud, phases are
         self.steps.add_class("live-steps")
@@ -489,7 +489,7 @@ class Explorer:
         asked = (self.point, self.seed, threading.Event())
         thread = threading.Thread(target=self._work, args=asked, daemon=True)
         self._stop = asked[2]
-        self.note.value = controls.line(f"{asked[0]}, seed {asked[1]}: starting …")
+        self.note.value = panels.line(f"{asked[0]}, seed {asked[1]}: starting …")
         self.run.disabled, self.halt.disabled, self.bar.value = True, False, 0
         self._phase = ""
         try:
@@ -508,7 +508,7 @@ class Explorer:
         with self._last_word:
             if self.halt.disabled:
                 return  # nothing trains, or it was told already
-            self.note.value = controls.line("Stopping after the current step …")
+            self.note.value = panels.line("Stopping after the current step …")
             self.halt.disabled = True
             self._stop.set()
 
@@ -538,13 +538,13 @@ class Explorer:
             self.panel.refresh()
             if (point, seed) in list(self.pins.values()):
                 self._compare()
-            self.note.value = controls.line(f"{said} Now an oracle for the pictures …")
+            self.note.value = panels.line(f"{said} Now an oracle for the pictures …")
             said += self._without_oracle(live, stop)
             self.panel.refresh()
             self._show_networks()
-            last = controls.line(said)
+            last = panels.line(said)
         except training.Interrupted as stopped:
-            last = controls.line(f"{point}: {_where(stopped)}.")
+            last = panels.line(f"{point}: {_where(stopped)}.")
         except Exception as error:  # of any kind: shown and logged; nobody could catch it here
             _log("a live run of the explorer failed", error)
             last = _alert(f"{said} It could not be shown." if said else "It could not be trained.",
@@ -599,7 +599,7 @@ class Explorer:
             return
         new, now = what != self._phase, time.monotonic()
         if new:
-            self._phase, self.note.value = what, controls.line(f"{what} …")
+            self._phase, self.note.value = what, panels.line(f"{what} …")
         if not new and now - self._said < 0.1 and done < total:
             return  # a browser needs no more
         self._said, self.bar.value = now, round(100 * done / max(1, total))
@@ -613,7 +613,7 @@ class Explorer:
         self.pinned = core.Dropdown(description="pinned", options=[], disabled=True,
                                     layout=core.Layout(width="28em", max_width="100%"))  # fmt: skip
         self.unpin = core.Button(description="Unpin", disabled=True)
-        self.compared = core.HTML(controls.line("No point is pinned yet."))
+        self.compared = core.HTML(panels.line("No point is pinned yet."))
         self.refused = core.HTML()
         self.pin.on_click(self._shown_errors(self._pin, self.refused))
         self.unpin.on_click(self._shown_errors(self._unpin, self.refused))
@@ -638,7 +638,7 @@ class Explorer:
         self.pinned.options = list(self.pins)
         self.pinned.disabled = self.unpin.disabled = not self.pins
         if not self.pins:
-            self.compared.value = controls.line("No point is pinned yet.")
+            self.compared.value = panels.line("No point is pinned yet.")
             return
         self.pinned.value = next(reversed(self.pins))
         self._compare()
@@ -657,7 +657,7 @@ class Explorer:
                                            ("png", png, "figure"))
             )  # fmt: skip
             side = side_by_side(table)
-            side = controls.table(side, "Pinned points: seed's value, live in brackets")
+            side = panels.table(side, "Pinned points: seed's value, live in brackets")
             pinned = _scroll(side, "pinned points")
             pinned += _scroll(picture, "figure of the pinned points")
             self.compared.value = f"<p>{links}</p>{pinned}"
@@ -703,12 +703,12 @@ class Explorer:
     # pictures
 
     def _picture_controls(self) -> None:
-        self.which = controls.menu("test images", LEAKS)
+        self.which = panels.menu("test images", LEAKS)
         self.which.layout.width, self.which.layout.max_width = "32em", "100%"
         self.seen = core.HTML(_no_networks(None))
         self.upload = core.FileUpload(accept="image/*", multiple=False, description="Own picture",
                                       layout=core.Layout(width="12em"))  # fmt: skip
-        self.most = core.HTML(controls.line(_MOST))
+        self.most = core.HTML(panels.line(_MOST))
         self.most.add_class("upload-says")  # the page's script writes here
         self.invert = core.Checkbox(description="dark on light: invert", indent=False)
         self.own = core.HTML()
@@ -749,7 +749,7 @@ class Explorer:
         if len(images):
             self.seen.value = self._answers(live, images, what)
         else:
-            self.seen.value = controls.line(f"{what}: none.")
+            self.seen.value = panels.line(f"{what}: none.")
 
     def _answers(self, live: grid.Live, images: torch.Tensor, caption: str) -> str:
         rows = grid.answers(live.networks, images, live.point.forget, self.judged)
@@ -888,7 +888,7 @@ def _nearest(values: Sequence[float], wanted: float) -> float:
 
 def _no_networks(live: grid.Live | None) -> str:
     gone = f"{live.point}, seed {live.seed}: its networks are no longer kept. " if live else ""
-    return controls.line(gone + _NO_NETWORKS)
+    return panels.line(gone + _NO_NETWORKS)
 
 
 def _alert(text: str, error: Exception) -> str:
@@ -985,7 +985,7 @@ def metric_tables(rows: Sequence[Mapping[str, Any]], seed: int, live: bool) -> s
         }  # fmt: skip
         groups.setdefault(row["group"], {})[row["title"]] = cells
     return "".join(
-        _scroll(controls.table(pd.DataFrame(cells).T.rename_axis("metric"), name), name)
+        _scroll(panels.table(pd.DataFrame(cells).T.rename_axis("metric"), name), name)
         for name, cells in groups.items()
     )
 

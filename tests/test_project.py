@@ -30,7 +30,7 @@ ROOMS = ["files", "config", "turns", "parallel", "store", "download", "folders",
          "ledger", "recording", "training", "frozen", "pruning", "lora", "patches", "objectives",
          "edits", "unlearning", "outputs", "attacks", "shut", "features", "relearning",
          "statistics", "audit", "runs", "study", "sweep", "grid", "shadows", "defects", "report",
-         "pages", "plots", "controls", "sliders", "card", "widgets", "exercises", "tutorial",
+         "pages", "plots", "panels", "sliders", "card", "widgets", "exercises", "tutorial",
          "stamp", "__main__"]  # fmt: skip
 
 

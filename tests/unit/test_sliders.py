@@ -20,10 +20,10 @@ from matplotlib.colors import to_hex
 
 from helpers import (
     attacks,
-    controls,
     lora,
     models,
     outputs,
+    panels,
     plots,
     pruning,
     runs,
@@ -84,9 +84,9 @@ class Cells(HTMLParser):
 @pytest.fixture
 def drive(monkeypatch):
     """Put a view to every position, and yield what was drawn there."""
-    figures, picture = [], controls.picture
+    figures, picture = [], panels.picture
     monkeypatch.setattr(
-        controls, "picture", lambda figure, alt: (figures.append(figure), picture(figure, alt))[1]
+        panels, "picture", lambda figure, alt: (figures.append(figure), picture(figure, alt))[1]
     )
 
     def positions(view):
@@ -296,7 +296,7 @@ def test_both_draws_its_table(grid, drive):
             f"{rows[method].iloc[-1]['retain']:.1%}"
             for method in ("finetune", "prunelora")
         )
-        place = f"Rank {at['rank']}, sparsity {controls.percent(at['sparsity'])}:"
+        place = f"Rank {at['rank']}, sparsity {panels.percent(at['sparsity'])}:"
         assert text == (f"{place} after the last epoch, accuracy on the forgotten class and the "
                         f"others: {ends}.")  # fmt: skip
         assert [guessing(ax) for ax in axes] == [[0.1] * 2] * 2

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from traitlets import TraitError
 
-from helpers import audit, controls, files, grid, plots, runs, study, training, turns, widgets
+from helpers import audit, files, grid, panels, plots, runs, study, training, turns, widgets
 from helpers.config import InputError
 from helpers.files import FileProblem
 from tests import grids
@@ -1117,7 +1117,7 @@ def test_the_value_of_an_upload_field_in_both_versions():
 
 def test_every_control_has_a_description(panel):
     assert all(control.description for control in panel.inputs.values())
-    assert isinstance(panel.panel, controls.Panel)
+    assert isinstance(panel.panel, panels.Panel)
 
 
 OLD = """

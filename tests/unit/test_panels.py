@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from helpers import controls
+from helpers import panels
 from helpers.config import InputError
 
 
@@ -33,7 +33,7 @@ class Elements(HTMLParser):
 def test_a_picture_is_a_png_with_its_description_and_the_figure_is_closed():
     figure, ax = plt.subplots(figsize=(2, 1), dpi=50)
     ax.plot([0, 1])
-    html = controls.picture(figure, 'a "line" <rising> & more')
+    html = panels.picture(figure, 'a "line" <rising> & more')
     ((tag, attributes),) = Elements(html).found
     assert (tag, attributes["alt"]) == ("img", 'a "line" <rising> & more')
     kind, _, data = attributes["src"].partition(",")
@@ -47,13 +47,13 @@ def test_a_picture_is_a_png_with_its_description_and_the_figure_is_closed():
 
 def test_a_picture_without_description_is_refused_and_its_figure_closed():
     with pytest.raises(InputError, match="a description"):
-        controls.picture(plt.figure(), "  ")
+        panels.picture(plt.figure(), "  ")
     assert plt.get_fignums() == []
 
 
 def test_a_table_has_headings_and_escapes_every_text():
     frame = pd.DataFrame({"<b>": ["1 & 2", "<script>"]}, index=pd.Index(["x", "<i>"], name="row"))
-    html = controls.table(frame, caption="a < b")
+    html = panels.table(frame, caption="a < b")
     found = Elements(html)
     tags = [tag for tag, _ in found.found]
     assert not {"b", "i", "script"} & set(tags)
@@ -63,13 +63,13 @@ def test_a_table_has_headings_and_escapes_every_text():
 
 
 def test_controls_have_labels_units_and_follow_every_move():
-    one = controls.slider("Sparsity", [0, 0.125, 0.5], 0.125, controls.percent)
+    one = panels.slider("Sparsity", [0, 0.125, 0.5], 0.125, panels.percent)
     assert one.options == (("0 %", 0), ("12.5 %", 0.125), ("50 %", 0.5))
     assert (one.description, one.value, one.continuous_update) == ("Sparsity", 0.125, True)
     assert one.style.description_width == "initial"
-    other = controls.menu("Method", ["a", "b"])
+    other = panels.menu("Method", ["a", "b"])
     assert (other.description, other.value) == ("Method", "a")
-    for make in (controls.slider, controls.menu):
+    for make in (panels.slider, panels.menu):
         with pytest.raises(InputError, match="at least one"):
             make("Rank", [])
         with pytest.raises(InputError, match="one of 1, 2"):
@@ -85,13 +85,13 @@ def panel():
     def draw(rank, unit):
         figure = plt.figure(figsize=(1, 1))
         text = f"<{10 // rank}> {unit}"
-        return controls.picture(figure, text), f"<p>{10 // rank}</p>", text
+        return panels.picture(figure, text), f"<p>{10 // rank}</p>", text
 
     inputs = {
-        "rank": controls.slider("Rank", [2, 0, 5]),
-        "unit": controls.menu("Unit", ["kB", "MB"]),
+        "rank": panels.slider("Rank", [2, 0, 5]),
+        "unit": panels.menu("Unit", ["kB", "MB"]),
     }
-    return controls.Panel(inputs, draw)
+    return panels.Panel(inputs, draw)
 
 
 def test_a_panel_draws_at_once_and_at_every_move(panel):
@@ -102,16 +102,16 @@ def test_a_panel_draws_at_once_and_at_every_move(panel):
     panel.inputs["unit"].value = "MB"
     assert Elements(panel.says.value).found == [("p", {})], "what holds it is the live region"
     assert Elements(panel.says.value).texts == ["<2> MB"], "plain text, escaped"
-    assert panel.says._dom_classes == (controls.SAYS,)
+    assert panel.says._dom_classes == (panels.SAYS,)
     assert plt.get_fignums() == []
 
 
 def test_what_is_displayed_is_the_script_and_the_widget(panel, monkeypatch):
     shown = []
-    monkeypatch.setattr(controls, "display", lambda *parts: shown.extend(parts))
+    monkeypatch.setattr(panels, "display", lambda *parts: shown.extend(parts))
     panel._ipython_display_()
     script, widget = shown
-    assert script.data == controls.SCRIPT
+    assert script.data == panels.SCRIPT
     assert widget is panel.widget
 
 
@@ -145,7 +145,7 @@ def test_the_reason_of_an_error_is_escaped():
             raise InputError("<img src=x>\nsecond line")
         return ("",)
 
-    panel = controls.Panel({"rank": controls.slider("Rank", [0, 1])}, draw)
+    panel = panels.Panel({"rank": panels.slider("Rank", [0, 1])}, draw)
     with pytest.raises(InputError):
         panel.inputs["rank"].value = 1
     assert "InputError: &lt;img src=x&gt; second line" in panel.says.value
@@ -153,9 +153,9 @@ def test_the_reason_of_an_error_is_escaped():
 
 def test_a_panel_needs_labels_and_shows_an_error_of_the_first_drawing_at_once():
     with pytest.raises(InputError, match="a description"):
-        controls.Panel({"rank": widgets.IntSlider()}, lambda rank: ("",))
+        panels.Panel({"rank": widgets.IntSlider()}, lambda rank: ("",))
     with pytest.raises(ZeroDivisionError):
-        controls.Panel({"rank": controls.slider("Rank", [0])}, lambda rank: (str(1 // rank),))
+        panels.Panel({"rank": panels.slider("Rank", [0])}, lambda rank: (str(1 // rank),))
 
 
 def test_figures_that_were_open_before_stay_open(panel):
