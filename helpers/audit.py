@@ -694,7 +694,7 @@ def audit(
     Lesson: 05_evaluation, "Audit your own model".
     """
     oracles = list(oracles)
-    check_networks(model, original, oracles, split, ours)
+    _check_networks(model, original, oracles, split, ours)
     judged, before, *others = (
         look(one, split, seed, draws) for one in (model, original, *oracles)
     )  # fmt: skip
@@ -869,32 +869,14 @@ def check_images(dataset: Dataset) -> None:
         check(f"{part} images of class {name!r}", few, ok, f"at least {least} for an audit")
 
 
-def check_networks(
+def _check_networks(
     model: nn.Module,
     original: nn.Module,
     oracles: Sequence[nn.Module],
     split: ClassSplit,
     ours: bool = False,
 ) -> None:
-    """Refuse networks whose comparison would mean nothing.
-
-    Args:
-        model: The network to judge.
-        original: The network before unlearning.
-        oracles: Networks trained without the class.
-        split: The images.
-        ours: As for :func:`check_one`, of all networks.
-
-    Raises:
-        InputError: If there are too few oracles or images, two oracles are the same, one recognises
-            the forgotten class or knows nothing of another, the original does not know the class,
-            a network is of another architecture, the outputs are in another order than the labels
-            or do not come from the last linear layer, or a network is on another device or of
-            another type than float32.
-
-    Source: this project.
-    Lesson: 05_evaluation, "Audit your own model".
-    """
+    """Refuse networks whose comparison would mean nothing; ``ours`` as for :func:`check_one`."""
     check("oracles", len(oracles), len(oracles) >= LEAST_ORACLES, ENOUGH)
     check_images(split.dataset)
     named = {"model": model, "original": original}

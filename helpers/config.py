@@ -581,7 +581,7 @@ class RunConfig:
         for field, known_names in _NAMES:
             choose(field, getattr(self, field), known_names)
         _as_floats(self, "sparsity", "alpha", "dropout", "lr")  # 1 and 1.0 are one configuration
-        object.__setattr__(self, "device", resolve_device(self.device))
+        object.__setattr__(self, "device", _resolve_device(self.device))
         ok = not self.graphs or (self.device == "cuda" and not self.compile)
         check("graphs", self.graphs, ok, "False but on CUDA and without compile")
         if self.precision == "auto":
@@ -661,23 +661,10 @@ _WHOLE_NUMBERS = (
 )  # fmt: skip
 
 
-def resolve_device(device: str) -> str:
-    """Turn a wish for a device into a device that exists.
+def _resolve_device(device: str) -> str:
+    """Turn ``auto``, ``cpu`` or ``cuda`` into a device that exists.
 
-    Args:
-        device: ``auto``, ``cpu`` or ``cuda``.
-
-    Returns:
-        ``cpu`` or ``cuda``; ``auto`` takes CUDA where there is one.
-
-    Raises:
-        InputError: If the name is unknown, or CUDA is asked for where there is none.
-
-    Convolutions on CUDA keep all bits of float32 from then on (no TF32); mixed precision is asked
-    for by name.
-
-    Source: :func:`torch.cuda.is_available`.
-    Lesson: 00_start_here, "One configuration".
+    Convolutions on CUDA keep all bits of float32 from then on (no TF32).
     """
     choose("device", device, DEVICES)
     if device == "cpu":
@@ -693,15 +680,10 @@ def resolve_device(device: str) -> str:
     return "cpu"
 
 
-def in_colab() -> bool:
+def _in_colab() -> bool:
     """Say whether this process runs in Google Colab.
 
-    Returns:
-        True in a notebook there, which has ``google.colab`` loaded, and in a command that such a
-        notebook starts, which inherits the variable COLAB_RELEASE_TAG.
-
-    Source: what Colab's kernels have loaded and set.
-    Lesson: 00_start_here, "One configuration".
+    A notebook there has ``google.colab`` loaded; a command that it starts inherits the variable.
     """
     return "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ
 
@@ -728,7 +710,7 @@ def get_config(preset: str | None = None, **changes: Any) -> RunConfig:
     """
     name = os.environ.get("HELPERS_PRESET") if preset is None else preset
     if not name and preset is None:
-        name = "gpu" if in_colab() and resolve_device("auto") == "cuda" else "cpu"
+        name = "gpu" if _in_colab() and _resolve_device("auto") == "cuda" else "cpu"
     choose("preset", name, PRESETS)
     settings = {"preset": name, **PRESETS[name]}
     if os.environ.get("HELPERS_DATA"):

@@ -66,18 +66,10 @@ def _accuracy(model: nn.Module, dataset: Dataset, classes: str, cfg: RunConfig) 
     return outputs.accuracy(training.predict(model, part, dataset), part.labels)
 
 
-def two_normalisations(cfg: RunConfig, dataset: Dataset) -> Defect:
+def _two_normalisations(cfg: RunConfig, dataset: Dataset) -> Defect:
     """Evaluate a network with another normalisation than it was trained with.
 
-    Args:
-        cfg: As for :func:`measure`.
-        dataset: The data.
-
-    Returns:
-        The accuracy of the original on test images, both ways.
-
     Source: std .2023/.1994/.2010 in training, .2471/.2435/.2616 afterwards, in the published code.
-    Lesson: 01_baseline_training, "Limits and pitfalls".
     """
     model = _network(cfg, dataset)
     factor = runs.PAPER_STD if len(dataset.std) == 3 else runs.PAPER_STD.mean()
@@ -91,18 +83,10 @@ def two_normalisations(cfg: RunConfig, dataset: Dataset) -> Defect:
     )
 
 
-def dead_adapter(cfg: RunConfig, dataset: Dataset) -> Defect:
+def _dead_adapter(cfg: RunConfig, dataset: Dataset) -> Defect:
     """Adapt the output layer of ``nn.MultiheadAttention``.
 
-    Args:
-        cfg: Not used.
-        dataset: Not used.
-
-    Returns:
-        The change of the output by an adapter full of numbers, before and after merging it.
-
     Source: LoRA on ``out_proj`` in the published code.
-    Lesson: 03_lora_adaptation, "Limits and pitfalls".
     """
     from peft import LoraConfig, get_peft_model
 
@@ -134,18 +118,10 @@ def dead_adapter(cfg: RunConfig, dataset: Dataset) -> Defect:
     )
 
 
-def pruned_classifier(cfg: RunConfig, dataset: Dataset) -> Defect:
+def _pruned_classifier(cfg: RunConfig, dataset: Dataset) -> Defect:
     """Prune the classifier like any other layer.
 
-    Args:
-        cfg: As for :func:`measure`.
-        dataset: The data.
-
-    Returns:
-        Class rows that are zero, and the accuracy on test images of all classes.
-
     Source: ``ln_structured(heads.head, dim=0)`` in the published code.
-    Lesson: 02_pruning, "Limits and pitfalls".
     """
     model = _network(cfg, dataset)
     head = models.layers(model).head
@@ -165,19 +141,10 @@ def _right(model: nn.Module, dataset: Dataset) -> float:
     return outputs.accuracy(training.predict(model, dataset.test, dataset), dataset.test.labels)
 
 
-def dropped_masks(cfg: RunConfig, dataset: Dataset) -> Defect:
+def _dropped_masks(cfg: RunConfig, dataset: Dataset) -> Defect:
     """Drop the masks after pruning, then train and merge.
 
-    Args:
-        cfg: As for :func:`measure`.
-        dataset: The data.
-
-    Returns:
-        The sparsity at the end of prune + fine-tune and of PruneLoRA, in both modes; of the layers
-        that were adapted for the second.
-
     Source: ``prune.remove`` in the published code.
-    Lesson: 02_pruning, "Zeros grow back".
     """
     values = {}
     for name, method in (("finetune", "prune_finetune"), ("merge", "prunelora")):
@@ -198,18 +165,10 @@ def dropped_masks(cfg: RunConfig, dataset: Dataset) -> Defect:
     )
 
 
-def zeros_cost_the_same(cfg: RunConfig, dataset: Dataset) -> Defect:
+def _zeros_cost_the_same(cfg: RunConfig, dataset: Dataset) -> Defect:
     """Compare what zeroed and what removed channels save.
 
-    Args:
-        cfg: As for :func:`measure`.
-        dataset: Not used.
-
-    Returns:
-        Multiply-accumulates and bytes kept for the backward pass, as shares of the dense network's.
-
     Source: the cost claims of arXiv 2411.11907, table 1.
-    Lesson: 02_pruning, "Channels that are gone".
     """
     model = unlearning.new_model(cfg, dataset)
     values = {}
@@ -227,19 +186,10 @@ def zeros_cost_the_same(cfg: RunConfig, dataset: Dataset) -> Defect:
     )
 
 
-def lost_statistics(cfg: RunConfig, dataset: Dataset) -> Defect:
+def _lost_statistics(cfg: RunConfig, dataset: Dataset) -> Defect:
     """Let BatchNorm move while only the adapter is saved.
 
-    Args:
-        cfg: As for :func:`measure`.
-        dataset: The data.
-
-    Returns:
-        Accuracy on retained test images: trained, saved and reloaded, switched off; and the
-        original's.
-
     Source: ``model.train()`` and ``save_pretrained`` in the published code; peft saves no buffers.
-    Lesson: 03_lora_adaptation, "Off, on, saved, reloaded".
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -271,20 +221,10 @@ def lost_statistics(cfg: RunConfig, dataset: Dataset) -> Defect:
     )
 
 
-def unbalanced_attack(cfg: RunConfig, dataset: Dataset) -> Defect:
+def _unbalanced_attack(cfg: RunConfig, dataset: Dataset) -> Defect:
     """Fit the membership attack on more members than non-members, and to a mixed slice.
 
-    Args:
-        cfg: As for :func:`measure`.
-        dataset: The data.
-
-    Returns:
-        The share of the forget set that the published attack (logistic regression on the loss)
-        calls unseen by the original, both ways; the share of the real non-members that each attack
-        finds, and the share of the forgotten class in what the code takes for its images.
-
     Source: ``LogisticRegression`` on 9,000 members and 5,000 non-members in the published code.
-    Lesson: 05_evaluation, "The membership attack".
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -317,18 +257,10 @@ def unbalanced_attack(cfg: RunConfig, dataset: Dataset) -> Defect:
     )
 
 
-def flipped_sign(cfg: RunConfig, dataset: Dataset) -> Defect:
+def _flipped_sign(cfg: RunConfig, dataset: Dataset) -> Defect:
     """Print the forget accuracy under the name of unlearning accuracy.
 
-    Args:
-        cfg: As for :func:`measure`.
-        dataset: The data.
-
-    Returns:
-        UA of the original, and what the published code would print for it.
-
     Source: the evaluation script of the published code.
-    Lesson: 05_evaluation, "Four classic numbers".
     """
     run = runs.run(cfg.but(method="original"), dataset, progress=False)
     values = {"UA": run.metrics["UA"], "printed": 1 - run.metrics["UA"]}
@@ -340,18 +272,10 @@ def flipped_sign(cfg: RunConfig, dataset: Dataset) -> Defect:
     )
 
 
-def one_of_each(cfg: RunConfig, dataset: Dataset) -> Defect:
+def _one_of_each(cfg: RunConfig, dataset: Dataset) -> Defect:
     """Report one seed at one rank and one sparsity.
 
-    Args:
-        cfg: As for :func:`measure`.
-        dataset: The data.
-
-    Returns:
-        Lowest and highest UA and TA of PruneLoRA over seeds, ranks and sparsities.
-
     Source: table 1 of arXiv 2411.11907.
-    Lesson: 05_evaluation, "The comparison".
     """
     grid = [cfg.but(method="prunelora", seed=seed) for seed in range(cfg.seeds)]
     grid += [grid[0].but(rank=rank) for rank in (1, 4)]
@@ -371,18 +295,10 @@ def one_of_each(cfg: RunConfig, dataset: Dataset) -> Defect:
     )
 
 
-def masked_logit(cfg: RunConfig, dataset: Dataset) -> Defect:
+def _masked_logit(cfg: RunConfig, dataset: Dataset) -> Defect:
     """Overwrite the forgotten class's logit of the untouched original.
 
-    Args:
-        cfg: As for :func:`measure`.
-        dataset: The data.
-
-    Returns:
-        UA, MIA-Efficacy and Avg Gap of the cheat.
-
     Source: the four metrics of arXiv 2411.11907 are all that it is judged by.
-    Lesson: 05_evaluation, "Four classic numbers".
     """
     model = _network(cfg, dataset)
     edits.logit_mask(model, dataset.split(cfg.forgotten), dataset)
@@ -400,6 +316,6 @@ def masked_logit(cfg: RunConfig, dataset: Dataset) -> Defect:
 
 
 EXPERIMENTS: tuple[Experiment, ...] = (
-    two_normalisations, dead_adapter, pruned_classifier, dropped_masks, zeros_cost_the_same,
-    lost_statistics, unbalanced_attack, flipped_sign, one_of_each, masked_logit,
+    _two_normalisations, _dead_adapter, _pruned_classifier, _dropped_masks, _zeros_cost_the_same,
+    _lost_statistics, _unbalanced_attack, _flipped_sign, _one_of_each, _masked_logit,
 )  # fmt: skip

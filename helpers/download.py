@@ -121,7 +121,7 @@ def _by_hand(folder: Path, progress: bool) -> Parts | None:
 
 def _original(folder: Path, progress: bool) -> Parts:
     source = _torchvision()
-    path = fetch(source.url, folder / source.filename, source.tgz_md5, progress)
+    path = _fetch(source.url, folder / source.filename, source.tgz_md5, progress)
     return _read_archive(path)
 
 
@@ -239,25 +239,10 @@ def _read_parquet(path: Path, progress: bool) -> tuple[np.ndarray, np.ndarray]:
 # one file over HTTP
 
 
-def fetch(url: str, path: Path, md5: str, progress: bool = True) -> Path:
-    """Download a file whose MD5 is known. Goes on where an earlier call was stopped.
+def _fetch(url: str, path: Path, md5: str, progress: bool = True) -> Path:
+    """Download a file whose MD5 is known, or go on where an earlier call was stopped.
 
-    Args:
-        url: ``http`` or ``https``; redirects are followed.
-        path: Where the file shall be; until it is whole it is called ``NAME.part``.
-        md5: Of the whole file, hexadecimal.
-        progress: Whether to show a bar with size, speed and time left.
-
-    Returns:
-        ``path``, whole.
-
-    Raises:
-        InputError: If the address is of another kind.
-        FileProblem: If the server does not give it, if it is damaged twice, or if it cannot be
-            written.
-
-    Source: RFC 9110, section 14 (range requests).
-    Lesson: 00_start_here, "Where results are kept".
+    Until it is whole it is called ``NAME.part``. Source: RFC 9110, section 14 (range requests).
     """
     ok = url.lower().startswith(("http://", "https://"))
     check("url", url, ok, "an address that begins with http:// or https://")

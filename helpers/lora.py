@@ -61,23 +61,12 @@ def check_rank(model: nn.Module, rank: int, names: Iterable[str]) -> None:
     check("rank", rank, ok, f"from 1 to {most}, the most that layer {name} admits")
 
 
-def refuse_unsupported(model: nn.Module, targets: Iterable[str]) -> None:
+def _refuse_unsupported(model: nn.Module, targets: Iterable[str]) -> None:
     """Refuse layers on which peft's adapters are wrong or have no effect.
 
-    Args:
-        model: The network.
-        targets: Full names of the layers to adapt.
-
-    Raises:
-        InputError: If a part of the network is compiled, a name is unknown, or a layer is neither
-            Conv2d nor Linear, is grouped, dilated or padded by anything but zeros, is shared, has a
-            weight computed from others, or belongs to ``nn.MultiheadAttention`` or to an
-            ``nn.TransformerEncoderLayer`` that is computed at once.
-
     Source: measured: dilated layers crash, reflected padding differs by 5.8 after merging, grouped
-        layers cannot be merged, ``nn.MultiheadAttention`` never calls its output layer, nor does
-        ``nn.TransformerEncoderLayer`` any of its layers while it evaluates.
-    Lesson: 03_lora_adaptation, "Limits and pitfalls".
+    layers cannot be merged, ``nn.MultiheadAttention`` never calls its output layer, nor does
+    ``nn.TransformerEncoderLayer`` any of its layers while it evaluates.
     """
     models.check_not_compiled("model", model)
     known = dict(model.named_modules())
@@ -240,7 +229,7 @@ def _check_layers(
 ) -> None:
     """Refuse layers that cannot be adapted, trained in full, or masked."""
     check("targets", targets, bool(targets), f"at least one layer of {type(model).__name__}")
-    refuse_unsupported(model, targets)
+    _refuse_unsupported(model, targets)
     known, shared = dict(model.named_modules()), _in_several_places(model)
     for name in train_in_full:
         check("train_in_full", name, name in known, f"no layer of {type(model).__name__}")

@@ -1065,7 +1065,7 @@ def load(folder: Path | str, base: nn.Module | None = None) -> nn.Module:
         else:
             outline = copy.deepcopy(base).to("meta")
         shapes = {name: tuple(shape) for name, shape in plain["shapes"].items()}
-        check_shapes(files.tensor_shapes(path), outline, shapes)
+        _check_shapes(files.tensor_shapes(path), outline, shapes)
         resize(outline, shapes)
         check_float32("model", outline)
         tried = check_fit(outline)
@@ -1127,24 +1127,14 @@ def _blueprint(plain: Any) -> dict[str, Any]:
     return plain
 
 
-def check_shapes(
+def _check_shapes(
     found: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
     base: nn.Module,
     stated: Mapping[str, tuple[int, ...]],
 ) -> None:
     """Refuse stored tensors that no pruned version of a network can have.
 
-    Args:
-        found: Name -> (shape, dtype), from :func:`helpers.files.tensor_shapes`.
-        base: The network of the original size, possibly on the meta device.
-        stated: Name -> shape, as written beside the tensors.
-
-    Raises:
-        InputError: If names, dtypes or numbers of dimensions differ, or a size is below 1 or above
-            the original's.
-
-    Source: this project.
-    Lesson: 02_pruning, "Channels that are gone".
+    ``found`` is in the file, ``stated`` written beside it; ``base`` has the original size.
     """
     state = base.state_dict()
     strange = [*sorted(found.keys() ^ state.keys()), *sorted(stated.keys() ^ state.keys()), ""][0]

@@ -26,35 +26,20 @@ DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 UNMEASURED = "not measured yet"
 
 
-def comparison() -> str:
+def _comparison() -> str:
     """Tell the classic numbers and the costs of every method on digits, forgetting one class.
 
-    Returns:
-        Markdown: a row a method, mean ± standard deviation over seeds, and where and when.
-
-    Raises:
-        FileProblem: If the record is missing or damaged.
-
     Source: ``results/comparison-cpu.json``, written by ``make results``.
-    Lesson: 05_evaluation, "The comparison".
     """
     record = files.read_json(runs.results_folder() / "comparison-cpu.json", ("rows", "hardware"))
     table = markdown_table(report.cells(statistics.summary(audit.compare(record["rows"]))))
     return f"{table}\n{provenance(record)} {report.NOTE}\n"
 
 
-def verdict() -> str:
+def _verdict() -> str:
     """Tell the digits' audit in one small table: the paper's methods, anchors and cheats.
 
-    Returns:
-        Markdown: a row a method, what the metrics say in a column each, and where and when.
-
-    Raises:
-        FileProblem: If a record is missing or damaged.
-
-    Source: ``results/audit-digits.json`` and ``shadows-digits.json``, by
-        ``benchmarks/audit_digits.py``.
-    Lesson: 05_evaluation, "What we saw".
+    Source: records written by ``benchmarks/audit_digits.py``.
     """
     found = study.load(runs.results_folder() / "audit-digits.json")
     shadows = files.read_json(
@@ -94,31 +79,17 @@ def _repeated(found: study.Study) -> str:
     return f" (of {' and '.join(several)} x {times.max()} unlearning seeds)" if several else ""
 
 
-def methods() -> str:
-    """List what each method does.
-
-    Returns:
-        Markdown: a row a method.
-
-    Source: :data:`helpers.unlearning.METHODS`.
-    Lesson: 04_class_unlearning, "A table of methods".
-    """
+def _methods() -> str:
+    """List what each method does."""
     rows = [["method", "kind", "what it does"]]
     rows += [[f"`{k}`", m.family, m.summary] for k, m in unlearning.METHODS.items()]
     return markdown_table(rows, right=False)
 
 
-def savings() -> str:
+def _savings() -> str:
     """Tell what removed channels, thin adapters and a frozen part computed once save.
 
-    Returns:
-        Markdown: one row for each ratio that was measured, and where.
-
-    Raises:
-        FileProblem: If the record is missing or damaged.
-
     Source: ``results/savings.json``, written by ``benchmarks/savings.py``.
-    Lesson: 03_lora_adaptation, "The change belongs to the weight".
     """
     record = files.read_json(runs.results_folder() / "savings.json", ("sections", "hardware"))
     rows = [["measured", "network", "ratio", "lowest – highest"]]
@@ -134,19 +105,10 @@ def savings() -> str:
     return f"{markdown_table(rows)}\n{provenance(record)} {record['about'].capitalize()}.\n"
 
 
-def images() -> str:
+def _images() -> str:
     """Tell what PruneLoRA on colour images costs beside the way it is usually written.
 
-    Returns:
-        Markdown: one row for each ratio that was measured, with a column for each kind of device;
-        where the time of a training step goes; how costs grow with the work; and where and when.
-        Devices without a record are marked as not measured yet.
-
-    Raises:
-        FileProblem: If a record is damaged.
-
-    Source: ``results/images-cpu.json`` and ``images-cuda.json``, by ``benchmarks/images.py``.
-    Lesson: 00_start_here, "What it costs".
+    Source: records of each kind of device, written by ``benchmarks/images.py``.
     """
     found = _by_device()
     sections = {device: record["sections"] for device, record in found.items()}
@@ -155,18 +117,8 @@ def images() -> str:
     return "\n".join([*filter(None, tables), _places(found), ""])
 
 
-def limits() -> str:
-    """Tell those of the ratios of :func:`images` that have a limit, and whether it is kept.
-
-    Returns:
-        Markdown: one row for each, with a column for each kind of device; and where and when.
-
-    Raises:
-        FileProblem: If a record is damaged.
-
-    Source: ``results/images-cpu.json`` and ``images-cuda.json``, by ``benchmarks/images.py``.
-    Lesson: 00_start_here, "What it costs".
-    """
+def _limits() -> str:
+    """Tell those of the ratios of :func:`_images` that have a limit, and whether it is kept."""
     found = _by_device()
     sections = {device: record["sections"] for device, record in found.items()}
     return "\n".join([*filter(None, [_ratios(sections, limited=True)]), _places(found), ""])
@@ -257,18 +209,10 @@ def _growth(device: str, sections: Mapping[str, Any]) -> str:
     return markdown_table(rows)
 
 
-def audits() -> str:
+def _audits() -> str:
     """Tell what the audit of all methods found.
 
-    Returns:
-        Markdown: for each method the share of its networks inside the oracles' band, by group of
-        metrics; and where PruneLoRA stands against fine-tuning and retraining.
-
-    Raises:
-        FileProblem: If the record is missing or damaged.
-
     Source: ``results/audit-digits.json``, written by ``benchmarks/audit_digits.py``.
-    Lesson: 05_evaluation, "The lie detector".
     """
     found = study.load(runs.results_folder() / "audit-digits.json")
     table = report.standing(found, "prunelora", report.OPPONENTS, found.metrics)
@@ -286,19 +230,10 @@ def audits() -> str:
     )
 
 
-def controls() -> str:
+def _controls() -> str:
     """Tell what else than memory of the class could have made the audit's verdicts.
 
-    Returns:
-        Markdown: a table for each method that was applied to networks that never saw the class,
-        beside the same method applied to the originals; one that sets the smallest of the equally
-        good learning rates beside the largest; and where and when.
-
-    Raises:
-        FileProblem: If a record is missing or damaged.
-
     Source: ``results/controls-digits.json``, written by ``benchmarks/controls_digits.py``.
-    Lesson: 05_evaluation, "The lie detector".
     """
     folder = runs.results_folder()
     other = study.load(folder / "controls-digits.json")
@@ -369,17 +304,10 @@ def photographs() -> str:
     )
 
 
-def marks() -> str:
+def _marks() -> str:
     """Tell what methods do to networks on photographs that never saw the class, and to originals.
 
-    Returns:
-        Markdown: means and standard deviations of a few metrics, over three networks each.
-
-    Raises:
-        FileProblem: If a record is missing or damaged.
-
     Source: ``results/controls-cifar.json``, written by ``benchmarks/controls_cifar.py``.
-    Lesson: 05_evaluation, "On photographs".
     """
     folder = runs.results_folder()
     record = files.read_json(folder / "controls-cifar.json", ("rows", "class", "hardware"))
@@ -402,19 +330,10 @@ def marks() -> str:
     return f"{markdown_table(rows)}\n{provenance(record)}\n"
 
 
-def protocol() -> str:
+def _protocol() -> str:
     """Set our measurements at the paper's size, if there are any, beside the paper's numbers.
 
-    Returns:
-        Markdown: for each network the paper's table, as the paper's, and below it the rows of our
-        own record, if there is one.
-
-    Raises:
-        FileProblem: If a record is damaged.
-
-    Source: arXiv 2411.11907; ``results/protocol-cuda.json``, written by
-        ``benchmarks/gpu/protocol.py``.
-    Lesson: 05_evaluation, "The comparison".
+    Source: arXiv 2411.11907; ours are written by ``benchmarks/gpu/protocol.py``.
     """
     folder = runs.results_folder()
     paper = files.read_json(folder / "paper.json", ("models", "source"))
@@ -627,12 +546,12 @@ def drawn_from(path: Path) -> dict[str, str]:
 # page -> marker -> what makes the text between
 PAGES: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "README.md": {
-        "verdict": verdict, "budget": lambda: report.budget("all"), "comparison": comparison,
-        "photographs": photographs, "protocol": protocol, "limits": limits,
+        "verdict": _verdict, "budget": lambda: report.budget("all"), "comparison": _comparison,
+        "photographs": photographs, "protocol": _protocol, "limits": _limits,
     },
-    "helpers/README.md": {"methods": methods, "glossary": report.glossary},
+    "helpers/README.md": {"methods": _methods, "glossary": report.glossary},
     "benchmarks/README.md": {
-        "audits": audits, "controls": controls, "savings": savings, "images": images,
-        "marks": marks,
+        "audits": _audits, "controls": _controls, "savings": _savings, "images": _images,
+        "marks": _marks,
     },
 }  # fmt: skip

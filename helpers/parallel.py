@@ -295,17 +295,10 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         slope.copy_(part.view_as(slope))
 
 
-def share(count: int) -> slice:
-    """Return which rows of a batch this process computes.
-
-    Args:
-        count: Rows of the whole batch.
-
-    Returns:
-        The rows; all shares together are the batch, and differ by at most one row.
+def _share(count: int) -> slice:
+    """Return which of the rows of a batch this process computes; shares differ by at most one.
 
     Source: :func:`torch.tensor_split`.
-    Lesson: 01_baseline_training, "Train".
     """
     each, more = divmod(count, size())
     mine = 0 if size() == 1 else rank()
@@ -341,7 +334,7 @@ class _Shared(nn.Module):
                 return self.model(images)
         if size() == 1:
             return self.model(images)
-        rows = share(len(images))
+        rows = _share(len(images))
         # dropout shall not repeat itself from share to share, and what an objective draws
         # afterwards shall be the same everywhere
         with turns.own_random_state([images.device] if images.is_cuda else []):

@@ -174,19 +174,8 @@ def _state(base: nn.Module, patch: Patch) -> dict[str, Tensor]:
     return state
 
 
-def check_base(base: nn.Module, patch: Patch) -> None:
-    """Refuse to use a patch on any network but its own.
-
-    Args:
-        base: The network.
-        patch: The patch.
-
-    Raises:
-        InputError: If the network is another one; the message tells both fingerprints.
-
-    Source: this project.
-    Lesson: 03_lora_adaptation, "Patches".
-    """
+def _check_base(base: nn.Module, patch: Patch) -> None:
+    """Refuse to use a patch on any network but its own."""
     own = models.fingerprint(base)
     allowed = f"this patch belongs to the network {patch.base[:12]}"
     if own == patch.result:
@@ -210,7 +199,7 @@ def apply(base: nn.Module, patch: Patch) -> nn.Module:
     Source: this project.
     Lesson: 03_lora_adaptation, "Patches".
     """
-    check_base(base, patch)
+    _check_base(base, patch)
     made, state = copy.deepcopy(base), _state(base, patch)
     models.resize(made, {name: tuple(t.shape) for name, t in state.items()})
     models.put_state(made, state)
@@ -235,7 +224,7 @@ def switched_on(model: nn.Module, patch: Patch) -> Iterator[nn.Module]:
     Lesson: 04_class_unlearning, "Undo".
     """
     check("patch", "with removed channels", not patch.kept, "one that keeps the size; use apply")
-    check_base(model, patch)
+    _check_base(model, patch)
     old = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     try:
         models.put_state(model, _state(model, patch))
@@ -268,7 +257,7 @@ def combine(base: nn.Module, patches: Sequence[Patch]) -> Patch:
     """
     check("patches", len(patches), bool(patches), "at least one")
     for patch in patches:
-        check_base(base, patch)
+        _check_base(base, patch)
         same = patch.kept.keys() == patches[0].kept.keys() and all(
             _same(a, b) for n in patch.kept
             for a, b in zip(patch.kept[n], patches[0].kept[n], strict=True)
@@ -408,7 +397,7 @@ def load_patch(folder: Path | str, base: nn.Module) -> Patch:
         patch = Patch(plain["base"], plain["result"], about=plain["about"])
     except InputError as error:
         raise files.FileProblem(files.cannot_read(path, error)) from error
-    check_base(base, patch)
+    _check_base(base, patch)
     try:
         _check_tensors(files.tensor_shapes(data), plain, base)
         ok = files.sha256(data) == plain["sha256"]

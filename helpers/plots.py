@@ -759,7 +759,7 @@ def surface(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """
     check("table", f"{len(table)} rows", len(table) > 0, "at least one point")
     ax = _axes(ax, (5, 3.4))
-    ranks, sparsities = surface_axes(table)
+    ranks, sparsities = _surface_axes(table)
     picture = np.tile(to_rgb(UNKNOWN), (len(ranks), len(sparsities), 1))
     for row in table.itertuples():
         y, x = _cell(table, row.rank, row.sparsity)
@@ -775,25 +775,15 @@ def surface(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def surface_axes(table: pd.DataFrame) -> tuple[list[float | None], list[float | None]]:
-    """Return the ranks and sparsities of a surface, in the order of its rows and columns.
-
-    Args:
-        table: As :func:`surface`.
-
-    Returns:
-        Ranks and sparsities in ascending order; ``[None]`` where the method has no such axis.
-
-    Source: this project.
-    Lesson: 06_explorer, "The stored grid".
-    """
+def _surface_axes(table: pd.DataFrame) -> tuple[list[float | None], list[float | None]]:
+    """Return a surface's ranks and sparsities, ascending; ``[None]`` where it has no such axis."""
     known = (sorted(table[axis].dropna().unique()) for axis in ("rank", "sparsity"))
     ranks, sparsities = (list(values) or [None] for values in known)
     return ranks, sparsities
 
 
 def _cell(table: pd.DataFrame, rank: float | None, sparsity: float | None) -> tuple[int, int]:
-    ranks, sparsities = surface_axes(table)
+    ranks, sparsities = _surface_axes(table)
     return (0 if pd.isna(rank) else ranks.index(rank),
             0 if pd.isna(sparsity) else sparsities.index(sparsity))  # fmt: skip
 
@@ -815,7 +805,7 @@ def mark_surface(
     Source: this project.
     Lesson: 06_explorer, "The stored grid".
     """
-    ranks, sparsities = surface_axes(table)
+    ranks, sparsities = _surface_axes(table)
     if rank not in [*ranks, None] or sparsity not in [*sparsities, None]:
         return []
     y, x = _cell(table, rank, sparsity)

@@ -84,7 +84,7 @@ def run(
     with study.deaths_told():
         every = list(tqdm(pool(jobs), total=len(jobs), desc="networks", disable=not progress))
     oracles, *margins = (torch.stack(every[i::each]) for i in range(each))
-    found = {name: judge(one, oracles, groups) for name, one in zip(points, margins, strict=True)}
+    found = {name: _judge(one, oracles, groups) for name, one in zip(points, margins, strict=True)}
     return {
         "forget": list(cfg.forgotten), "networks": networks, "groups": groups,
         "images": oracles.shape[1], "methods": found, **runs.environment(cfg.device),
@@ -126,27 +126,13 @@ def _path(cfg: RunConfig, dataset: data.Dataset) -> Path:
     return home() / "artifacts" / "shadows" / f"{key}.safetensors"
 
 
-def judge(margins: Tensor, oracles: Tensor, groups: int) -> dict[str, Any]:
+def _judge(margins: Tensor, oracles: Tensor, groups: int) -> dict[str, Any]:
     """Attack all networks of two sets, group by group, with the help of the other groups.
 
-    Where a few of them alone are attacked the answer hangs on which ones these are.
-
-    Args:
-        margins: (networks, images) of networks that saw the images and unlearned them.
-        oracles: (networks, images) of networks that never saw them.
-        groups: Every so many-th network belongs to one group.
-
-    Returns:
-        ``auc``, ``tpr`` (at 1 % false positives), the interval of each over networks, and ``roc``
-        (false and true positive rates), all of single answers; ``klom`` (mean over the images, half
-        as many networks of each set) and ``klom_oracles`` (the same between the two halves of the
-        oracles).
-
-    Raises:
-        InputError: If there are too few networks.
+    Where a few of them alone are attacked the answer hangs on which ones these are. ``klom``
+    takes half as many networks of each set: as many as ``klom_oracles`` has on each side.
 
     Source: Hayes et al. 2024 (arXiv 2403.01218); Georgiev et al. 2024 (arXiv 2410.23232).
-    Lesson: 05_evaluation, "Example by example".
     """
     half = len(oracles) // 2
     positive, negative = _attacked(margins, oracles, groups)

@@ -81,21 +81,10 @@ def origin(project: Path) -> Origin:
     return Origin(address, tag)
 
 
-def badges(name: str, where: Origin) -> str:
-    """Write the row below a lesson's title.
+def _badges(name: str, where: Origin) -> str:
+    """Write the row below a lesson's title: the Colab badge, the lessons before and after.
 
-    Args:
-        name: The lesson, one of ``tutorial.SERIES``.
-        where: The repository. Without a badge unless it is on GitHub.
-
-    Returns:
-        One line of Markdown: the Colab badge, the lesson before, the lesson after.
-
-    Raises:
-        ValueError: If there is no such lesson.
-
-    Source: https://openincolab.com.
-    Lesson: 00_start_here, "You need".
+    Without a badge unless the repository is on GitHub. Source: https://openincolab.com.
     """
     place, row = tutorial.SERIES.index(name), []
     if where.address.startswith(GITHUB):
@@ -111,20 +100,11 @@ def badges(name: str, where: Origin) -> str:
     return " · ".join(row)
 
 
-def bootstrap(where: Origin) -> str:
+def _bootstrap(where: Origin) -> str:
     """Write the cell that installs the package where it is missing, and replaces nothing.
 
     pip is told to keep the installed version of every package in ``KEPT``: it then adds what is
-    missing, or fails and says which versions do not go together.
-
-    Args:
-        where: The repository.
-
-    Returns:
-        The source of the cell.
-
-    Source: https://pip.pypa.io, "VCS Support".
-    Lesson: 00_start_here, "You need".
+    missing, or fails and says which versions do not go together. Source: pip's "VCS Support".
     """
     names = ", ".join(f'"{name}"' for name in KEPT)
     return f"""import importlib.util
@@ -166,14 +146,14 @@ def stamp(notebook: NotebookNode, name: str, where: Origin) -> NotebookNode:
         check(f"first cell of {name}", title.source[:40], ok, f"a title and {QUESTION!r}")
         first, _, between = heading.partition("\n")
         between = _ROW.sub("", between).lstrip("\n")
-        title.source = f"{first}\n\n{badges(name, where)}\n\n{between}{question}{rest}"
+        title.source = f"{first}\n\n{_badges(name, where)}\n\n{between}{question}{rest}"
     cell = next((c for c in notebook.cells if c.cell_type == "code"), None)
     source = "" if cell is None else cell.source
     written = _BOOTSTRAP.search(source)
     ok = cell is not None and (not source.strip() or written is not None)
     check(f"first code cell of {name}", source[:40], ok, "the bootstrap, or empty to receive it")
     before, after = (source[: written.start()], source[written.end() :]) if written else ("", "")
-    cell.source = before + bootstrap(where) + after
+    cell.source = before + _bootstrap(where) + after
     return tutorial.normalise(notebook)
 
 

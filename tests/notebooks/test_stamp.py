@@ -73,7 +73,7 @@ def test_another_address_changes_the_badge_and_the_bootstrap_alone(clone, capsys
 
 
 def test_a_repository_that_colab_cannot_open_has_no_badge():
-    row = stamp.badges("01_baseline_training", stamp.Origin("file:///somewhere", "main"))
+    row = stamp._badges("01_baseline_training", stamp.Origin("file:///somewhere", "main"))
     assert row == (
         "[← previous: 00_start_here](00_start_here.ipynb) · [next: 02_pruning →](02_pruning.ipynb)"
     )
@@ -110,7 +110,7 @@ def run_bootstrap(monkeypatch, installed):
     asked = []
     monkeypatch.setattr(subprocess, "check_output", lambda *a, **k: "\n".join(installed))
     monkeypatch.setattr(subprocess, "run", lambda command, check: asked.append(command))
-    exec(stamp.bootstrap(ELSEWHERE), {})
+    exec(stamp._bootstrap(ELSEWHERE), {})
     return asked
 
 
@@ -151,9 +151,9 @@ def lesson(title="# 00 · Start here\n\n**The question: why?**", first="# find_s
 
 def test_a_new_lesson_is_stamped_and_a_cell_of_somebody_is_not_overwritten():
     made = stamp.stamp(lesson(first=""), "00_start_here", ELSEWHERE)
-    assert made.cells[0].source.splitlines()[2] == stamp.badges("00_start_here", ELSEWHERE)
+    assert made.cells[0].source.splitlines()[2] == stamp._badges("00_start_here", ELSEWHERE)
     assert made.cells[0].source.endswith("\n\n**The question: why?**")
-    assert made.cells[1].source == stamp.bootstrap(ELSEWHERE)
+    assert made.cells[1].source == stamp._bootstrap(ELSEWHERE)
     with pytest.raises(InputError, match="first code cell of 00_start_here"):
         stamp.stamp(lesson(first="answer = 42"), "00_start_here", ELSEWHERE)
     with pytest.raises(InputError, match="first cell of 00_start_here"):
@@ -174,10 +174,10 @@ def test_what_an_author_adds_stays(place, added):
     moved = stamp.Origin("https://github.com/another/one", "v2")
     stamped = stamp.stamp(made, name, moved)
     title, _, row, _, *rest = stamped.cells[0].source.split("\n")
-    assert (title, row) == (lines[0], stamp.badges(name, moved))
+    assert (title, row) == (lines[0], stamp._badges(name, moved))
     assert [line for line in rest if line] == [*added.split("\n"), "**The question: why?**"]
     assert "\n\n**The question" in stamped.cells[0].source
-    assert stamped.cells[1].source == f"# before\n{stamp.bootstrap(moved)}\nanswer = 42"
+    assert stamped.cells[1].source == f"# before\n{stamp._bootstrap(moved)}\nanswer = 42"
     assert stamp.stamp(stamped, name, moved) == stamped, "and nothing is written twice"
 
 

@@ -511,7 +511,7 @@ def test_the_same_network_twice_is_refused(judge, networks):
 
 def test_the_original_itself_may_be_judged(networks, split):
     used = [networks[name] for name in ("original", "original", *ORACLES[:3])]
-    assert audit.check_networks(used[0], used[1], used[2:], split) is None
+    assert audit._check_networks(used[0], used[1], used[2:], split) is None
 
 
 @pytest.mark.parametrize(("place", "name"), [(0, "model"), (1, "original"), (2, "oracle 1")])
@@ -542,7 +542,7 @@ def test_a_network_that_broke_down_is_judged_all_the_same(networks, split):
     broken = copy.deepcopy(networks["original"])
     row_of(broken, 5, 1e3)
     oracles = [networks[name] for name in ORACLES[:3]]
-    assert audit.check_networks(broken, networks["original"], oracles, split) is None
+    assert audit._check_networks(broken, networks["original"], oracles, split) is None
 
 
 @pytest.mark.parametrize(("place", "name"), [(0, "model"), (1, "original"), (4, "oracle 3")])

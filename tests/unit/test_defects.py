@@ -35,7 +35,7 @@ TOLD = {
 @pytest.fixture(scope="module")
 def measured(cfg, dataset):
     rows = defects.measure(cfg, dataset)
-    names = [experiment.__name__ for experiment in defects.EXPERIMENTS]
+    names = [experiment.__name__.removeprefix("_") for experiment in defects.EXPERIMENTS]
     return dict(zip(names, rows, strict=True))
 
 
@@ -108,7 +108,7 @@ def test_5_zeros_save_nothing_and_removal_does(found):
 def test_6_looks_at_retained_test_images_alone(cfg, dataset, split, monkeypatch):
     parts, predict = [], training.predict
     monkeypatch.setattr(training, "predict", lambda *a: (parts.append(a[1]), predict(*a))[1])
-    defects.lost_statistics(cfg, dataset)
+    defects._lost_statistics(cfg, dataset)
     assert [len(part) for part in parts] == [len(split.test_retain)] * 4 != [len(split.retain)] * 4
 
 
@@ -126,7 +126,7 @@ def test_7_the_balanced_attack_takes_members_of_every_class(cfg, dataset, monkey
     assert ordered.train.labels.diff().min() >= 0
     network = runs.run(cfg.but(method="original"), dataset, progress=False).model(dataset)
     monkeypatch.setattr(defects, "_network", lambda cfg, dataset: network)
-    mixed, sorted_ = (defects.unbalanced_attack(cfg, one).values for one in (dataset, ordered))
+    mixed, sorted_ = (defects._unbalanced_attack(cfg, one).values for one in (dataset, ordered))
     assert sorted_["unbalanced out"] == pytest.approx(mixed["unbalanced out"], abs=0.01)
     assert sorted_["balanced out"] == pytest.approx(mixed["balanced out"], abs=0.1)
 
@@ -158,7 +158,7 @@ def test_9_covers_every_seed_three_ranks_and_three_sparsities(cfg, dataset, monk
         return SimpleNamespace(metrics={"UA": n / 10, "UA_test": 0, "TA": (50 - n) / 50, "RA": 0})
 
     monkeypatch.setattr(defects.runs, "run", run)
-    values = defects.one_of_each(cfg.but(seeds=3), dataset).values
+    values = defects._one_of_each(cfg.but(seeds=3), dataset).values
     settings = [(0, 8, 0.5), (1, 8, 0.5), (2, 8, 0.5), (0, 1, 0.5), (0, 4, 0.5), (0, 8, 0.25),
                 (0, 8, 0.75)]  # fmt: skip
     assert asked == [("prunelora", *setting) for setting in settings]

@@ -107,7 +107,7 @@ def server(monkeypatch):
 
 
 def fetch(server, folder, name="/x"):
-    path = download.fetch(f"{server.url}{name}", folder / "x", MD5, progress=False)
+    path = download._fetch(f"{server.url}{name}", folder / "x", MD5, progress=False)
     assert path.read_bytes() == CONTENT
     assert [p.name for p in folder.iterdir()] == ["x"], "no .part is left"
 
@@ -188,7 +188,7 @@ def test_a_server_that_never_gives_it_is_named_with_the_reason(server, tmp_path,
 def test_addresses_of_another_kind_are_refused(tmp_path, address):
     (tmp_path / "here").write_bytes(CONTENT)
     with pytest.raises(InputError, match=r"url = .* is not allowed: .* http:// or https://"):
-        download.fetch(address.format(tmp_path / "here"), tmp_path / "x", MD5, progress=False)
+        download._fetch(address.format(tmp_path / "here"), tmp_path / "x", MD5, progress=False)
     assert [p.name for p in tmp_path.iterdir()] == ["here"]
 
 
@@ -207,7 +207,7 @@ def test_a_folder_that_cannot_be_written_is_not_the_servers_fault(server, tmp_pa
 
 def test_the_bar_shows_size_speed_and_time_left(server, tmp_path, capsys):
     server.faults["/x"] = ["cut"]
-    download.fetch(f"{server.url}/x", tmp_path / "x", MD5)
+    download._fetch(f"{server.url}/x", tmp_path / "x", MD5)
     text = capsys.readouterr().err
     assert "300k" in text
     assert "B/s" in text

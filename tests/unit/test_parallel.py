@@ -137,7 +137,7 @@ def test_one_process_is_left_as_it_is(split, dataset, cfg):
     assert parallel.shared(model) is model
     with parallel.whole_batch_norms(model):
         assert type(model[1]) is torch.nn.BatchNorm1d
-    assert (parallel.size(), parallel.rank(), parallel.share(7)) == (1, 0, slice(0, 7))
+    assert (parallel.size(), parallel.rank(), parallel._share(7)) == (1, 0, slice(0, 7))
     assert "processes" not in runs.environment()["hardware"]
     with parallel.joined():
         assert parallel.processes() == 1
@@ -148,9 +148,9 @@ def test_one_process_is_left_as_it_is(split, dataset, cfg):
 def test_shares_are_those_of_torch(monkeypatch, count, rows):
     for place, wanted in enumerate(torch.arange(rows).tensor_split(count)):
         monkeypatch.setattr(parallel, "_GROUP", parallel._Group(place, count))
-        assert torch.equal(torch.arange(rows)[parallel.share(rows)], wanted)
+        assert torch.equal(torch.arange(rows)[parallel._share(rows)], wanted)
         with parallel.alone():
-            assert parallel.share(rows) == slice(0, rows)
+            assert parallel._share(rows) == slice(0, rows)
 
 
 def test_a_launcher_that_tells_too_little_is_named(monkeypatch):

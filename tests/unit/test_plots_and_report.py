@@ -289,7 +289,7 @@ def test_the_ledger_as_a_picture_draws_shares_of_the_first_row():
 
 
 def test_the_savings_name_what_where_and_when():
-    text = pages.savings()
+    text = pages._savings()
     assert "channels / dense" in text
     assert "Measured 20" in text
     assert text.count("\n|") > 15
@@ -306,7 +306,7 @@ def measured(**sections):
 
 def test_the_costs_on_images_are_those_of_the_records(tmp_path, monkeypatch):
     monkeypatch.setattr(pages.runs, "results_folder", lambda: tmp_path)
-    assert pages.images() == "CPU: not measured yet. GPU: not measured yet.\n"
+    assert pages._images() == "CPU: not measured yet. GPU: not measured yet.\n"
     ratio = {"measured": 0.125, "lowest": 0.1, "highest": 0.2}
     checks = [{"what": "ours", **ratio, "limit": "<= 0.18", "met": True}]
     law = {"exponent": 0.98, "lowest": 0.9, "highest": 1.06}
@@ -318,29 +318,29 @@ def test_the_costs_on_images_are_those_of_the_records(tmp_path, monkeypatch):
         cost={"laws": {"images": {"seconds": law}}},
     )  # fmt: skip
     (tmp_path / "images-cpu.json").write_text(json.dumps(record))
-    text = pages.images()
+    text = pages._images()
     assert "| ours | ≤ 0.18 | 0.125 (0.1 – 0.2) | not measured yet |" in text
     row = "| vit, fp32 | 8 | 2 | 0.50 (0.40 – 0.60) | convolution 75%, data 24% |"
     assert row in text
     record["sections"]["peak"]["networks"]["vit"]["fp32"]["busy"] = 0.25
     (tmp_path / "images-cpu.json").write_text(json.dumps(record))
-    assert row.replace("24% |", "24%; nothing computes in 75% of it |") in pages.images()
+    assert row.replace("24% |", "24%; nothing computes in 75% of it |") in pages._images()
     assert "| images | 0.98 (0.90 – 1.06) |" in text
     assert "CPU: Measured 2030-01-02 on abacus" in text
     checks[0] |= {"met": False, "measured": 0.25}
     (tmp_path / "images-cuda.json").write_text(json.dumps(measured(epoch={"checks": checks})))
-    assert "| 0.125 (0.1 – 0.2) | 0.25 (0.1 – 0.2) ✗ |" in pages.images()
+    assert "| 0.125 (0.1 – 0.2) | 0.25 (0.1 – 0.2) ✗ |" in pages._images()
     other = {**measured()["hardware"], "gpu": "loom"}
     sections = {"epoch": {"checks": [*checks, checks[0] | {"what": "TF32"}], "hardware": other},
                 "peak": record["sections"]["peak"]}  # fmt: skip
     (tmp_path / "images-cuda.json").write_text(json.dumps(measured(**sections)))
-    text = pages.images()
+    text = pages._images()
     assert "| TF32 | ≤ 0.18 | – | 0.25 (0.1 – 0.2) ✗ |" in text, "there is no TF32 on a CPU"
     assert "GPU, epoch: Measured 2030-01-02 on loom" in text
     assert "GPU, peak: Measured 2030-01-02 on abacus" in text
     (tmp_path / "images-cuda.json").write_text("{}")
     with pytest.raises(FileProblem, match="images-cuda"):
-        pages.images()
+        pages._images()
 
 
 def test_a_power_law_is_drawn_through_its_points():
@@ -369,7 +369,7 @@ RESULTS = Path(__file__).parents[2] / "results"
 
 
 def test_the_papers_numbers_are_called_the_papers(monkeypatch, tmp_path):
-    text = pages.protocol()
+    text = pages._protocol()
     paper = json.loads((RESULTS / "paper.json").read_text())
     assert text.startswith("**The paper's numbers, none of them ours**")
     # worked out by hand: (0.22 + 2.32 + 0.06 + 1.52) / 4 and (0.02 + 2.11 + 0.02 + 1.29) / 4
@@ -377,8 +377,8 @@ def test_the_papers_numbers_are_called_the_papers(monkeypatch, tmp_path):
     assert "| 1.03 / 0.86 |" in line
     (tmp_path / "paper.json").write_text(json.dumps(paper))
     monkeypatch.setattr(runs, "results_folder", lambda: tmp_path)
-    assert "Not measured here yet" in pages.protocol()
-    assert "the audit of resnet50 and vit." in pages.protocol()
+    assert "Not measured here yet" in pages._protocol()
+    assert "the audit of resnet50 and vit." in pages._protocol()
     rows = [["prunelora, 5 epochs", 3, s, 1.0, 0.98, 0.95 + s / 100, 0.9, 0.012, 50.0, 5500.0]
             for s in (0, 2)]  # fmt: skip
     columns = ["method", "forget", "original_seed", "UA", "RA", "TA", "MIA", "Avg Gap", "seconds",
@@ -389,7 +389,7 @@ def test_the_papers_numbers_are_called_the_papers(monkeypatch, tmp_path):
              "settings": {"prunelora, 5 epochs": {"epochs": 5}}}  # fmt: skip
     here = runs.environment("cpu") | {"models": {"resnet50": model}}
     (tmp_path / "protocol-cuda.json").write_text(json.dumps(here))
-    text = pages.protocol()
+    text = pages._protocol()
     assert "the audit of vit." in text
     assert text.count("Ours, ") == 1, "the other network was not measured"
     (line,) = [x for x in text.splitlines() if x.startswith("| prunelora, 5 epochs")]
@@ -416,7 +416,7 @@ def test_networks_at_the_papers_size_stand_beside_their_own_oracles(monkeypatch,
     one = {"data": "set", "classes": ["plane", "car", "bird", "cat"], "train": {"epochs": 7}}
     here = runs.environment("cpu") | {"models": {}, "classic": {"resnet50": one | {"rows": rows}}}
     (tmp_path / "protocol-cuda.json").write_text(json.dumps(here))
-    text = pages.protocol()
+    text = pages._protocol()
     assert "resnet50 on set, trained for 7 epochs; test accuracy of the originals: 87.50 %." in text
     assert "Not measured on it yet: finetune, prune_finetune, prunelora.\n" in text
     assert "the audit of resnet50 and vit." in text
@@ -428,7 +428,7 @@ def test_networks_at_the_papers_size_stand_beside_their_own_oracles(monkeypatch,
     assert text.count("| original | cat |") == 1, "a network that is noted twice is shown once"
     rows += [row(name, "default", 0, 0.9) for name in ("finetune", "prune_finetune", "prunelora")]
     (tmp_path / "protocol-cuda.json").write_text(json.dumps(here))
-    assert "Not measured on it yet" not in pages.protocol()
+    assert "Not measured on it yet" not in pages._protocol()
 
 
 def test_marks_on_photographs_set_oracles_beside_originals_of_one_class(monkeypatch, tmp_path):
@@ -448,7 +448,7 @@ def test_marks_on_photographs_set_oracles_beside_originals_of_one_class(monkeypa
              for m in ("lora", "retrain") for s in (1000, 1001)]  # fmt: skip
     made = runs.environment("cpu") | {"class": "cat", "rows": never}
     (tmp_path / "controls-cifar.json").write_text(json.dumps(made))
-    heading, _, *shown = pages.marks().splitlines()[:6]
+    heading, _, *shown = pages._marks().splitlines()[:6]
     assert heading.startswith("| cat | TA % | RA % | linear probe % |")
     same = " | ".join(["60.00 ± 0.00"] * 5)
     rest = "90.00 ± 0.00 | 50.00 ± 0.00 | 40.00 ± 0.00 | 30.00 ± 0.00 |"

@@ -26,7 +26,7 @@ def margins(seed, mean=0.0, own=0.0):
 
 
 def test_networks_like_the_oracles_cannot_be_told_from_them():
-    found = shadows.judge(margins(0), margins(1), GROUPS)
+    found = shadows._judge(margins(0), margins(1), GROUPS)
     low, high = found["auc_interval"]
     assert low < 0.5 < high
     assert low <= found["auc"] <= high
@@ -36,15 +36,15 @@ def test_networks_like_the_oracles_cannot_be_told_from_them():
 
 
 def test_networks_far_from_the_oracles_are_always_found():
-    found = shadows.judge(margins(0, mean=30), margins(1), GROUPS)
+    found = shadows._judge(margins(0, mean=30), margins(1), GROUPS)
     assert (found["auc"], found["tpr"], found["auc_interval"]) == (1, 1, [1, 1])
     assert found["klom"] > 3 * found["klom_oracles"]
-    same = shadows.judge(margins(0), margins(1), GROUPS)
+    same = shadows._judge(margins(0), margins(1), GROUPS)
     assert found["klom_oracles"] == same["klom_oracles"], "it is about the oracles alone"
 
 
 def test_the_further_the_easier():
-    found = [shadows.judge(margins(0, mean=m), margins(1), GROUPS) for m in (0, 0.5, 1, 2)]
+    found = [shadows._judge(margins(0, mean=m), margins(1), GROUPS) for m in (0, 0.5, 1, 2)]
     for name in ("auc", "tpr", "klom"):
         values = [one[name] for one in found]
         assert values == sorted(values), name
@@ -65,7 +65,7 @@ def by_hand(one, oracles):
 
 def test_each_number_is_what_its_parts_give():
     one, oracles = margins(0, mean=1), margins(1)
-    found = shadows.judge(one, oracles, GROUPS)
+    found = shadows._judge(one, oracles, GROUPS)
     curve = attacks.roc(*by_hand(one, oracles))
     assert found["auc"] == curve.auc
     assert found["tpr"] == curve.tpr_at(0.01)
@@ -77,7 +77,7 @@ def test_each_number_is_what_its_parts_give():
 
 def test_of_an_odd_number_of_networks_the_halves_are_of_one_size():
     one, oracles = margins(0, mean=1)[:25], margins(1)[:25]
-    found = shadows.judge(one, oracles, GROUPS)
+    found = shadows._judge(one, oracles, GROUPS)
     wanted = [attacks.klom(some[:12], oracles[12:24]).mean().item() for some in (one, oracles)]
     assert [found["klom"], found["klom_oracles"]] == pytest.approx(wanted)
 
@@ -95,14 +95,14 @@ def test_which_networks_stand_together_hardly_matters():
     """All are attacked: the answer does not hang on their order, as it would for the last ones."""
     one, oracles = margins(0, mean=0.7, own=1), margins(1, own=1)
     orders = slice(None), torch.arange(NETWORKS).flip(0)
-    found = [shadows.judge(one[o], oracles[o], g)["tpr"] for o in orders for g in (3, 4, 12)]
-    low, high = shadows.judge(one, oracles, GROUPS)["tpr_interval"]
+    found = [shadows._judge(one[o], oracles[o], g)["tpr"] for o in orders for g in (3, 4, 12)]
+    low, high = shadows._judge(one, oracles, GROUPS)["tpr_interval"]
     assert max(found) - min(found) < (high - low) / 3
     assert low <= min(found) <= max(found) <= high
 
 
 def test_the_curve_is_short_rises_and_is_plain_data():
-    found = shadows.judge(margins(0, mean=0.5), margins(1), GROUPS)
+    found = shadows._judge(margins(0, mean=0.5), margins(1), GROUPS)
     false, true = found["roc"]
     assert len(false) == len(true) <= shadows.POINTS
     assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
@@ -114,7 +114,7 @@ def test_the_curve_is_short_rises_and_is_plain_data():
 def test_the_interval_is_over_networks_not_images():
     """Where a network's images hang together, 60 networks are not 2,400 observations."""
     one, oracles = margins(0, own=3), margins(1, own=3)
-    found = shadows.judge(one, oracles, GROUPS)
+    found = shadows._judge(one, oracles, GROUPS)
     low, high = attacks.auc_interval(*by_hand(one, oracles))
     assert found["auc_interval"][1] - found["auc_interval"][0] > 1.5 * (high - low)
     assert found["auc_interval"][0] < 0.5 < found["auc_interval"][1]
@@ -144,14 +144,14 @@ def test_how_often_the_interval_holds_what_other_networks_would_give(mean, own):
 )
 def test_a_judgement_on_too_few_networks_is_refused(networks, groups, message):
     with pytest.raises(InputError, match=message):
-        shadows.judge(margins(0)[:networks], margins(1)[:networks], groups)
+        shadows._judge(margins(0)[:networks], margins(1)[:networks], groups)
 
 
 def test_a_margin_that_is_not_finite_is_refused():
     broken = margins(0)
     broken[3, 5] = float("nan")
     with pytest.raises(InputError, match="finite"):
-        shadows.judge(broken, margins(1), GROUPS)
+        shadows._judge(broken, margins(1), GROUPS)
 
 
 # ------------------------------------------------------------------------------------------------
