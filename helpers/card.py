@@ -13,7 +13,6 @@ import dataclasses
 import io
 import json
 import re
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from html import escape
 from pathlib import Path
+from statistics import median
 from textwrap import shorten
 from typing import Any
 
@@ -584,7 +584,7 @@ def _width(metrics: Sequence[Mapping[str, Any]], oracles: int) -> str:
              if None not in _bounds(m) and audit.form(m["name"]).unit}  # fmt: skip
     if spans:
         widest = max(spans, key=spans.__getitem__)
-        half = _size("", statistics.median(spans.values()))
+        half = _size("", median(spans.values()))
         text += f" Among shares the band is therefore {half} wide in the middle case and "
         text += f"{_size('', spans[widest])} in the widest ({widest})."
     text += " A difference smaller than its band would not be seen."

@@ -6,10 +6,10 @@ weight that is really used, adapters included; channels are those that are not w
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -162,7 +162,7 @@ def latency(model: nn.Module, batch: int = BATCH, repeats: int = REPEATS) -> flo
             started = time.perf_counter()
             model(images).cpu()  # waits for the result
             times.append(1e3 * (time.perf_counter() - started))
-    return statistics.median(times[1:])
+    return median(times[1:])
 
 
 def since(started: float, model: nn.Module) -> float:
