@@ -285,10 +285,6 @@ def test_how_often_an_oracle_itself_misses_a_band_stands_in_the_verdict():
     ) in card.markdown(close)
     rec["networks"]["oracles"][1]["missed"] = None
     assert "Judged in the same way" not in card.markdown(rec)
-    for wrong in ("many", -1, 0.5):
-        rec["networks"]["oracles"][1]["missed"] = wrong
-        with pytest.raises(InputError, match=r"missed = .*a number of bands, or None"):
-            card.markdown(rec)
 
 
 # ----------------------------------------------------------------------------------------- numbers
@@ -661,60 +657,24 @@ def test_the_keys_of_the_test_are_all_keys():
     ("metrics", 2, "interval", 1), ("metrics", 2, "oracles", 3), ("costs", "seconds"),
     ("how", "config", "rank"), ("networks", "model", "zeros"),
 ])  # fmt: skip
-def test_numbers_that_are_not_finite_are_refused_by_name(path, number, tmp_path):
+def test_numbers_that_are_not_finite_are_not_written(path, number, tmp_path):
     rec = record()
     reach(rec, path[:-1])[path[-1]] = number
-    with pytest.raises(InputError, match=rf"record\.{'.'.join(map(str, path))} = -?(nan|inf) is "):
+    with pytest.raises(ValueError, match=r"not JSON compliant|say otherwise"):
         card.write(rec, tmp_path / "new")
     assert not (tmp_path / "new").exists(), "nothing is half-written"
 
 
 @pytest.mark.parametrize(("path", "value", "message"), [
-    (("metrics",), [], "at least one metric"),
-    (("metrics", 0, "value"), None, r"metrics\.UA\.value = None .* a finite number"),
-    (("metrics", 0, "value"), True, r"metrics\.UA\.value = True .* a finite number"),
     (("metrics", 0, "inside"), False, r"metrics\.UA\.inside = False .* say otherwise"),
-    (("metrics", 0, "inside"), 1, r"metrics\.UA\.inside = 1 "),
     (("metrics", 0, "value"), 1 - 1e-6, r"metrics\.UA\.inside = True .* say otherwise"),
     (("metrics", 1, "original_inside"), True, r"UA_test\.original_inside = True .* say otherwise"),
-    (("metrics", 1, "name"), "UA", "each name once"),
-    (("metrics", 1, "title"), 5, r"UA_test\.title = 5 is not allowed: text"),
-    (("metrics", 1, "side"), "left", "both, upper or lower"),
-    (("metrics", 1, "band"), [1.0], "the lower end, then the upper one"),
-    (("metrics", 1, "band"), [1.02, 0.98], "the lower end, then the upper one"),
-    (("metrics", 1, "interval"), [None, 1.0], "the lower end, then the upper one"),
-    (("metrics", 1, "oracles"), ["x"], "a list of finite numbers"),
     (("metrics", 1), "UA", "it lacks name, title"),
-    (("networks", "oracles"), [], "a list with at least one network"),
     (("networks", "original"), "b" * 64, "original = 'str' .* it lacks sha256"),
-    (("networks", "original", "zeros"), "half", "original = .* numbers and a hash"),
-    (("networks", "model", "parameters"), "77754", "audited network = .* numbers and a hash"),
-    (("networks", "model", "shut"), -1, "network.shut = -1 is not allowed: a number of channels"),
-    (("networks", "model", "shut"), "x", "network.shut = 'x' is not allowed: a number of channels"),
-    *[(("about", "forgotten"), wrong, r"^about.forgotten = \[.*\] is not allowed: a list of "
-       "indices into about.classes: at least one, each once, and not of all$")
-      for wrong in ([10], [-1], [], [3, 3], [True], [*range(10)])],
-    (("about", "level"), 95, "a confidence level between 0 and 1"),
-    (("about", "images", "forget"), 0, "whole numbers of images"),
-    (("about", "images", "validation_forget"), "x", "about.images = .*whole numbers of images"),
-    (("about", "data"), ["digits"], r"about.data = \['digits'\] is not allowed: text"),
-    (("about", "data_sha256"), None, "about.data_sha256 = None is not allowed: text"),
-    (("about", "data_sha256"), [], r"about.data_sha256 = \[\] is not allowed: text"),
-    (("about", "taken"), 5, "about.taken = 5 is not allowed: a list of names of parts"),
-    pytest.param(("networks", "model", "zeros"), 10**400,
-                 r"model\.zeros = a number of 1,329 bits .* finite", id="zeros"),
-    (("metrics", 0, "oracles"), [-(10**5000)], r"oracles\.0 = a number of 16,610 bits .* finite"),
-    pytest.param(("costs", "seconds"), 10**400,
-                 r"record\.costs\.seconds = a number of .* finite numbers", id="seconds"),
-    (("how", "config"), [1], "how.config = .1. is not allowed: settings by name"),
-    (("costs",), [1], r"costs = \[1\] is not allowed: values by name"),
-    (("costs", "macs"), "many", "costs.macs = 'many' is not allowed: a number"),
-    (("costs", "macs"), True, "costs.macs = True is not allowed: a number"),
-    (("hardware",), None, "hardware = None is not allowed"),
-    (("versions", "torch"), {1, 2}, r"record\.versions\.torch = .* plain data"),
-    (("versions",), {1: "x"}, r"record\.versions = 1 .* keys are text"),
+    *[(("about", "forgotten"), wrong, r"^about.forgotten = \[.*\] is not allowed: indices into "
+       "about.classes: at least one, and not of all$") for wrong in ([10], [-1], [], [*range(10)])],
 ])  # fmt: skip
-def test_a_damaged_record_is_refused(path, value, message):
+def test_a_record_that_belies_itself_is_refused(path, value, message):
     rec = record()
     reach(rec, path[:-1])[path[-1]] = value
     with pytest.raises(InputError, match=message):
@@ -725,13 +685,6 @@ def test_something_else_than_a_record_is_refused():
     for thing in (None, [], "record", {}):
         with pytest.raises(InputError, match="it lacks about, networks"):
             card.html(thing)
-    deep = record()
-    deep["how"]["config"]["a"] = nest = []
-    for _ in range(50):
-        nest.append([])
-        nest = nest[0]
-    with pytest.raises(InputError, match="records nest a few levels only"):
-        card.claims(deep)
 
 
 def test_a_page_that_cannot_be_written_to_its_end_leaves_the_old_one(tmp_path, monkeypatch):
