@@ -13,9 +13,9 @@ that lose at most five points on the other classes (or of all, if all lose more)
 is within half of 1/n of the best are equal, n being all validation images, and of those the
 smallest learning rate is taken, because it moves the network least. (The score is the mean of two
 gaps, over all networks of a trial; that is about what one image of the retained classes in each of
-them moves, and less than one of the forgotten class.) That rule is a choice, and what is measured with care may
-depend on it; so the largest of the equally good learning rates is kept, too (``high``), and the
-methods that are judged in words are audited with both.
+them moves, and less than one of the forgotten class.) That rule is a choice, and what is measured
+with care may depend on it; so the largest of the equally good learning rates is kept, too
+(``high``), and the methods that are judged in words are audited with both.
 
 What is compared with PruneLoRA at equal cost, ``METHOD@EPOCHS``, is tuned for that many epochs, in
 batches so small that it takes about as many steps as PruneLoRA.
