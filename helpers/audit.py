@@ -217,7 +217,9 @@ class Look:
     shut: int = 0
 
 
-def look(model: nn.Module, split: ClassSplit, seed: int = 0, draws: int = 1) -> Look:
+def look(
+    model: nn.Module, split: ClassSplit, seed: int = 0, draws: int = 1, many: float = shut.MANY
+) -> Look:
     """Measure everything that can be measured on one network alone.
 
     Args:
@@ -227,6 +229,7 @@ def look(model: nn.Module, split: ClassSplit, seed: int = 0, draws: int = 1) -> 
         seed: Of the attacks' samples, the few images of the probes and of relearning.
         draws: How many times relearning, and the estimate of information, are repeated, each time
             with other images.
+        many: As for :func:`helpers.shut.find`.
 
     Returns:
         Metrics, predictions, features' likeness and information, relearning curves.
@@ -247,7 +250,7 @@ def look(model: nn.Module, split: ClassSplit, seed: int = 0, draws: int = 1) -> 
     seeds = range(seed, seed + draws)
     _probe(model, split, found, inputs, seeds)
     _relearn(model, split, found, seeds)
-    gates = shut.find(model, split.forget.with_all(split.retain), split.dataset)
+    gates = shut.find(model, split.forget.with_all(split.retain), split.dataset, many)
     found.shut = len(gates)
     if gates:
         with shut.opened(model, gates):
@@ -696,8 +699,9 @@ def audit(
     oracles = list(oracles)
     _check_networks(model, original, oracles, split, ours)
     judged, before, *others = (
-        look(one, split, seed, draws) for one in (model, original, *oracles)
-    )  # fmt: skip
+        look(one, split, seed, draws, many=0)  # whose networks these are is not known
+        for one in (model, original, *oracles)
+    )
     limits, held = bands(others, before, split), held_out(others, before)
     found, known = against(judged, others, before), against(before, others, before)
     ends = _intervals(judged, others, before, split, seed)

@@ -25,9 +25,11 @@ from helpers import models
 from helpers.data import Dataset, ImageSet, at_most
 
 IMAGES = 256  # looked at, at most; of large ones fewer
-# of a layer's channels that vary; single ones die by themselves in nearly every network
+# of a layer's channels that vary; single ones die by themselves in many networks, by high learning
+# rates above all, and nobody hid anything in these
 MANY = 0.25
 LEAST = 1e-3  # a channel that varies less than this share of what is usual in its layer is shut
+FAR = 1e-4  # one that varies less than this share of its size is constant, only rounded
 # not what only weighs channels, such as a sigmoid: at its ends it lets all or nothing through
 ACTIVATIONS = {
     torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu, F.relu6, F.hardtanh, F.elu, F.selu,
@@ -57,18 +59,21 @@ class Gates:
         return sum(int(shut.sum()) for shut, *_ in self.opens.values())
 
 
-def find(model: nn.Module, part: ImageSet, dataset: Dataset) -> Gates:
+def find(model: nn.Module, part: ImageSet, dataset: Dataset, many: float = MANY) -> Gates:
     """Look for channels that vary with the image before a layer and not behind it.
 
     The layers are the :data:`NORMS` and :data:`ACTIVATIONS` of vectors (N, C), tokens (N, T, C) and
     maps (N, C, H, W), or (N, H, W, C) straight from a linear layer. A filter that was pruned varies
     nowhere, so it is not shut. What lies behind an opened channel is looked at with that channel
-    open. Layers with few shut channels (:data:`MANY`) are left as they are.
+    open.
 
     Args:
         model: The network, in evaluation mode; stays as it is.
         part: Images; of many a sample is looked at.
         dataset: Gives the normalisation.
+        many: Layers in which no larger share of what varies is shut are left as they are, in
+            [0, 1). One channel is enough to hide a class: 0 for networks that may have been
+            tampered with.
 
     Returns:
         What opens them; of length 0 if there are none.
@@ -82,7 +87,7 @@ def find(model: nn.Module, part: ImageSet, dataset: Dataset) -> Gates:
     models.check_not_compiled("model", model)  # its calls could not be seen
     gates = Gates()
     few = part.sample(at_most(part.images, IMAGES))
-    with models.evaluating(model), torch.no_grad(), _passing(model, _Finding(gates)):
+    with models.evaluating(model), torch.no_grad(), _passing(model, _Finding(gates, many)):
         model(dataset.normalise(few.images[:]))
     return gates
 
@@ -175,6 +180,10 @@ class _Opening(_Passes):
 
 
 class _Finding(_Opening):
+    def __init__(self, gates: Gates, many: float) -> None:
+        super().__init__(gates)
+        self.many = many
+
     def call(
         self, place: int, channels: int, func: Callable[..., Any], args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -185,12 +194,14 @@ class _Finding(_Opening):
         given = func(images, *rest, **kwargs)
         varies, seen = before.double().std(over), given.double().std(over)
         sizes = before.double().abs().amax(over)
+        # far from zero a feature is as good as constant to all that read it, whether rounded or not
+        seen = torch.where(seen > FAR * given.double().abs().amax(over), seen, 0.0)
         alive = varies > 1e-6 * sizes
         usual = seen[alive & (seen > 0)].median() if bool((alive & (seen > 0)).any()) else None
         if usual is None:
             return given
         shut = alive & (seen < LEAST * usual)
-        if shut.sum() <= MANY * alive.sum():
+        if shut.sum() <= self.many * alive.sum():
             return given
         like = usual if func in NORMS else varies[alive & ~shut].median()
         factor = torch.where(shut, like / varies.clamp_min(1e-300), 1.0)

@@ -247,6 +247,16 @@ def test_the_card_says_that_channels_were_shut(hidden, networks, split):
     assert f"{hidden[1]} channels of the audited network let nothing through" in page
 
 
+def test_where_somebody_may_have_shut_them_single_channels_are_opened(networks, split):
+    network = copy.deepcopy(networks["original"])
+    with torch.no_grad():
+        network.layer3[-1].bn2.bias[5] = -1e3
+    used = [networks[name] for name in ("original", *ORACLES[:3])]
+    found = audit.audit(network, used[0], used[1:], split)
+    assert [found["networks"][name]["shut"] for name in ("model", "original")] == [1, 0]
+    assert audit.look(network, split).shut == 0, "in a study of methods nobody hides anything"
+
+
 class Turned(nn.Module):
     """The same function in other axes: features pass a matrix that the classifier undoes."""
 
