@@ -32,6 +32,7 @@ from helpers.config import (
     get_config,
     launched,
     one_line,
+    whole_reason,
 )
 
 if TYPE_CHECKING:
@@ -520,7 +521,7 @@ def _own_network(built: str) -> nn.Module:
             network = getattr(importlib.import_module(module), function)()
     except (Exception, SystemExit) as error:  # the user's code may raise anything; it is quoted
         raise InputError(
-            f"architecture = {built!r} cannot be had: {type(error).__name__}: {error}; use "
+            f"architecture = {built!r} cannot be had: {whole_reason(error)}; use "
             "MODULE:FUNCTION of a function without arguments in the working folder or an installed "
             "module"
         ) from error

@@ -106,6 +106,37 @@ def one_line(text: str) -> str:
     return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", re.sub(r"[^\S ]+", " ", text))
 
 
+def reason(error: BaseException) -> str:
+    """Say in one line why something failed, for a message of our own.
+
+    Args:
+        error: What others' code raised.
+
+    Returns:
+        The first line of its message that holds something, else the name of its kind.
+
+    Source: this project.
+    Lesson: 00_start_here, "The same from a shell".
+    """
+    lines = map(str.strip, str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
+
+
+def whole_reason(error: BaseException) -> str:
+    """Say in one line what failed and why, where nothing may be left out.
+
+    Args:
+        error: What others' code raised.
+
+    Returns:
+        Its kind and its message, whose lines are joined.
+
+    Source: this project.
+    Lesson: 00_start_here, "The same from a shell".
+    """
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+
+
 def need(what: str, package: str, remedy: str) -> ModuleType:
     """Import a package that comes with an extra only.
 

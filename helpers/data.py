@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from helpers import download, files, folders, parallel, store
-from helpers.config import InputError, RunConfig, check, expand, home
+from helpers.config import InputError, RunConfig, check, expand, home, whole_reason
 from helpers.store import Spilled, Stored
 
 log = logging.getLogger(__name__)
@@ -566,9 +566,8 @@ def decode(content: bytes, dataset: Dataset) -> Tensor:
         ) from error
     # Pillow's plugins raise nearly anything on damaged input; the reason is given, nothing is lost
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(
-            f"the picture cannot be read ({reason}): save it anew, or choose another"
+            f"the picture cannot be read ({whole_reason(error)}): save it anew, or choose another"
         ) from error
     array = np.array(image.convert("L") if channels == 1 else image, dtype=np.uint8)
     tensor = torch.from_numpy(array.reshape(side, side, channels)).permute(2, 0, 1)[None]

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from helpers import files
-from helpers.config import InputError, check
+from helpers.config import InputError, check, reason
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +70,8 @@ def cifar10(folder: Path, progress: bool = True) -> Parts:
         # the hub's client raises errors of requests, of httpx or of its own, by its version, and
         # pyarrow its own: they have no base in common. Each reason is in the message below.
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            log.warning("CIFAR-10, %s: %s", name, reason)
-            failed.append(f"{name}: {reason}")
+            log.warning("CIFAR-10, %s: %s", name, reason(error))
+            failed.append(f"{name}: {reason(error)}")
     source = _torchvision()
     raise InputError(
         f"data = 'cifar10' cannot be had ({'; '.join(failed)}). By hand: download {source.url} on "

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from helpers import files, models, turns
-from helpers.config import InputError, check, home
+from helpers.config import InputError, check, home, reason
 from helpers.data import Dataset, ImageSet, batches
 from helpers.store import Spilled, Stored
 from helpers.training import half_precision
@@ -137,8 +137,7 @@ def cut(plain: nn.Module, adapted: nn.Module, trained: Iterable[str]) -> Cut:
             _refuse_dropout(graph)
             moving = _depends_on(graph, set(trained)) | _not_per_image(plain, graph, images)
         except Exception as error:  # tracing runs the network's own code, which may do anything
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise InputError(f"{kind} cannot be cut in two: {reason}") from error
+            raise InputError(f"{kind} cannot be cut in two: {reason(error)}") from error
         made = {n: v for n, v in vars(plain).items() if n not in own}
     with _as_it_was(adapted):
         vars(adapted).update(made)  # the forward pass makes them; both parts take them over

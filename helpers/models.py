@@ -25,7 +25,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from helpers import files, turns
-from helpers.config import TARGETS, InputError, check, choose
+from helpers.config import TARGETS, InputError, check, choose, reason
 
 log = logging.getLogger(__name__)
 _LITTLE = 0.2  # of all weights: where fewer can be pruned, or adapted, that is said
@@ -666,7 +666,7 @@ def check_answers(name: str, model: nn.Module, images: Tensor, classes: int) -> 
             first = model(images[:1])
     except Exception as error:
         raise InputError(
-            f"{name} cannot take an image alone ({_line(error)}); allowed: {alone}"
+            f"{name} cannot take an image alone ({reason(error)}); allowed: {alone}"
         ) from error
     apart, size = (found[:1] - first).abs().max().item(), found.abs().max().item()
     ok = not apart > 0.01 * size
@@ -674,13 +674,9 @@ def check_answers(name: str, model: nn.Module, images: Tensor, classes: int) -> 
           alone)  # fmt: skip
 
 
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
 def _refusal(name: str, images: Tensor, error: Exception) -> InputError:
     return InputError(
-        f"{name} cannot take images of {tuple(images.shape[1:])}: {_line(error)}; give it the "
+        f"{name} cannot take images of {tuple(images.shape[1:])}: {reason(error)}; give it the "
         "images that it was trained for"
     )
 
@@ -711,7 +707,7 @@ def check_training(name: str, model: nn.Module, images: Tensor, classes: int) ->
         with torch.enable_grad(), turns.own_random_state(cards):  # of its dropout
             found = trial(images)
     except Exception as error:  # the network's own code may raise anything
-        raise InputError(f"{name} cannot train: {_line(error)}") from error
+        raise InputError(f"{name} cannot train: {reason(error)}") from error
     got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
     allowed = f"a tensor {(len(images), classes)}, as in evaluation; switch further heads off"
     check(f"{name}'s answer while it trains", got, got == (len(images), classes), allowed)

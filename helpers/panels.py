@@ -18,7 +18,7 @@ import ipywidgets as widgets
 import matplotlib.pyplot as plt
 from IPython.display import HTML, display
 
-from helpers.config import check
+from helpers.config import check, whole_reason
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -269,8 +269,8 @@ class Panel:
         except Exception as error:  # of any kind: shown, logged and raised again
             for output in self.outputs:
                 output.value = ""  # what stood there belongs to another position
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            self.says.value = f'<p role="alert"><b>Nothing could be drawn.</b> {escape(reason)}</p>'
+            why = escape(whole_reason(error))
+            self.says.value = f'<p role="alert"><b>Nothing could be drawn.</b> {why}</p>'
             _log.exception("a panel could not be drawn")
             raise
         self.says.value = line(text)

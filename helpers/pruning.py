@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.nn.utils import prune as torch_prune
 
 from helpers import ledger, models, turns
-from helpers.config import CRITERIA, KINDS, SCOPES, InputError, check, choose
+from helpers.config import CRITERIA, KINDS, SCOPES, InputError, check, choose, reason
 from helpers.data import Dataset, ImageSet, at_most, batches
 from helpers.training import recalibrate_batchnorm
 
@@ -392,11 +392,11 @@ def remove_channels(
         _can_be_built(after, zeroed, smaller)
         _agrees(after, zeroed, before, kept)
     except Exception as error:  # tracing runs the network's own code, which may do anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        why = reason(error)
         if not isinstance(error, InputError):
-            reason = f"to follow what is coupled in it, and narrow it, failed ({reason})"
+            why = f"to follow what is coupled in it, and narrow it, failed ({why})"
         raise InputError(
-            f"channels cannot be removed from {type(model).__name__}: {reason}; use a mask instead"
+            f"channels cannot be removed from {type(model).__name__}: {why}; use a mask instead"
         ) from error
     if whole:
         named = ", ".join(whole)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers import models, turns
-from helpers.config import InputError
+from helpers.config import InputError, reason
 
 EAGER = 2  # steps before the recording: the optimiser has its memory then, and a peak was seen
 LEAST = 50  # steps that must be left for it to pay
@@ -122,10 +122,10 @@ class Recorded(nn.Module):
                     _Passes(self.model), (example,), allow_unused_input=True
                 )
             except (RuntimeError, AssertionError) as error:
-                reason = str(error).strip().partition("\n")[0]
                 raise InputError(
                     f"graphs = True is not allowed for this {type(self.model).__name__}: its "
-                    f"passes cannot be recorded ({reason}); leave graphs out, in a new process"
+                    f"passes cannot be recorded ({reason(error)}); leave graphs out, in a new "
+                    "process"
                 ) from error
             self._compare(passes, images)
         self.passes, self.example = passes, example

@@ -29,7 +29,17 @@ from pathlib import Path
 from typing import Any
 
 from helpers import audit, data, files, frozen, runs, unlearning
-from helpers.config import InputError, RunConfig, at_home, check, choose, get_config, home, need
+from helpers.config import (
+    InputError,
+    RunConfig,
+    at_home,
+    check,
+    choose,
+    get_config,
+    home,
+    need,
+    reason,
+)
 
 log = logging.getLogger(__name__)
 
@@ -621,10 +631,9 @@ class _Ray:
         try:
             ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # Ray raises whatever its parts raise, Exception itself included
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(
-                f"ray = {address!r} cannot be used: {line}; give local, auto or the HOST:PORT of "
-                "a cluster that runs (ray start --head)"
+                f"ray = {address!r} cannot be used: {reason(error)}; give local, auto or the "
+                "HOST:PORT of a cluster that runs (ray start --head)"
             ) from error
         found = ray.cluster_resources()
         each = 1 if cuda else max(1, threads)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers import audit, files, pages, plots, report, runs, statistics
-from helpers.config import InputError, RunConfig, at_home, need
+from helpers.config import InputError, RunConfig, at_home, need, reason, whole_reason
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -199,10 +199,9 @@ def _client(notebook: NotebookNode, **settings: Any) -> NotebookClient:
                 await self.async_start_new_kernel(**kwargs)
                 await self.async_start_new_kernel_client()
             except Exception as error:  # a kernelspec may be broken in any way
-                reason = " ".join(str(error).split()) or type(error).__name__
                 raise DeadKernelError(
-                    f"the kernelspec {self.kernel_name} does not start: {reason}; see where it is "
-                    "with jupyter kernelspec list, and repair or remove it"
+                    f"the kernelspec {self.kernel_name} does not start: {whole_reason(error)}; see "
+                    "where it is with jupyter kernelspec list, and repair or remove it"
                 ) from error
 
     return Client(notebook, **settings)
@@ -380,8 +379,7 @@ def read(path: Path) -> NotebookNode:
     except OSError:
         raise
     except Exception as error:  # nbformat raises whatever its parts meet in a damaged file
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} is not a notebook: {line[:200]}; {_REMEDY}") from error
+        raise InputError(f"{path} is not a notebook: {reason(error)[:200]}; {_REMEDY}") from error
     if not notebook.cells:
         raise InputError(f"{path} has no cells, and a lesson begins with its title; {_REMEDY}")
     return notebook

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as core
 
 from helpers import audit, data, grid, outputs, panels, plots, runs, study, training
-from helpers.config import InputError, RunConfig, check, get_config
+from helpers.config import InputError, RunConfig, check, get_config, whole_reason
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -562,7 +562,7 @@ class Explorer:
             return f" No oracle: {_where(stopped)}."
         except Exception as error:  # of any kind: what was reached stays
             _log("an oracle of the explorer could not be trained", error)
-            return f" No oracle: {_reason(error)}"
+            return f" No oracle: {whole_reason(error)}"
         self.bar.value = self.bar.max
         return ""
 
@@ -892,7 +892,7 @@ def _no_networks(live: grid.Live | None) -> str:
 
 
 def _alert(text: str, error: Exception) -> str:
-    return f'<p role="alert"><b>{escape(text)}</b> {escape(_reason(error))}</p>'
+    return f'<p role="alert"><b>{escape(text)}</b> {escape(whole_reason(error))}</p>'
 
 
 def _log(what: str, error: Exception) -> None:
@@ -901,10 +901,6 @@ def _log(what: str, error: Exception) -> None:
         log.info("refused: %s", error)
     else:
         log.error(what, exc_info=error)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _where(stopped: training.Interrupted) -> str:

@@ -79,6 +79,17 @@ NUMBERS = ("sparsity", "alpha", "dropout", "lr", "rank", "cache_mb", "memory_mb"
 OF_A_RECIPE = ("epochs", "lr", "momentum", "weight_decay", "batch_size", "mixup", "strength")
 
 
+@pytest.mark.parametrize(("message", "first", "whole"), [
+    ("it broke", "it broke", "KeyboardInterrupt: it broke"),
+    ("\n \n it broke:\n\tthe disk\r\n", "it broke:", "KeyboardInterrupt: it broke: the disk"),
+    ("", "KeyboardInterrupt", "KeyboardInterrupt"),
+    (" \n", "KeyboardInterrupt", "KeyboardInterrupt"),
+])  # fmt: skip
+def test_the_reason_of_an_error_is_never_empty(message, first, whole):
+    error = KeyboardInterrupt(message)
+    assert (config.reason(error), config.whole_reason(error)) == (first, whole)
+
+
 @pytest.mark.parametrize("number", [10**400, -(10**5000)], ids=["400 digits", "5000 digits"])
 def test_a_number_of_hundreds_of_digits_is_refused_in_one_short_line(number):
     start = {RunConfig: {}, Recipe: {"epochs": 1, "lr": 0.1}}
