@@ -398,12 +398,11 @@ def _weight_form() -> dict[type[nn.Module], type[nn.Module]]:
     return {nn.Conv2d: WeightConv2d, nn.Linear: WeightLinear}
 
 
-def effective_weight(layer: nn.Module, mask: Tensor | None = None) -> Tensor:
+def effective_weight(layer: nn.Module) -> Tensor:
     """Compute the weight that an adapted layer amounts to.
 
     Args:
         layer: One of :func:`adapters`.
-        mask: Where the change is kept; None takes the layer's own.
 
     Returns:
         W + s B A, both masked; for DoRA each filter scaled to its trained length. The shape of the
@@ -421,7 +420,7 @@ def effective_weight(layer: nn.Module, mask: Tensor | None = None) -> Tensor:
         layer.lora_A[adapter].weight.flatten(1),
         layer.lora_B[adapter].weight.flatten(1),
         layer.scaling[adapter],
-        getattr(layer, "mask", None) if mask is None else mask,
+        getattr(layer, "mask", None),
         magnitude,
     )
 
@@ -580,14 +579,12 @@ def hold_masks(model: nn.Module, masks: Masks) -> None:
 
 
 @torch.no_grad()
-def merge(model: PeftModel, masks: Masks | None = None, refill: str = "refuse") -> nn.Module:
+def merge(model: PeftModel, masks: Masks | None = None) -> nn.Module:
     """Add the adapters to the weights and return a plain network.
 
     Args:
         model: The adapted network; used up.
         masks: If given, the zeros that the merged network must still have.
-        refill: What to do where an adapter would refill them: ``refuse``, or ``mask`` (leave that
-            part of the change out, which changes the outputs).
 
     Returns:
         The network in evaluation mode, with the classifier and norms of the adapter.
@@ -601,19 +598,14 @@ def merge(model: PeftModel, masks: Masks | None = None, refill: str = "refuse") 
     """
     from peft.utils import ModulesToSaveWrapper
 
-    choose("refill", refill, ("refuse", "mask"))
     masks, weights, merged = masks or {}, {}, model.get_base_model()
     _check_masks(dict(merged.named_modules()), masks)
     for name, layer in adapters(model):
-        mask = masks.get(name)
-        mask = mask if mask is None else mask.to(layer.weight.device)
         weights[name] = effective_weight(layer)
-        if mask is not None:
-            grown = int((weights[name] != 0)[~mask].sum())
-            allowed = "call hold_masks after each step, or merge with refill='mask'"
-            where = f"{grown} weights under the mask of {name}"
-            check("adapters", where, grown == 0 or refill == "mask", allowed)
-            weights[name] = effective_weight(layer, mask)
+        if name in masks:
+            grown = int((weights[name] != 0)[~masks[name].to(layer.weight.device)].sum())
+            allowed = "call hold_masks after each step, or merge without masks"
+            check("adapters", f"{grown} weights under the mask of {name}", grown == 0, allowed)
     # peft's own merge_and_unload takes whatever has a ``base_layer``, as DLA has, for adapted
     for name, module in [*merged.named_modules()]:
         if name in weights:
