@@ -1002,19 +1002,22 @@ def _check_order(name: str, found: Look, classes: Sequence[str]) -> None:
           f"the order of the labels; it seems to answer {', '.join(words[:3])}")  # fmt: skip
 
 
-def shown(name: str, value: float) -> str:
+def shown(name: str, value: float | None) -> str:
     """Write a metric's number for a person.
 
     Args:
         name: One of ``METRICS``; another one is taken for a share.
-        value: The number.
+        value: The number, or None for none.
 
     Returns:
         Shares in per cent, everything else in its unit and with its decimals; never a minus zero.
+        A dash for none.
 
     Source: this project.
     Lesson: 05_evaluation, "The lie detector".
     """
+    if value is None:
+        return "–"
     metric = form(name)
     text = f"{100 * value if metric.unit else value:.{metric.decimals}f}"
     text = text.removeprefix("-") if not float(text) else text

@@ -114,22 +114,6 @@ class Section:
     figure: str = ""
 
 
-def number(name: str, value: float | None) -> str:
-    """Write a value of a metric as the page does.
-
-    Args:
-        name: The metric's name.
-        value: The value, or None for none.
-
-    Returns:
-        As :func:`helpers.audit.shown`; a dash for none.
-
-    Source: this project.
-    Lesson: 05_evaluation, "Audit your own model".
-    """
-    return "–" if value is None else audit.shown(name, value)
-
-
 # ------------------------------------------------------------------------------- what may come in
 
 
@@ -195,7 +179,7 @@ def _band(metric: Mapping[str, Any]) -> str:
     # a prediction may reach below zero, which nothing here is, and beyond what a metric can be
     most = audit.form(metric["name"]).most
     ends = tuple(end if end is None else min(max(end, 0.0), most) for end in ends)
-    low, high = (number(metric["name"], end) for end in ends)
+    low, high = (audit.shown(metric["name"], end) for end in ends)
     if ends[0] == ends[1]:
         return "no bound" if ends[0] is None else f"exactly {low}"
     if "–" in (low, high):
@@ -213,13 +197,15 @@ def _size(name: str, size: float) -> str:
 
 
 def _inside(metric: Mapping[str, Any]) -> str:
-    return f"{metric['title']} {number(metric['name'], metric['value'])} (band {_band(metric)})"
+    value = audit.shown(metric["name"], metric["value"])
+    return f"{metric['title']} {value} (band {_band(metric)})"
 
 
 def _outside(metric: Mapping[str, Any]) -> str:
     beyond = _beyond(metric, metric["value"])
     where = f"{_size(metric['name'], abs(beyond))} {'above' if beyond > 0 else 'below'} the band"
-    text = f"{metric['title']} {number(metric['name'], metric['value'])}, {where} ({_band(metric)})"
+    value = audit.shown(metric["name"], metric["value"])
+    text = f"{metric['title']} {value}, {where} ({_band(metric)})"
     near = metric["interval"] or [metric["value"]]
     reaches = any(_beyond(metric, end) * beyond <= 0 for end in near)
     return f"{text}, though its interval reaches into it" if reaches else text
@@ -311,8 +297,8 @@ def _never(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     about, oracles = record["about"], len(record["networks"]["oracles"])
     epsilon = next((m for m in record["metrics"] if m["name"] == "epsilon"), None)
     bound = "" if epsilon is None else (
-        f"; the epsilon of {number('epsilon', epsilon['value'])} measured here is what one attack "
-        "found, not a bound on all attacks"
+        f"; the epsilon of {audit.shown('epsilon', epsilon['value'])} measured here is what one "
+        "attack found, not a bound on all attacks"
     )  # fmt: skip
     because = {
         "Nothing of the class is left in the network": (
@@ -459,11 +445,12 @@ def _metrics_section(record: Mapping[str, Any]) -> Section:
     interval = f"interval ({record['about']['level']:.1%})".replace(".0%", "%").replace("%", " %")
     rows = [["metric", "group", "value", interval, "band", "original", "network is"]]
     for m in metrics:
-        ends = [number(m["name"], end) for end in m["interval"] or ()]
+        ends = [audit.shown(m["name"], end) for end in m["interval"] or ()]
         between = f"{ends[0].removesuffix(' %')} to {ends[1]}" if ends else "–"
         network, original = ("inside" if m[k] else "outside" for k in ("inside", "original_inside"))
-        rows.append([m["title"], m["group"], number(m["name"], m["value"]), between, _band(m),
-                     f"{number(m['name'], m['original'])} ({original})", network])  # fmt: skip
+        value, before = (audit.shown(m["name"], m[key]) for key in ("value", "original"))
+        rows.append([m["title"], m["group"], value, between, _band(m), f"{before} ({original})",
+                     network])  # fmt: skip
     meanings = [["metric", "name", "what is measured"]]
     meanings += [[m["title"], m["name"], m["what"]] for m in metrics]
     return Section("Every metric", _cautions(record), [
@@ -749,7 +736,7 @@ def _picture(record: Mapping[str, Any]) -> str:
     with plt.rc_context(), io.BytesIO() as file:
         plots.style()
         rows = [{**m, "title": shorten(_clean(m["title"]), 40)} for m in record["metrics"]]
-        figure = plots.oracle_bands(rows, write=number).figure
+        figure = plots.oracle_bands(rows, write=audit.shown).figure
         figure.savefig(file, format="png", dpi=130, facecolor="white", metadata={"Software": None})
         plt.close(figure)
         return base64.b64encode(file.getvalue()).decode()

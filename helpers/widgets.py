@@ -920,7 +920,7 @@ def _cost_title(name: str) -> str:
 
 
 def _shown(row: Mapping[str, Any], key: str) -> str:
-    return "–" if row[key] is None else audit.shown(row["name"], row[key])
+    return audit.shown(row["name"], row[key])
 
 
 def difference_text(row: Mapping[str, Any]) -> str:

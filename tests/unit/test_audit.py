@@ -1009,6 +1009,9 @@ def test_every_metric_belongs_to_a_claim_and_is_written_as_what_it_is():
         ("UA", 0.98765, "98.8 %"), ("Avg Gap", 0.012345, "1.23 pp"), ("ToW", 0.98765, "0.988"),
         ("relearn_steps", 7.333, "7.3"), ("epsilon", 4.77912, "4.779"), ("IDI", 1.0, "1.000"),
         ("IDI", -0.0001, "0.000"), ("UA", -0.0001, "0.0 %"), ("theirs", 0.5, "50.0 %"),
+        ("UA", 1.0, "100.0 %"), ("prototype_attack", 0.0, "0.0 %"), ("Avg Gap", -1e-5, "0.00 pp"),
+        ("TV", 0.1, "0.100"), ("CKA_retain", 0.98765, "0.988"), ("IDI", -0.5, "-0.500"),
+        ("relearn_area", 0.5, "50.0 %"), ("MIA_m_entropy", 0.123, "12.3 %"), ("TA", None, "–"),
     ],
 )  # fmt: skip
 def test_numbers_for_a_person(name, value, text):
