@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from PIL import Image
 
 from helpers import audit, files, report, runs, statistics, study, unlearning
 from helpers.config import check
@@ -510,7 +509,7 @@ def keep_figure(figure: Figure, path: Path, *records: Path) -> None:
     Args:
         figure: The figure.
         path: The PNG file.
-        records: The files whose numbers it shows; :func:`drawn_from` tells them.
+        records: The files whose numbers it shows; each is named, with its SHA-256.
 
     Raises:
         FileProblem: If a record cannot be read or the file cannot be written.
@@ -521,26 +520,6 @@ def keep_figure(figure: Figure, path: Path, *records: Path) -> None:
     about = ", ".join(f"{record.name} {files.sha256(record)}" for record in records)
     how = {"format": "png", "dpi": 110, "metadata": {"Description": about, "Software": None}}
     files.write_atomically(path, lambda part: figure.savefig(part, **how))
-
-
-def drawn_from(path: Path) -> dict[str, str]:
-    """Return which records a figure of :func:`keep_figure` shows.
-
-    Args:
-        path: The PNG file.
-
-    Returns:
-        Name of each record -> its SHA-256 when the figure was drawn; empty for other figures.
-
-    Raises:
-        FileNotFoundError: If there is none.
-
-    Source: this project.
-    Lesson: 00_start_here, "Where results are kept".
-    """
-    with Image.open(path) as image:
-        about = image.info.get("Description", "")
-    return dict(entry.split(" ") for entry in about.split(", ") if entry)
 
 
 # page -> marker -> what makes the text between
