@@ -229,13 +229,12 @@ def identity(cfg: RunConfig, fingerprint: str) -> dict[str, Any]:
         fields += ["mode", "earlier", "start_seed"]
         recipes["unlearn"] = dataclasses.asdict(cfg.unlearn)
     if method.prune != "none":
-        fields += ["sparsity", "criterion", "mask_data"]
-        recipes["pruning"] = kind = unlearning.pruning_of(cfg)
-        fields += ["scope"] if kind == "mask_unstructured" else []
+        fields += unlearning.settings_of_pruning(cfg)
+        recipes["pruning"] = unlearning.pruning_of(cfg)
     if method.prune != "none" or method.salient or method.objective in objectives.TEACHERS:
         recipes["costs"] = "of all stages"  # earlier records have those of the training alone
     if method.adapt == "lora":
-        fields += ["rank", "lora_alpha", "lora_dropout", "adapter", "targets", "norms"]
+        fields += unlearning.OF_ADAPTERS
         if not cfg.cache_mb:
             recipes["cache"] = False  # the same network, at other costs
     chosen = {name: getattr(cfg, name) for name in fields}

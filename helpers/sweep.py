@@ -329,8 +329,8 @@ def _in_order(points: list[Point]) -> list[Point]:
 def _group(point: Point) -> tuple[Any, ...]:
     """Name what points share: the network that they start from, pruned, and the images."""
     cfg = point.cfg
-    pruned = unlearning.pruning_of(cfg)
-    fields = ("sparsity", "criterion", "scope", "mask_data", "seed") if pruned != "none" else ()
+    pruned, fields = unlearning.pruning_of(cfg), unlearning.settings_of_pruning(cfg)
+    fields += ["seed"] if pruned != "none" else []
     return (point.start, cfg.mode, cfg.forgotten, pruned, *(getattr(cfg, f) for f in fields))
 
 

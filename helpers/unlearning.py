@@ -68,6 +68,9 @@ class Method:
     summary: str = ""
 
 
+# the settings that adapters depend on
+OF_ADAPTERS = ("rank", "lora_alpha", "lora_dropout", "adapter", "targets", "norms")
+
 METHODS: dict[str, Method] = {
     "original": Method(
         "reference", "scratch", "all", summary="trained on all classes: nothing forgotten"
@@ -362,6 +365,26 @@ def pruning_of(cfg: RunConfig) -> str:
     return "mask_structured" if cfg.mode == "paper" else cfg.pruning or kind
 
 
+def settings_of_pruning(cfg: RunConfig) -> list[str]:
+    """Name the settings that the pruning of a run depends on, beside its kind and the seed.
+
+    Args:
+        cfg: The configuration.
+
+    Returns:
+        Fields of :class:`helpers.config.RunConfig`; none if nothing is pruned.
+
+    Raises:
+        InputError: If the method is unknown.
+
+    Source: this project.
+    Lesson: 04_class_unlearning, "A table of methods".
+    """
+    kind = pruning_of(cfg)
+    fields = [] if kind == "none" else ["sparsity", "criterion", "mask_data"]
+    return fields + (["scope"] if kind == "mask_unstructured" else [])
+
+
 def _targets(layers: models.Layers, cfg: RunConfig) -> tuple[str, ...]:
     return layers.paper_adaptable if cfg.mode == "paper" else layers.targets(cfg.targets)
 
@@ -527,11 +550,9 @@ def _settings(cfg: RunConfig, original: nn.Module | None) -> dict[str, Any]:
         found = {"original network": models.fingerprint(original)[:16],
                  "earlier": list(cfg.earlier)}  # fmt: skip
     if chosen.prune != "none":
-        found["pruning"] = kind = pruning_of(cfg)
-        fields += ["sparsity", "criterion", "mask_data"]
-        fields += ["scope"] if kind == "mask_unstructured" else []
-    if chosen.adapt == "lora":
-        fields += ["rank", "lora_alpha", "lora_dropout", "adapter", "targets", "norms"]
+        found["pruning"] = pruning_of(cfg)
+    fields += settings_of_pruning(cfg)
+    fields += OF_ADAPTERS if chosen.adapt == "lora" else ()
     return found | {name: getattr(cfg, name) for name in fields}
 
 
@@ -678,7 +699,7 @@ def _pruning_key(
     model: nn.Module, part: ImageSet, dataset: Dataset, cfg: RunConfig
 ) -> tuple[object, ...]:
     """Collect everything that determines the pruned network."""
-    fields = ("mode", "earlier", "sparsity", "criterion", "scope", "mask_data", "seed")
+    fields = ("mode", "earlier", "seed", *settings_of_pruning(cfg))
     images = frozen.fingerprint(part, dataset)
     settings = (getattr(cfg, name) for name in fields)
     where = str(next(model.parameters()).device)
