@@ -537,11 +537,9 @@ def _shares(positions: Tensor, bins: int) -> Tensor:
 
 def _predictions(logits: Tensor, labels: Tensor) -> Predictions:
     logits, labels = torch.as_tensor(logits), torch.as_tensor(labels)
-    sizes = tuple(logits.shape), tuple(labels.shape)
-    ok = logits.ndim == 2 and len(logits) > 0 and sizes[1] == sizes[0][:1] and sizes[0][1] > 1
-    check("logits and labels", sizes, ok, "(N, C) and (N,) with N at least 1 and C at least 2")
-    check("logits", "nan or inf", bool(logits.isfinite().all()), "every logit must be finite")
-    logits, classes = logits.detach().cpu().double(), sizes[0][1]
+    outputs.check_predictions(logits, labels)
+    logits, classes = logits.detach().cpu().double(), logits.shape[1]
+    check("logits", tuple(logits.shape), classes > 1, "(N, C) with C at least 2")
     whole = not labels.is_floating_point() and labels.dtype != torch.bool
     ok = whole and int(labels.min()) >= 0 and int(labels.max()) < classes
     check("labels", str(labels.dtype), ok, f"whole numbers from 0 to {classes - 1}")

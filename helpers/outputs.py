@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from helpers.config import InputError, check
+from helpers.config import check
 
 
 def check_predictions(logits: Tensor, labels: Tensor) -> None:
@@ -29,12 +29,9 @@ def check_predictions(logits: Tensor, labels: Tensor) -> None:
     Source: this project.
     Lesson: 05_evaluation, "Four classic numbers".
     """
-    fits = logits.ndim == 2 and labels.ndim == 1 and len(logits) == len(labels)
-    if not fits or not len(labels):
-        raise InputError(
-            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not fit: allowed "
-            "are (N, C) and (N,) with N at least 1"
-        )
+    sizes = tuple(logits.shape), tuple(labels.shape)
+    ok = logits.ndim == 2 and len(logits) > 0 and sizes[1] == sizes[0][:1]
+    check("logits and labels", sizes, ok, "(N, C) and (N,) with N at least 1")
     _check_logits("logits", logits)
 
 
