@@ -1,4 +1,4 @@
-"""Colour images of ten classes that a small network learns in seconds: coloured gratings."""
+"""Folders of images: of one colour each, and coloured gratings that a small network learns."""
 
 from __future__ import annotations
 
@@ -31,3 +31,27 @@ def write_folder(root, per_class: int = 60, seed: int = 0) -> None:
         (root / name).mkdir(parents=True)
         for number in range(per_class):
             Image.fromarray(grating(label, draw)).save(root / name / f"{number:03d}.png")
+
+
+def paint(path, mode="RGB", size=(40, 30), color=(255, 0, 0)):
+    """Write an image of one colour."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGB", size, color)
+    if mode == "P":
+        image = image.quantize(4)
+    elif mode == "RGBA":
+        image.putalpha(0)
+    elif mode == "I;16":
+        image = Image.fromarray(np.full((size[1], size[0]), 32768, np.uint16))
+    else:
+        image = image.convert(mode)
+    image.save(path)
+
+
+def folder(root, counts, suffix="png", **kwargs):
+    """Write ``root/CLASS/NUMBER.SUFFIX``, as many of each class as asked for."""
+    for name, count in counts.items():
+        for i in range(count):
+            shade = (10 * i + 20, 0, 0) if name.endswith("a") else (0, 10 * i + 20, 0)
+            paint(root / name / f"{i}.{suffix}", color=shade, **kwargs)
+    return root

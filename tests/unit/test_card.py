@@ -6,7 +6,6 @@ import math
 import os
 import re
 import unicodedata
-from html.parser import HTMLParser
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -15,6 +14,7 @@ from markdown_it import MarkdownIt
 
 from helpers import audit, card, files
 from helpers.config import InputError
+from tests.seen import Page, contrast
 
 # name, group, one-sided?, band, oracles, value of the original
 METRICS = (
@@ -309,41 +309,6 @@ def test_the_band_of_a_share_is_not_written_beyond_what_a_share_can_be():
 # ------------------------------------------------------------------------- three forms, one content
 
 
-class Page(HTMLParser):
-    """What a reader of the page gets: tables by caption, text, tags and attributes."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.tags, self.attributes, self.texts, self.tables = [], [], [], {}
-        self.stack, self.row, self.caption = [], None, None
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, key, value) for key, value in attrs]
-        if tag not in ("meta", "img"):
-            self.stack.append(tag)
-        if tag == "tr":
-            self.row = []
-            self.tables[self.caption].append(self.row)
-        elif tag in ("td", "th"):
-            self.row.append("")
-
-    def handle_endtag(self, tag):
-        assert self.stack.pop() == tag, "tags are nested"
-
-    def handle_data(self, data):
-        if not self.stack or self.stack[-1] == "style" or not data.strip():
-            return
-        if self.stack[-1] == "caption":
-            self.caption = data
-            self.tables[data] = []
-        elif self.stack[-1] in ("td", "th"):
-            self.row[-1] += data
-        else:
-            self.texts.append(data)
-
-
 def markdown_tables(text):
     """Captions and rows, read back independently."""
     tables, caption = {}, None
@@ -587,12 +552,6 @@ def test_the_page_can_be_read_aloud_printed_and_in_the_dark():
     assert "prefers-color-scheme: dark" in text
 
 
-def luminance(color):
-    rgb = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
 def test_every_colour_of_text_has_contrast_enough_in_light_dark_and_print():
     style = re.search("<style>(.*?)</style>", card.html(record()), re.DOTALL)[1]
     schemes = re.findall(r":root \{([^}]*)\}", style)
@@ -601,8 +560,8 @@ def test_every_colour_of_text_has_contrast_enough_in_light_dark_and_print():
         colors = dict(re.findall(r"--(\w+): (#\w{6})", scheme))
         for ink in ("ink", "soft", "yes", "no", "open"):
             for ground in ("page", "stripe"):
-                low, high = sorted(luminance(colors[name]) for name in (ink, ground))
-                assert (high + 0.05) / (low + 0.05) >= 4.5, (scheme, ink, ground)
+                found = contrast(colors[ink], colors[ground])
+                assert found >= 4.5, (scheme, ink, ground)
 
 
 # ----------------------------------------------------------------------------------------- damage

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from helpers import __main__, audit, card, config, data, models, runs, study, tutorial, unlearning
 from helpers.__main__ import main
-from tests.unit.test_data import folder
+from tests.pictures import folder
 
 RUN = ("run", "--preset", "smoke", "--quiet", "--epochs", "1")
 

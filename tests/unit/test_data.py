@@ -39,6 +39,7 @@ from helpers import (
 )
 from helpers.config import InputError, get_config
 from helpers.data import ImageSet
+from tests.pictures import folder, paint
 
 PARTS = ("train", "validation", "test")
 
@@ -209,28 +210,6 @@ def test_the_pixels_of_an_epoch_are_those_made_one_image_at_a_time():
 
 # ------------------------------------------------------------------------------------------------
 # folders
-
-
-def paint(path, mode="RGB", size=(40, 30), color=(255, 0, 0)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.new("RGB", size, color)
-    if mode == "P":
-        image = image.quantize(4)
-    elif mode == "RGBA":
-        image.putalpha(0)
-    elif mode == "I;16":
-        image = Image.fromarray(np.full((size[1], size[0]), 32768, np.uint16))
-    else:
-        image = image.convert(mode)
-    image.save(path)
-
-
-def folder(root, counts, suffix="png", **kwargs):
-    for name, count in counts.items():
-        for i in range(count):
-            shade = (10 * i + 20, 0, 0) if name.endswith("a") else (0, 10 * i + 20, 0)
-            paint(root / name / f"{i}.{suffix}", color=shade, **kwargs)
-    return root
 
 
 def load(root, **changes):

@@ -8,9 +8,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_hex
 
 from helpers import plots, unlearning
+from tests.seen import contrast, linear
 
 CONTRAST = 3.0  # WCAG 2.2, criterion 1.4.11: graphics against what lies beside them
 APART = 15.0  # CIE Lab (1976); a difference of 2.3 can just be noticed, and thin lines need more
@@ -36,16 +37,6 @@ ONE_A_FAMILY = {
 }  # fmt: skip
 
 
-def linear(color):
-    c = np.array(to_rgb(color))
-    return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
-
-
-def contrast(color):
-    """Against white."""
-    return 1.05 / (float(linear(color) @ [0.2126, 0.7152, 0.0722]) + 0.05)
-
-
 def lab(rgb):
     t = (XYZ @ rgb) / XYZ.sum(1)
     f = np.where(t > (6 / 29) ** 3, np.cbrt(t), t / (3 * (6 / 29) ** 2) + 4 / 29)
@@ -58,8 +49,10 @@ def distance(one, other, vision):
 
 
 def test_the_measures_give_the_known_values():
-    assert contrast("#000000") == pytest.approx(21)
-    assert contrast("#767676") == pytest.approx(4.54, abs=0.01), "the grey that just passes AA"
+    assert contrast("#000000", "white") == pytest.approx(21)
+    assert contrast("#767676", "white") == pytest.approx(4.54, abs=0.01), (
+        "the grey that just passes AA"
+    )
     assert lab(linear("#ffffff")) == pytest.approx([100, 0, 0], abs=0.01)
     assert lab(linear("#ff0000")) == pytest.approx([53.24, 80.09, 67.20], abs=0.02)
     assert distance("#ff0000", "#008000", "normal") > 100
@@ -72,7 +65,7 @@ def test_the_measures_give_the_known_values():
 @pytest.mark.parametrize("name", sorted({*ONE_A_FAMILY, "FORGET", "CHANCE"}))
 def test_every_colour_can_be_seen_on_white(name):
     color = getattr(plots, name) if name.isupper() else ONE_A_FAMILY[name]
-    assert contrast(color) >= CONTRAST
+    assert contrast(color, "white") >= CONTRAST
 
 
 @pytest.mark.parametrize("vision", SEEN)
@@ -83,7 +76,7 @@ def test_colours_of_one_figure_keep_apart(vision):
     assert pairs[closest] >= APART, closest
     named = plots.GROUPS
     assert min(distance(a, b, vision) for a, b in itertools.combinations(named, 2)) >= APART
-    assert all(contrast(color) >= CONTRAST for color in named)
+    assert all(contrast(color, "white") >= CONTRAST for color in named)
 
 
 @pytest.mark.parametrize("vision", SEEN)

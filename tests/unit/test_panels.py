@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import logging
-from html.parser import HTMLParser
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -13,29 +12,16 @@ import pytest
 
 from helpers import panels
 from helpers.config import InputError
-
-
-class Elements(HTMLParser):
-    """Collects (tag, attributes) and the text of a piece of HTML."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.found, self.texts = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.texts.append(data)
+from tests.seen import Page
 
 
 def test_a_picture_is_a_png_with_its_description_and_the_figure_is_closed():
     figure, ax = plt.subplots(figsize=(2, 1), dpi=50)
     ax.plot([0, 1])
     html = panels.picture(figure, 'a "line" <rising> & more')
-    ((tag, attributes),) = Elements(html).found
-    assert (tag, attributes["alt"]) == ("img", 'a "line" <rising> & more')
+    page = Page(html)
+    attributes = {key: value for _, key, value in page.attributes}
+    assert (page.tags, attributes["alt"]) == (["img"], 'a "line" <rising> & more')
     kind, _, data = attributes["src"].partition(",")
     assert kind == "data:image/png;base64"
     png = base64.b64decode(data)
@@ -54,11 +40,11 @@ def test_a_picture_without_description_is_refused_and_its_figure_closed():
 def test_a_table_has_headings_and_escapes_every_text():
     frame = pd.DataFrame({"<b>": ["1 & 2", "<script>"]}, index=pd.Index(["x", "<i>"], name="row"))
     html = panels.table(frame, caption="a < b")
-    found = Elements(html)
-    tags = [tag for tag, _ in found.found]
-    assert not {"b", "i", "script"} & set(tags)
-    assert found.texts == ["a < b", "row", "<b>", "x", "1 & 2", "<i>", "<script>"]
-    scopes = [a["scope"] for tag, a in found.found if tag == "th"]
+    page = Page(html)
+    assert not {"b", "i", "script"} & set(page.tags)
+    assert page.tables == {"a < b": [["row", "<b>"], ["x", "1 & 2"], ["<i>", "<script>"]]}
+    assert page.texts == []
+    scopes = [value for tag, key, value in page.attributes if (tag, key) == ("th", "scope")]
     assert scopes == ["col", "col", "row", "row"]
 
 
@@ -100,8 +86,9 @@ def test_a_panel_draws_at_once_and_at_every_move(panel):
     panel.inputs["rank"].value = 5
     assert panel.outputs[1].value == "<p>2</p>"
     panel.inputs["unit"].value = "MB"
-    assert Elements(panel.says.value).found == [("p", {})], "what holds it is the live region"
-    assert Elements(panel.says.value).texts == ["<2> MB"], "plain text, escaped"
+    said = Page(panel.says.value)
+    assert (said.tags, said.attributes) == (["p"], []), "what holds it is the live region"
+    assert said.texts == ["<2> MB"], "plain text, escaped"
     assert panel.says._dom_classes == (panels.SAYS,)
     assert plt.get_fignums() == []
 
@@ -128,8 +115,8 @@ def test_an_error_is_shown_logged_and_raised_and_the_next_move_draws_again(panel
     with caplog.at_level(logging.ERROR), pytest.raises(ZeroDivisionError):
         panel.inputs["rank"].value = 0
     assert [o.value for o in panel.outputs] == ["", ""], "nothing of the last position stays"
-    found = Elements(panel.says.value)
-    assert found.found[0] == ("p", {"role": "alert"})
+    found = Page(panel.says.value)
+    assert (found.tags[0], found.attributes) == ("p", [("p", "role", "alert")])
     assert "ZeroDivisionError: " in "".join(found.texts)
     assert "\n" not in panel.says.value
     assert caplog.records[-1].exc_info[0] is ZeroDivisionError

@@ -10,6 +10,7 @@ from matplotlib.patches import Rectangle
 
 from helpers import plots
 from helpers.config import InputError
+from tests.seen import contrast
 
 BLUE, VERMILLION, BLACK = plots.ORACLE.lower(), plots.FORGET.lower(), "#000000"
 
@@ -136,11 +137,6 @@ def picture(ax):
     return np.asarray(ax.get_images()[0].get_array())
 
 
-def luminance(rgb):
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
-    return float(np.dot([0.2126, 0.7152, 0.0722], linear))
-
-
 def test_the_panel_has_a_cell_for_every_pair_with_its_text():
     ax = plots.lie_detector(table())
     assert picture(ax).shape == (4, 3, 3)
@@ -191,10 +187,8 @@ def test_the_key_says_whether_a_row_is_one_run_or_several():
 def test_the_text_of_every_cell_can_be_read():
     shares = (*np.linspace(0, 1, 41), float("nan"))
     ax = plots.lie_detector(table(42, 1, shares))
-    contrasts = []
-    for (x, y), text in cells(ax).items():
-        pair = luminance(picture(ax)[y, x]), luminance(to_rgb(text.get_color()))
-        contrasts.append((max(pair) + 0.05) / (min(pair) + 0.05))
+    contrasts = [contrast(picture(ax)[y, x], text.get_color())
+                 for (x, y), text in cells(ax).items()]  # fmt: skip
     assert len(contrasts) == 42
     assert min(contrasts) >= 4.5
 

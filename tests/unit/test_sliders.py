@@ -7,7 +7,6 @@ import math
 import os
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -31,6 +30,7 @@ from helpers import (
     training,
 )
 from helpers.config import InputError
+from tests.seen import Page
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,24 +63,6 @@ def grid(cfg, dataset):
     return sliders.both(start, dataset, (1, 4), (0.0, 0.5), progress=False)
 
 
-class Cells(HTMLParser):
-    """The rows of the table in a piece of HTML."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.rows = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_data(self, data):
-        self.rows[-1][-1] += data
-
-
 @pytest.fixture
 def drive(monkeypatch):
     """Put a view to every position, and yield what was drawn there."""
@@ -110,7 +92,7 @@ def page(view):
     image, table = (output.value for output in view.outputs)
     text = view.says.value.split(">")[1].split("<")[0]
     assert text in image.split('alt="')[1].split('"')[0], "the picture's text says what it shows"
-    head, *rows = Cells(table).rows
+    ((head, *rows),) = Page(table).tables.values()
     return pd.DataFrame(rows, columns=head).set_index(head[0]), text
 
 

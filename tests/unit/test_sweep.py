@@ -25,7 +25,7 @@ from helpers import files, models, pruning, report, runs, statistics, sweep, unl
 from helpers.__main__ import main
 from helpers.config import InputError, get_config
 from helpers.files import FileProblem
-from tests.unit.test_data import folder
+from tests.pictures import folder
 
 # ------------------------------------------------------------------------------------------------
 # what is asked for
