@@ -531,8 +531,9 @@ class RunConfig:
         memory_mb: Memory in MB that the images may take; those of a larger dataset stay in a file
             and are read a batch at a time. Not part of a run's identity: the results are the same.
         threads: CPU threads of torch; 0 takes the library's choice.
-        train_limit: Keep at most this many training images of each class; None keeps all.
-        split_seed: Of the division into train, validation and test.
+        train_limit: Keep at most this many training images of each class, of a folder drawn at
+            random; None keeps all.
+        split_seed: Of the division into train, validation and test, and of that draw.
         on_corrupt: ``stop`` at images of a folder that cannot be read, or ``skip`` them.
         train: The recipe of ``original`` and ``retrain``.
         tuned: Which set of tuned unlearning recipes applies; empty for the paper's settings.

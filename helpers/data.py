@@ -350,7 +350,9 @@ def load_dataset(cfg: RunConfig, progress: bool = True) -> Dataset:
         source = _source(cfg, progress and parallel.rank() == 0)
     parts = _divide(source.parts, source.classes, cfg.split_seed)
     if cfg.train_limit is not None:
-        parts["train"] = _limit(parts["train"], cfg.train_limit)
+        # a stream of its own, so that it does not repeat the draw of the division
+        draw = torch.Generator().manual_seed(cfg.split_seed * 1_000_003 + 1)
+        parts["train"] = _limit(parts["train"], cfg.train_limit, draw if source.by_name else None)
     size, most = sum(part.images.nbytes for part in parts.values()), cfg.memory_mb * 1_000_000
     if size <= most:
         parts = {n: ImageSet(part.images[:], part.labels) for n, part in parts.items()}
@@ -433,12 +435,17 @@ def _fingerprint(parts: dict[str, ImageSet]) -> str:
 
 @dataclass(frozen=True)
 class _Source:
-    """Images before they are divided: ``train``, and what else the source keeps apart."""
+    """Images before they are divided: ``train``, and what else the source keeps apart.
+
+    Those in the order of names lie beside their like (one breed, one day, one person): the first
+    ones are no sample of their class. Those of the other sources are.
+    """
 
     name: str
     classes: tuple[str, ...]
     parts: dict[str, ImageSet]
     skipped: tuple[str, ...] = ()
+    by_name: bool = False
 
 
 def _source(cfg: RunConfig, progress: bool) -> _Source:
@@ -457,7 +464,7 @@ def _source(cfg: RunConfig, progress: bool) -> _Source:
     copied = set(parts) == {"train", "test"} and found.classes == download.CLASSES
     if copied and found.form == ("JPEG", 32, 32):
         name = "CIFAR-10 (JPEG)"  # lossy: its numbers are not those of CIFAR-10
-    return _Source(name, found.classes, parts, found.skipped)
+    return _Source(name, found.classes, parts, found.skipped, by_name=True)
 
 
 def _digits() -> _Source:
@@ -518,9 +525,14 @@ def _divide(parts: dict[str, ImageSet], classes: tuple[str, ...], seed: int) -> 
     return {name: new.get(name, parts.get(name)) for name in ("train", "validation", "test")}
 
 
-def _limit(part: ImageSet, most: int) -> ImageSet:
-    index = [(part.labels == c).nonzero().flatten()[:most] for c in part.labels.unique()]
-    return part.where(torch.cat(index).sort().values)
+def _limit(part: ImageSet, most: int, draw: torch.Generator | None) -> ImageSet:
+    """Keep the first images of each class, or as many that are drawn, in the order they had."""
+    kept = []
+    for label in part.labels.unique():
+        mine = (part.labels == label).nonzero().flatten()
+        mine = mine if draw is None else mine[torch.randperm(len(mine), generator=draw)]
+        kept.append(mine[:most])
+    return part.where(torch.cat(kept).sort().values)
 
 
 def decode(content: bytes, dataset: Dataset) -> Tensor:

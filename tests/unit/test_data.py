@@ -95,6 +95,12 @@ def test_the_training_part_can_be_limited(cfg):
     assert len(found.test) == len(data.load_dataset(cfg).test)
 
 
+def test_the_limit_keeps_the_first_images_of_a_source_that_is_in_no_order_of_names(cfg, dataset):
+    whole = data.load_dataset(cfg.but(train_limit=None)).train
+    first = [(whole.labels == c).nonzero().flatten()[: cfg.train_limit] for c in range(10)]
+    assert torch.equal(dataset.train.images, whole.where(torch.cat(first).sort().values).images)
+
+
 def test_normalisation_is_that_of_the_training_pixels(dataset):
     pixels = dataset.train.images.double() / 255
     assert torch.allclose(dataset.mean.double(), pixels.mean((0, 2, 3)), atol=1e-6)
@@ -225,6 +231,28 @@ def test_a_plain_folder_is_divided(tmp_path, home):
     red = found.train.images[found.train.labels == 0]
     assert int(red[:, 0].min()) > 0
     assert int(red[:, 1:].max()) == 0
+
+
+def test_a_limit_takes_from_all_that_is_in_a_class_of_a_folder(tmp_path, home):
+    for name, shade in (("a", 0), ("b", 100)):
+        for breed, more in (("beagle", 0), ("poodle", 50)):
+            for i in range(40):
+                color = (shade + more, i, 0)
+                paint(tmp_path / "set" / name / breed / f"{i:02}.png", size=(8, 8), color=color)
+    whole, found, again, other, all_there = (
+        load(tmp_path / "set", image_size=8, train_limit=most, split_seed=seed)
+        for most, seed in ((None, 0), (20, 0), (20, 0), (20, 1), (48, 0))
+    )
+    pixels = found.train.images[:, :2, 0, 0].tolist()
+    shades = collections.Counter(shade for shade, _ in pixels)
+    assert shades[0] + shades[50] == shades[100] + shades[150] == 20
+    assert min(shades[shade] for shade in (0, 50, 100, 150)) >= 5
+    assert pixels == sorted(pixels), "in the order they had"
+    assert set(as_bytes(found.train)) < set(as_bytes(whole.train))
+    for part in ("validation", "test"):
+        assert as_bytes(getattr(found, part)) == as_bytes(getattr(whole, part))
+    assert again.fingerprint == found.fingerprint != other.fingerprint
+    assert all_there.fingerprint == whole.fingerprint
 
 
 def test_a_folder_that_changes_is_not_taken_for_the_one_before(tmp_path, home):
