@@ -300,6 +300,38 @@ def test_colours_survive_the_conversion(tmp_path, mode, pixel):
     assert np.abs(image.astype(int) - pixel).max() <= 1
 
 
+NOISE = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(("width", "height"), [
+    (32, 32), (33, 32), (32, 33), (35, 32), (40, 32), (16, 16), (64, 64), (100, 100), (31, 31),
+    (20, 41), (41, 20), (100, 33), (7, 9), (300, 301), (50, 1), (400, 375),
+])  # fmt: skip
+def test_images_are_scaled_and_cut_as_torchvision_does_it(width, height):
+    """To one level of 255: where all is scaled and then cut, it is rounded in between."""
+    from PIL import ImageOps
+    from torchvision.transforms import CenterCrop, Resize
+
+    image = Image.fromarray(NOISE[:height, :width])
+    found = np.asarray(folders.to_rgb(image, 32)).astype(int)
+    wanted = np.asarray(CenterCrop(32)(Resize(32)(image)))
+    assert np.abs(found - wanted).max() <= (min(width, height) != 32)
+    if width == height:
+        assert np.array_equal(found, np.asarray(ImageOps.fit(image, (32, 32), Image.BILINEAR)))
+
+
+def test_of_a_long_image_only_what_is_kept_is_made(monkeypatch):
+    """Of one that is a pixel wide, all of it would fill the memory."""
+    resize, made = Image.Image.resize, []
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *a: made.append(size) or resize(self, size, *a)
+    )
+    strip = np.arange(2000).astype(np.uint8)[:, None]
+    found = np.asarray(folders.to_rgb(Image.fromarray(strip), 224))
+    assert made == [(224, 224)]
+    assert {*np.unique(found)} <= {*strip[998:1002].flatten()}
+
+
 def test_parts_are_no_classes(tmp_path, home, caplog):
     for parts in (("Train", "Test"), ("training", "testing"), ("training", "validation")):
         for part in parts:
