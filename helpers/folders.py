@@ -49,7 +49,7 @@ MOST_MEMBERS = 10_000_000  # of an archive; their names are held in memory
 LONGEST_NAME = 4096  # bytes of a member's name; longer ones have no place on a Linux system
 LARGEST_NAMES = 500_000_000  # bytes of all of them together
 NOWHERE = "a link to nothing that can be read"  # in the place of a file's stamp
-LINKS = "links to folders"  # in the place of an ending
+LINKS, HIDDEN = "links to folders", "hidden folders"  # in the place of an ending
 RECORDS = {  # the types of headers that say more of members, and are no members
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
     tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
@@ -171,7 +171,9 @@ def _split(root: Path, part: str = "") -> tuple[list[str], list[str]]:
             name = f"{part}/{entry.name}".lstrip("/")
             if entry.is_dir():
                 folders.append(name)
-            elif _is_image(name) or (entry.is_symlink() and not entry.is_file()):
+            elif _visible(name) and (
+                _is_image(name) or (entry.is_symlink() and not entry.is_file())
+            ):
                 loose.append(name)
     return sorted(folders), loose
 
@@ -198,13 +200,16 @@ def _walk(
 ) -> Iterator[tuple[str, str]]:
     """List the images below a folder, and count the others by the endings of their names.
 
-    Links to files are listed, links to folders are counted with the others; what tells whether a
-    folder in it changed joins the places.
+    Links to files are listed, links to folders and hidden folders are counted with the others; what
+    tells whether a folder in it changed joins the places.
     """
     left = _entries(root, below)  # a stack: folders may lie deeper in each other than calls may
     while left:
         name, entry = left.pop()
         if entry.is_dir(follow_symlinks=False):
+            if not _visible(name):  # copies, as a rule: .thumbnails, .ipynb_checkpoints
+                others[HIDDEN] += 1
+                continue
             places[name] = str(entry.stat().st_ctime_ns)
             left += _entries(root, name)
         elif _visible(name):
@@ -237,12 +242,16 @@ def _stamp_of_file(entry: os.DirEntry[str]) -> str | None:
 
 def _list_archive(path: Path, progress: bool) -> tuple[Listing, str]:
     """List what an archive holds, and the folder in it that holds everything, if there is one."""
-    folders, others = set(), Counter()
+    folders, hidden, others = set(), set(), Counter()
     images = {}  # a dict, because an archive may hold a file twice
     for count, (name, member, _) in enumerate(_members(path, (), f"listing {path.name}", progress)):
         if count == MOST_MEMBERS:
             raise InputError(f"{path} has more than {MOST_MEMBERS:,} files; use a folder")
-        if member.isdir():
+        above = name if member.isdir() else name.rpartition("/")[0]
+        where, dot, rest = f"/{above}".partition("/.")
+        if dot:
+            hidden.add((where, rest.partition("/")[0]))
+        elif member.isdir():
             folders.add(name)
         elif _is_image(name):
             if not member.isreg():
@@ -259,6 +268,8 @@ def _list_archive(path: Path, progress: bool) -> tuple[Listing, str]:
     below = [[n.removeprefix(inside) for n in names if n.startswith(inside)]
              for names in (images, folders)]  # fmt: skip
     listing = _arrange(*below, path)
+    # those at the top are no more told of than files there
+    others += Counter({HIDDEN: sum(f"{where}/" != f"/{inside}" for where, _ in hidden)})
     _say_left_out(others, path)
     return listing, inside
 
@@ -303,10 +314,10 @@ def _arrange(
         for found in classes.values():
             found.sort(key=lambda name: name.replace("/", "\0"))  # folder by folder
     _check_listing(listing, root)
-    if seen := sorted(name for name in elsewhere if "/." not in f"/{name}"):
-        shown = ", ".join(seen[:5]) + (", ..." if len(seen) > 5 else "")
+    if elsewhere:
+        shown = ", ".join(sorted(elsewhere)[:5]) + (", ..." if len(elsewhere) > 5 else "")
         log.warning("%s: %s files lie in no class folder and are not read: %s", root,
-                    f"{len(seen):,}", _short(shown))  # fmt: skip
+                    f"{len(elsewhere):,}", _short(shown))  # fmt: skip
     return listing
 
 
@@ -333,7 +344,7 @@ def _check_listing(listing: Listing, root: Path) -> None:
 
 
 def _visible(name: str) -> bool:
-    return not name.rpartition("/")[2].startswith(".")
+    return "/." not in f"/{name}"
 
 
 def _is_image(name: str) -> bool:

@@ -580,6 +580,21 @@ def test_images_that_lie_in_no_class_folder_are_counted_and_named(
         assert len(caplog.records) == 1
 
 
+def test_hidden_folders_are_counted_and_not_read(tmp_path, home, caplog):
+    """They hold small copies of the images: of one in training, the other may be tested."""
+    root = folder(tmp_path / "set", {"a": 5, "b": 5})
+    read = load(root).fingerprint
+    for name in ("a/.thumbnails", "a/in/.AppleDouble/in", "b/.ipynb_checkpoints", ".cache"):
+        shutil.copytree(root / "b", root / name, ignore=shutil.ignore_patterns(".*"))
+    (root / "a" / ".thumbnails" / "link.png").symlink_to("nowhere")
+    (root / ".unplugged").symlink_to("nowhere")
+    for place in (root, pack(root, tmp_path / "x.tar"), pack(root, tmp_path / "y.tar", "set/")):
+        caplog.clear()
+        assert load(place).fingerprint == read
+        (line,) = (r.getMessage() for r in caplog.records)
+        assert "3 files are not read: hidden folders (3); read are" in line
+
+
 def test_links_to_folders_are_counted_and_not_followed(tmp_path, home, caplog):
     root = folder(tmp_path / "set", {"a": 5, "b": 5})
     read = load(root).fingerprint
