@@ -6,6 +6,7 @@ archive is read from its beginning to its end, twice; nothing of it is unpacked.
 
 from __future__ import annotations
 
+import bisect
 import bz2
 import errno
 import gzip
@@ -134,7 +135,7 @@ def _stamp_of_folder(path: Path) -> str:
 
 def _list_folder(root: Path) -> tuple[Listing, dict[str, str]]:
     """List the images of a folder, and what tells whether one of them, or its class, changed."""
-    stamps, others = {}, Counter()
+    stamps, others, links = {}, Counter(), []
     try:
         found, loose = {}, {}
         found[""], loose[""] = _split(root)
@@ -147,11 +148,12 @@ def _list_folder(root: Path) -> tuple[Listing, dict[str, str]]:
             found, loose = {"": found[""]}, {"": loose[""]}
         folders = {*found, *itertools.chain(*found.values())}
         classes = [*filter(_visible, itertools.chain(*found.values()))]
-        _check_apart(root, classes)
+        apart = _check_apart(root, classes)
         # with the parts: a folder that is renamed takes its files along as they are
         places = {name: _stamp_of_folder(root / name) for name in (*filter(None, found), *classes)}
         for below in classes:
-            stamps |= _walk(root, below, others, places)
+            stamps |= _walk(root, below, others, places, links)
+        _check_links(root, apart, links)
     except OSError as error:
         where = _short(str(error.filename or root))
         raise InputError(
@@ -178,8 +180,11 @@ def _split(root: Path, part: str = "") -> tuple[list[str], list[str]]:
     return sorted(folders), loose
 
 
-def _check_apart(root: Path, classes: Iterable[str]) -> None:
-    """Refuse links by which one class would have the images of another, or of all."""
+def _check_apart(root: Path, classes: Iterable[str]) -> list[tuple[str, str]]:
+    """Refuse links by which one class would have the images of another, or of all.
+
+    Returns where each class really lies, in this order; none lies in another.
+    """
 
     def place(name: str) -> str:  # with its last separator it begins what lies in it, and no other
         return os.path.join(os.path.realpath(root / name), "")
@@ -193,15 +198,30 @@ def _check_apart(root: Path, classes: Iterable[str]) -> None:
         if deeper.startswith(where):
             raise InputError(f"{root}: the class folders {name} and {other} hold the same images, "
                              "as one is a link to the other, or into it: remove it")  # fmt: skip
+    return places
+
+
+def _check_links(root: Path, apart: Sequence[tuple[str, str]], links: Iterable[str]) -> None:
+    """Refuse links to files of another class, or of the same one in the other part."""
+    shared = []
+    for name in links:
+        target = os.path.realpath(root / name)
+        where, other = apart[bisect.bisect(apart, (target,)) - 1]  # the only one it can lie in
+        if target.startswith(where) and not name.startswith(f"{other}/"):
+            shared.append(f"{name} into {other}")
+    if shared:
+        raise InputError(f"{root}: {len(shared):,} images are links into the folder of another "
+                         f"class or part ({_short(shared[0])}), which would share them: remove "
+                         "these links")  # fmt: skip
 
 
 def _walk(
-    root: Path, below: str, others: Counter[str], places: dict[str, str]
+    root: Path, below: str, others: Counter[str], places: dict[str, str], links: list[str]
 ) -> Iterator[tuple[str, str]]:
     """List the images below a folder, and count the others by the endings of their names.
 
-    Links to files are listed, links to folders and hidden folders are counted with the others; what
-    tells whether a folder in it changed joins the places.
+    Links to files are listed, and join the links; those to folders and hidden folders are counted
+    with the others; what tells whether a folder in it changed joins the places.
     """
     left = _entries(root, below)  # a stack: folders may lie deeper in each other than calls may
     while left:
@@ -216,6 +236,8 @@ def _walk(
             if (stamp := _stamp_of_file(entry)) is None:
                 others[LINKS if entry.is_dir() else "pipes and the like"] += 1
             elif _is_image(name):
+                if entry.is_symlink():
+                    links.append(name)
                 yield name, stamp
             else:
                 others[_ending(name)] += 1

@@ -630,6 +630,39 @@ def test_a_link_by_which_classes_share_images_is_refused(tmp_path, home, link, t
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("links", "to", "told"),
+    [(["b/x.png", "b/y.png"], "../a/0.png", "2 images are links .*b/x.png into a"),
+     (["b/sub/x.png"], "../../a/sub/1.png", "1 images are links .*b/sub/x.png into a"),
+     (["b/x.png"], "../a/gone.png", "b/x.png into a"),
+     (["b/x.png"], "../../chain.png", "b/x.png into a"),
+     (["test/a/x.png"], "../../train/a/0.png", "test/a/x.png into train/a")],
+)  # fmt: skip
+def test_a_link_to_an_image_of_another_class_or_part_is_refused(tmp_path, home, links, to, told):
+    root = tmp_path / "set"
+    for part in ("train", "test") if "test" in links[0] else ("",):
+        folder(root / part, {"a": 5, "b": 5})
+    paint(root / "a" / "sub" / "1.png")
+    (root / "b" / "sub").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "chain.png").symlink_to("set/a/0.png")
+    for link in links:
+        (root / link).symlink_to(to)
+    with pytest.raises(InputError, match=rf"{told}\), .*: remove these links"):
+        load(root)
+
+
+def test_images_may_be_links_within_their_class_and_to_files_outside_of_all(tmp_path, home):
+    root = folder(tmp_path / "set", {"a": 5, "b": 5})
+    (root / "b").rename(tmp_path / "b")
+    (root / "b").symlink_to(tmp_path / "b")
+    (root / "b" / "again.png").symlink_to("0.png")
+    (root / "a" / "again.png").symlink_to(root / "a" / "0.png")
+    for i, name in enumerate(("set/0.png", "set/.store/1.png", "store/2.png", "a-/3.png")):
+        paint(tmp_path / name)
+        (root / "a" / f"outside {i}.png").symlink_to(tmp_path / name)
+    assert sum(len(getattr(load(root), p)) for p in PARTS) == 16
+
+
 def test_a_class_may_be_a_link_to_a_folder_of_its_own(tmp_path, home):
     root = folder(tmp_path / "set", {"a": 5, "b": 5})
     read = load(root).fingerprint
@@ -643,7 +676,9 @@ def test_files_are_listed_folder_by_folder_where_their_names_stand(tmp_path):
     order = ["a/B.png", "a/b/1.png", "a/b/c/2.png", "a/b/d.png", "a/b-.png", "a/b.png", "a/c.png"]
     for name in reversed(order):
         paint(tmp_path / name)
-    assert [name for name, _ in folders._walk(tmp_path, "a", collections.Counter(), {})] == order
+    assert [
+        name for name, _ in folders._walk(tmp_path, "a", collections.Counter(), {}, [])
+    ] == order
 
 
 def test_folders_may_lie_deeper_in_each_other_than_functions_may_call_each_other(tmp_path, home):
