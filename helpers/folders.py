@@ -511,6 +511,12 @@ def _decode(
             seen.add(name)
             try:
                 pixels, form = _pixels(file, size)
+            except MemoryError as error:  # no fault of the image, which may fit another time
+                about = f" ({error})" if str(error) else ""
+                raise InputError(
+                    f"{root}: there is not enough memory now for {name}{about}; end other "
+                    "programs, or make it smaller or remove it, and run the same again"
+                ) from error
             # Pillow's plugins raise nearly anything on damaged input (OSError, SyntaxError, ...);
             # none of it is lost: each file is named with its reason, and the caller stops or goes
             # on
@@ -574,7 +580,10 @@ def _pixels(file: Path | IO[bytes], size: int) -> tuple[np.ndarray, tuple[str, i
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(file, formats=IMAGE_FORMATS) as image:
             form = str(image.format), image.width, image.height
-            return np.asarray(to_rgb(image, size)).transpose(2, 0, 1), form
+            try:
+                return np.asarray(to_rgb(image, size)).transpose(2, 0, 1), form
+            except MemoryError as error:
+                raise MemoryError(f"{form[1]} x {form[2]} pixels") from error
 
 
 def to_rgb(image: Image, size: int) -> Image:

@@ -498,6 +498,20 @@ def test_an_image_that_may_not_be_read_now_is_not_corrupt(tmp_path, home, monkey
     assert not load(root, on_corrupt="skip").skipped
 
 
+@pytest.mark.parametrize(("fails", "shown"), [
+    ((Image, "open"), "a/0.png; end"), ((folders, "to_rgb"), r"a/0.png \(40 x 30 pixels\); end"),
+])  # fmt: skip
+def test_an_image_for_which_there_is_no_memory_now_is_not_corrupt(
+    tmp_path, home, monkeypatch, fails, shown
+):
+    root = folder(tmp_path / "set", {"a": 8, "b": 8})
+    with monkeypatch.context() as patch:
+        patch.setattr(*fails, lambda *_, **__: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(InputError, match=f"not enough memory now for {shown} other programs"):
+            load(root, on_corrupt="skip")
+    assert not load(root, on_corrupt="skip").skipped
+
+
 def test_a_link_to_nothing_is_an_image_that_cannot_be_read_until_it_leads_somewhere(tmp_path, home):
     """As of git-annex and DVC, before the images themselves are fetched."""
     root = folder(tmp_path / "set", {"a": 8, "b": 8})
