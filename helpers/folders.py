@@ -503,6 +503,7 @@ def _decode(
     rows = {name: row for row, name in enumerate(names)}
     bad = dict(lost)
     forms: set[tuple[str, int, int]] = set()
+    guessed: list[str] = []
 
     def fill(put: store.Put) -> dict[str, Any]:
         seen = set(lost)
@@ -510,7 +511,7 @@ def _decode(
         for name, file in _contents(root, there, inside, progress):
             seen.add(name)
             try:
-                pixels, form = _pixels(file, size)
+                pixels, form, guess = _pixels(file, size)
             except MemoryError as error:  # no fault of the image, which may fit another time
                 about = f" ({error})" if str(error) else ""
                 raise InputError(
@@ -534,10 +535,17 @@ def _decode(
                 continue
             bad.pop(name, None)  # of a file that is twice in an archive the last one counts
             put(rows[name], pixels)
+            if guess:
+                guessed.append(name)
             if len(forms) < 2:
                 forms.add(form)
         if len(seen) < len(rows):
             raise InputError(f"{root} changed while it was read; run the same again")
+        if guessed:
+            log.warning("%s: how bright %s images are is a guess by the largest number in each, as "
+                        "floats and 32 bits have no white of their own (%s); if some come out too "
+                        "dark or too bright, save them all with 16 bits", root,
+                        f"{len(guessed):,}", _short(", ".join(guessed)))  # fmt: skip
         found = [(rows[name], f"{name} ({why})") for name, why in bad.items()]
         if bad and on_corrupt == "stop":
             raise InputError(_unreadable([text for _, text in sorted(found)], len(rows), root))
@@ -572,16 +580,17 @@ def _contents(
             yield name.removeprefix(inside), io.BytesIO(content)
 
 
-def _pixels(file: Path | IO[bytes], size: int) -> tuple[np.ndarray, tuple[str, int, int]]:
-    """Decode an image to (3, size, size) uint8; and say what the file was."""
+def _pixels(file: Path | IO[bytes], size: int) -> tuple[np.ndarray, tuple[str, int, int], bool]:
+    """Decode an image to (3, size, size) uint8; say what the file was, and if white is a guess."""
     from PIL import Image
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(file, formats=IMAGE_FORMATS) as image:
             form = str(image.format), image.width, image.height
+            guess = _deep(image) and not _sixteen_bits(image)
             try:
-                return np.asarray(to_rgb(image, size)).transpose(2, 0, 1), form
+                return np.asarray(to_rgb(image, size)).transpose(2, 0, 1), form, guess
             except MemoryError as error:
                 raise MemoryError(f"{form[1]} x {form[2]} pixels") from error
 
@@ -604,16 +613,16 @@ def to_rgb(image: Image, size: int) -> Image:
     """
     from PIL import Image, ImageOps
 
+    sixteen_bits = _sixteen_bits(image)  # before: what Pillow turns has no format any more
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey: Pillow would clip it
+    if _deep(image):
         values = np.asarray(image, dtype=np.float64)
         if not np.isfinite(values).all():  # one of them would make all pixels black
             raise ValueError("it holds nan or inf")
-        top = 255  # a guess, but where the mode tells
-        if image.mode.startswith("I;16") or values.max() > 255:
-            top = 65535
-        elif image.mode == "F" and values.max() <= 1:
-            top = 1
+        top = 65535
+        if not sixteen_bits:  # a guess; floats go beyond their white where they were resampled
+            whites = {1: 2, 255: 510} if image.mode == "F" else {255: 255}
+            top = next((white for white, most in whites.items() if values.max() <= most), top)
         if isinstance(image.info.get("transparency"), int):  # the level that is transparent
             values = np.where(values == image.info["transparency"], top, values)
         image = Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
@@ -621,6 +630,16 @@ def to_rgb(image: Image, size: int) -> Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return _square(image.convert("RGB"), size)
+
+
+def _deep(image: Image) -> bool:
+    """Say whether an image is grey with more than 8 bits, which Pillow would clip."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def _sixteen_bits(image: Image) -> bool:
+    """Say whether white is 65,535: Pillow scales to it what PPM has, and has mode I for that."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
 def _square(image: Image, size: int) -> Image:

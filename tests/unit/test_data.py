@@ -363,14 +363,47 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path, home):
     assert (left.exists(), other.exists()) == (False, True)
 
 
-@pytest.mark.parametrize("brightest", [255, 256, 1000, 65535])
-def test_sixteen_bits_mean_the_same_in_every_file(tmp_path, brightest):
+@pytest.mark.parametrize("brightest", [1, 200, 255, 256, 1000, 65535])
+@pytest.mark.parametrize(("suffix", "mode"), [("png", "I;16"), ("tif", "I;16"), ("pgm", "I")])
+def test_sixteen_bits_mean_the_same_in_every_file(tmp_path, suffix, mode, brightest):
     values = np.full((8, 8), brightest, dtype=np.uint16)
-    Image.fromarray(values).save(tmp_path / "x.png")
-    with Image.open(tmp_path / "x.png") as file:
-        assert file.mode == "I;16"
+    Image.fromarray(values).save(tmp_path / f"x.{suffix}")
+    with Image.open(tmp_path / f"x.{suffix}") as file:
+        assert file.mode == mode
         image = np.asarray(folders.to_rgb(file, 8))
     assert np.abs(image.astype(int) - brightest * 255 // 65535).max() <= 1
+
+
+@pytest.mark.parametrize(("most", "white"), [(255, 255), (256, 256), (4095, 4095)])
+def test_a_pgm_is_as_bright_as_its_header_says(tmp_path, most, white):
+    values = np.array([0, white // 2, white], ">u2" if most > 255 else "u1").repeat(8)
+    (tmp_path / "x.pgm").write_bytes(b"P5 8 3 %d\n" % most + values.tobytes())
+    with Image.open(tmp_path / "x.pgm") as file:
+        image = np.asarray(folders.to_rgb(file, 3))
+    assert np.abs(image[:, 0, 0].astype(int) - [0, 127, 255]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "largest", "white"),
+    [("float32", 1, 1), ("float32", 1.001, 1), ("float32", 0.5, 1), ("float32", 3, 255),
+     ("float32", 255, 255), ("float32", 262.5, 255), ("float32", 60_000, 65535),
+     ("int32", 200, 255), ("int32", 300, 65535)],
+)  # fmt: skip
+def test_how_bright_other_numbers_are_is_guessed_and_said_once(
+    tmp_path, home, caplog, kind, largest, white
+):
+    root = folder(tmp_path / "set", {"a": 5, "b": 5})
+    for name in ("a/x.tif", "b/y.tif"):
+        Image.fromarray(np.full((8, 8), largest, kind)).save(root / name)
+    found = load(root)
+    (line,) = (r.getMessage() for r in caplog.records)
+    assert "how bright 2 images are is a guess" in line
+    assert "(a/x.tif, b/y.tif)" in line
+    with Image.open(root / "a" / "x.tif") as file:
+        image = np.asarray(folders.to_rgb(file, 8))
+    assert np.abs(image - min(255, largest * 255 / white)).max() <= 1
+    assert load(root).fingerprint == found.fingerprint
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("bits", [8, 16])
