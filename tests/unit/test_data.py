@@ -494,6 +494,10 @@ def test_the_same_images_are_the_same_runs_when_they_are_decoded_anew(tmp_path, 
         path.chmod(0o700)
     assert load(root).fingerprint == before
     assert len(list((home / "data" / "cache").glob("*.npy"))) == 2, "it was decoded anew"
+    (root / "a" / "0.png").rename(root / "a" / "00.png")
+    assert load(root).fingerprint == before
+    (root / "a" / "00.png").rename(root / "a" / "9.png")
+    assert load(root).fingerprint != before, "in another order they are divided otherwise"
 
 
 def test_corrupt_images_stop_the_run_or_are_left_out(tmp_path, home, caplog):
