@@ -137,6 +137,21 @@ def whole_reason(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
 
 
+def short(text: str) -> str:
+    """Make text fit into one line of a message: a name, or many of them.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The text; of more than 200 characters its beginning and its end.
+
+    Source: this project.
+    Lesson: 00_start_here, "The same from a shell".
+    """
+    return text if len(text) <= 200 else f"{text[:60]}...{text[-60:]}"
+
+
 def need(what: str, package: str, remedy: str) -> ModuleType:
     """Import a package that comes with an extra only.
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from helpers import download, files, folders, parallel, store
-from helpers.config import InputError, RunConfig, check, expand, home, whole_reason
+from helpers.config import InputError, RunConfig, check, expand, home, short, whole_reason
 from helpers.store import Spilled, Stored
 
 log = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ class Dataset:
         Source: arXiv 2411.11907, section 2.
         Lesson: 04_class_unlearning, "Forget set and retain set".
         """
-        names = ", ".join(f"{i} {n}" for i, n in enumerate(self.classes))
+        names = short(", ".join(f"{i} {n}" for i, n in enumerate(self.classes)))
         chosen = indices(forgotten)
         check("classes", names, len(self.classes) > 1, "at least two; nothing would be retained")
         ok = bool(chosen) and all(0 <= c < len(self.classes) for c in chosen)

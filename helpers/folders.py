@@ -28,7 +28,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from helpers import files, store
-from helpers.config import InputError, home
+from helpers.config import InputError, home, short
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -155,7 +155,7 @@ def _list_folder(root: Path) -> tuple[Listing, dict[str, str]]:
             stamps |= _walk(root, below, others, places, links)
         _check_links(root, apart, links)
     except OSError as error:
-        where = _short(str(error.filename or root))
+        where = short(str(error.filename or root))
         raise InputError(
             f"{root}: {where} cannot be listed: {error.strerror}; repair or remove it, or give "
             "yourself the right to read it"
@@ -211,7 +211,7 @@ def _check_links(root: Path, apart: Sequence[tuple[str, str]], links: Iterable[s
             shared.append(f"{name} into {other}")
     if shared:
         raise InputError(f"{root}: {len(shared):,} images are links into the folder of another "
-                         f"class or part ({_short(shared[0])}), which would share them: remove "
+                         f"class or part ({short(shared[0])}), which would share them: remove "
                          "these links")  # fmt: skip
 
 
@@ -297,7 +297,7 @@ def _list_archive(path: Path, progress: bool) -> tuple[Listing, str]:
 
 
 def _ending(name: str) -> str:
-    return _short(os.path.splitext(name)[1].lower() or "no ending")
+    return short(os.path.splitext(name)[1].lower() or "no ending")
 
 
 def _say_left_out(others: Counter[str], root: Path) -> None:
@@ -313,7 +313,7 @@ def _say_left_out(others: Counter[str], root: Path) -> None:
 def _say_beside(tops: Iterable[str], root: Path) -> None:
     """Say which folders beside train/ are not read: images to validate with may be in them."""
     if beside := sorted({name for name in tops if _visible(name)} - {"train", "test"}):
-        log.warning("%s: read are train/ and test/ alone, not %s", root, _short(", ".join(beside)))
+        log.warning("%s: read are train/ and test/ alone, not %s", root, short(", ".join(beside)))
 
 
 def _arrange(
@@ -339,7 +339,7 @@ def _arrange(
     if elsewhere:
         shown = ", ".join(sorted(elsewhere)[:5]) + (", ..." if len(elsewhere) > 5 else "")
         log.warning("%s: %s files lie in no class folder and are not read: %s", root,
-                    f"{len(elsewhere):,}", _short(shown))  # fmt: skip
+                    f"{len(elsewhere):,}", short(shown))  # fmt: skip
     return listing
 
 
@@ -352,7 +352,8 @@ def _check_listing(listing: Listing, root: Path) -> None:
         )
     if train.keys() != test.keys():
         odd = sorted(train.keys() ^ test.keys())
-        raise InputError(f"{root}: classes in only one of train/ and test/: {', '.join(odd)}")
+        raise InputError(f"{root}: {len(odd)} classes are in only one of train/ and test/: "
+                         f"{short(', '.join(odd))}")  # fmt: skip
     for part, classes in listing.items():
         for name, found in classes.items():
             if not found:
@@ -375,10 +376,6 @@ def _is_image(name: str) -> bool:
 
 def _suffixes() -> str:
     return ", ".join(IMAGE_SUFFIXES)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 200 else f"{name[:60]}...{name[-60:]}"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -449,7 +446,7 @@ def _members(
                 length = len(os.fsencode(member.name))
                 names += length
                 if length > LONGEST_NAME:
-                    raise tarfile.ReadError(f"the name {_short(member.name)} has {length:,} bytes, "
+                    raise tarfile.ReadError(f"the name {short(member.name)} has {length:,} bytes, "
                                             f"more than {LONGEST_NAME:,}")  # fmt: skip
                 if names > LARGEST_NAMES:
                     raise tarfile.ReadError("the names of its files have more than "
@@ -545,7 +542,7 @@ def _decode(
             log.warning("%s: how bright %s images are is a guess by the largest number in each, as "
                         "floats and 32 bits have no white of their own (%s); if some come out too "
                         "dark or too bright, save them all with 16 bits", root,
-                        f"{len(guessed):,}", _short(", ".join(guessed)))  # fmt: skip
+                        f"{len(guessed):,}", short(", ".join(guessed)))  # fmt: skip
         found = [(rows[name], f"{name} ({why})") for name, why in bad.items()]
         if bad and on_corrupt == "stop":
             raise InputError(_unreadable([text for _, text in sorted(found)], len(rows), root))

@@ -129,6 +129,12 @@ def test_a_class_that_does_not_exist_or_is_the_only_one_is_refused(dataset):
 
     with pytest.raises(InputError, match="at least two"):
         replace(dataset, classes=("only",)).split(0)
+    many = tuple(f"breed {i} with a long name" for i in range(300))
+    with pytest.raises(
+        InputError, match=r"the classes are 0 breed 0 .*\.\.\..* 299 breed"
+    ) as raised:
+        replace(dataset, classes=many).split(300)
+    assert len(str(raised.value)) < 250
 
 
 # ------------------------------------------------------------------------------------------------
@@ -839,8 +845,12 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path, home, make, message):
 def test_classes_of_train_and_test_must_agree(tmp_path, home):
     folder(tmp_path / "set" / "train", {"a": 5, "b": 5})
     folder(tmp_path / "set" / "test", {"a": 5, "c": 5})
-    with pytest.raises(InputError, match="only one of train/ and test/: b, c"):
+    with pytest.raises(InputError, match="2 classes are in only one of train/ and test/: b, c"):
         load(tmp_path / "set")
+    folder(tmp_path / "set" / "test", {f"of a long name {i}": 1 for i in range(300)}, size=(8, 8))
+    with pytest.raises(InputError, match=r"302 classes .*: b, c, of a.*\.\.\.") as raised:
+        load(tmp_path / "set")
+    assert len(str(raised.value)) < 250 + len(str(tmp_path))
 
 
 def test_a_part_that_loses_a_whole_class_is_refused_even_when_skipping(tmp_path, home):
