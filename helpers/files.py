@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import filecmp
 import hashlib
 import json
 import os
@@ -64,8 +65,9 @@ def write_together(writes: Mapping[Path, Callable[[Path], object]]) -> None:
 
     Args:
         writes: Where each shall be, and what writes its whole content to the path it is given. None
-            takes its place before all are whole. A process killed in between leaves some of them
-            alone, but never an old one beside a new one; and the last one beside all others alone.
+            takes its place before all are whole, and of several one that is the same as before is
+            not touched. A process killed in between leaves some of them alone, but never an old one
+            beside a new one; and the last one beside all others alone.
 
     Raises:
         FileProblem: As :func:`write_atomically`.
@@ -81,10 +83,13 @@ def write_together(writes: Mapping[Path, Callable[[Path], object]]) -> None:
             rights = stat.S_IMODE(part.stat().st_mode)
             write(part)
             part.chmod(rights)  # safetensors puts a file in its place that is the owner's alone
-        for path in [*parts][:0:-1]:  # the last one first; the first one is replaced at once
+        new = {path: part for path, part in parts.items() if len(parts) == 1 or _differ(path, part)}
+        for path in [*new][:0:-1]:  # the last one first; the first one is replaced at once
             _insist(partial(path.unlink, missing_ok=True))
-        for path, part in parts.items():
+        for path, part in new.items():
             _insist(partial(os.replace, part, path))
+    except FileProblem:  # which says itself what is the matter
+        raise
     except OSError as error:
         raise FileProblem(_cannot_write(path, error)) from error
     finally:
@@ -119,10 +124,13 @@ def replaced(folder: Path, last: str) -> Iterator[Path]:
         yield new
         made = sorted((p for p in new.rglob("*") if p.is_file()), key=lambda p: p == new / last)
         pairs = [(path, folder / path.relative_to(new)) for path in made]
-        write_together({old: partial(os.replace, path) for path, old in pairs
-                        if not old.exists() or sha256(old) != sha256(path)})  # fmt: skip
+        write_together({old: partial(os.replace, path) for path, old in pairs})
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _differ(path: Path, part: Path) -> bool:
+    return not path.is_file() or not filecmp.cmp(path, part, shallow=False)
 
 
 def _insist(change: Callable[[], object]) -> None:
@@ -333,6 +341,22 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any = None
     Source: https://huggingface.co/docs/safetensors.
     Lesson: 00_start_here, "Where results are kept".
     """
+    return write_atomically(path, as_tensors(tensors, metadata))
+
+
+def as_tensors(tensors: Mapping[str, Tensor], metadata: Any = None) -> Callable[[Path], None]:
+    """Prepare what :func:`save_tensors` does, for a file that others belong to.
+
+    Args:
+        tensors: As for :func:`save_tensors`; copied at once.
+        metadata: As for :func:`save_tensors`.
+
+    Returns:
+        What writes the whole file to the path it is given, for :func:`write_together`.
+
+    Source: https://huggingface.co/docs/safetensors.
+    Lesson: 00_start_here, "Where results are kept".
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -350,7 +374,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any = None
     text = json.dumps(metadata, allow_nan=False)
     # in one entry: safetensors writes several in any order, and equal files shall be equal
     header = {"helpers": f"{_MARK}{_digest(plain, text)} {text}"}
-    return write_atomically(path, write)
+    return write
 
 
 def digest_json(plain: Any) -> str:

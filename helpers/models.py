@@ -960,8 +960,9 @@ def _set_sizes(module: nn.Module) -> None:
 def save(model: nn.Module, folder: Path | str) -> Path:
     """Write a network as ``model.safetensors`` and its architecture as ``architecture.json``.
 
-    The latter names the blueprint only if that, with the shapes, is the network: not of one that
-    was changed after :func:`build_model` made it, other than by removing channels.
+    Those of another network that are there are replaced once both are whole. The latter names the
+    blueprint only if that, with the shapes, is the network: not of one that was changed after
+    :func:`build_model` made it, other than by removing channels.
 
     Args:
         model: The network, of its original size or with channels removed.
@@ -984,9 +985,12 @@ def save(model: nn.Module, folder: Path | str) -> Path:
         "blueprint": dataclasses.asdict(model.blueprint) if _is_its_blueprint(model) else None,
         "shapes": {name: list(tensor.shape) for name, tensor in state.items()},
     }
-    folder = Path(folder)
-    path = files.save_tensors(folder / "model.safetensors", state)
-    files.write_json(folder / "architecture.json", plain)
+    path, about = (Path(folder) / name for name in ("model.safetensors", "architecture.json"))
+    text = files.as_json(about, plain)
+    files.write_together({
+        path: files.as_tensors(state),
+        about: lambda part: part.write_text(text, encoding="utf-8"),
+    })  # fmt: skip
     return path
 
 

@@ -327,6 +327,8 @@ def size(patch: Patch) -> int:
 def save_patch(patch: Patch, folder: Path | str) -> Path:
     """Write a patch as ``patch.safetensors`` and ``patch.json``.
 
+    Those of another patch that are there are replaced once both are whole.
+
     Args:
         patch: The patch.
         folder: Where to, as a path or its text; created if needed.
@@ -362,10 +364,19 @@ def save_patch(patch: Patch, folder: Path | str) -> Path:
         "format": FORMAT, "base": patch.base, "result": patch.result, "scales": scales,
         "masks": shapes, "about": patch.about,
     }  # fmt: skip
-    path = files.save_tensors(folder / "patch.safetensors", tensors)
-    plain["sha256"] = files.sha256(path)
-    plain["digest"] = _digest(plain)
-    files.write_json(folder / "patch.json", plain)  # last: a folder with it is whole
+    path, about = folder / "patch.safetensors", folder / "patch.json"
+    write = files.as_tensors(tensors)
+
+    def write_tensors(part: Path) -> None:
+        write(part)
+        plain["sha256"] = files.sha256(part)
+        plain["digest"] = _digest(plain)
+
+    def write_about(part: Path) -> None:
+        part.write_text(files.as_json(about, plain), encoding="utf-8")
+
+    # the last one last: a folder with it is whole
+    files.write_together({path: write_tensors, about: write_about})
     return folder
 
 

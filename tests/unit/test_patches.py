@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import errno
 import json
 import os
 import pickle
@@ -12,6 +14,7 @@ import struct
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -486,6 +489,78 @@ def test_a_network_of_ones_own_takes_the_whole_way(tmp_path):
     del model.input_shape
     with pytest.raises(InputError, match=r"set model\.input_shape"):
         pruning.prune(model, 0.5, "channels")
+
+
+KEPT = ["patch", "network", "network of another architecture"]
+
+
+def save_one(kind, step, folder):
+    """Write the first or the second of two patches or networks; returns which network it gives."""
+    base = models.build_model("digits_resnet", 10, 1, 8)
+    other = kind == KEPT[2] and step > 0
+    made = models.build_model("vit_tiny", 10, 1, 8) if other else copy.deepcopy(base)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(step)
+    if kind == "patch":
+        patches.save_patch(patches.make(base, made, {}), folder)
+    else:
+        models.save(made, folder)
+    return models.fingerprint(made)
+
+
+def load_one(kind, folder):
+    if kind != "patch":
+        return models.fingerprint(models.load(folder))
+    base = models.build_model("digits_resnet", 10, 1, 8)
+    return models.fingerprint(patches.apply(base, patches.load_patch(folder, base)))
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_what_is_replaced_stays_if_there_is_no_room_for_both_new_files(kind, tmp_path, monkeypatch):
+    old = save_one(kind, 0, tmp_path)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        with pytest.raises(FileProblem, match=r"\.json: No space left.*nothing was left half"):
+            save_one(kind, 1, tmp_path)
+    assert load_one(kind, tmp_path) == old
+    assert len(list(tmp_path.iterdir())) == 2
+    assert save_one(kind, 1, tmp_path) == load_one(kind, tmp_path) != old
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_wherever_saving_is_killed_no_old_file_is_beside_a_new_one(kind, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def counted(function):
+        def call(*args, **kwargs):
+            nonlocal left
+            left -= 1
+            if left < 0:  # a dead process does not tidy up, either
+                raise Killed
+            return function(*args, **kwargs)
+
+        return call
+
+    for owner, name in ((os, "replace"), (Path, "unlink")):
+        monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
+    found, done = [], False
+    while not done:
+        left, folder = 1000, tmp_path / str(len(found))
+        old = save_one(kind, 0, folder)
+        left = len(found)
+        with contextlib.suppress(Killed):
+            save_one(kind, 1, folder)
+            done = True
+        whole = any(folder.glob("[!.]*.json"))
+        found.append(("old" if load_one(kind, folder) == old else "new") if whole else "neither")
+    assert (found[0], found[-1]) == ("old", "new")
+    assert ("neither" in found) == (kind != "network"), "its description is the same as before"
 
 
 @pytest.mark.parametrize("field", ["scales", "result", "about", "masks"])

@@ -294,22 +294,27 @@ def test_a_run_without_a_ledger_is_read_back_or_done_again_as_asked(quick, datas
     assert runs.run(quick.but(rank=2), dataset, False, measured=None).record["ledger"]
 
 
+@contextlib.contextmanager
+def no_room_for(name):
+    write = files.write_together
+
+    def full(writes):
+        if any(path.name == name for path in writes):
+            raise FileProblem(f"cannot write {name}: No space left on device")
+        write(writes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "write_together", full)
+        yield
+
+
 @pytest.mark.parametrize("lost", ["model.safetensors", "patch.json", "run.json"])
 def test_a_kept_run_stays_if_it_is_done_again_and_cannot_be_written(
     lost, quick, dataset, home, monkeypatch
 ):
     first = runs.run(quick, dataset, False, measured=False)
-    write = files.write_atomically
-
-    def full(path, *rest):
-        if path.name == lost:
-            raise FileProblem(f"cannot write {path}: No space left on device")
-        return write(path, *rest)
-
-    monkeypatch.setattr(files, "write_atomically", full)
-    with pytest.raises(FileProblem, match="No space"):
+    with no_room_for(lost), pytest.raises(FileProblem, match="No space"):
         runs.run(quick, dataset, False)
-    monkeypatch.setattr(files, "write_atomically", write)
     again = runs.run(quick, dataset, False, measured=None)
     assert again.from_disk
     assert again.record == json.loads(json.dumps(first.record))
@@ -464,17 +469,8 @@ def test_a_long_training_is_not_lost_when_its_result_cannot_be_written(
     quick, dataset, home, monkeypatch
 ):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)  # every training is a long one
-    save = files.save_tensors
-
-    def full(path, *rest):
-        if path.name == "model.safetensors":
-            raise FileProblem(f"cannot write {path}: No space left on device")
-        return save(path, *rest)
-
-    monkeypatch.setattr(files, "save_tensors", full)
-    with pytest.raises(FileProblem, match="No space"):
+    with no_room_for("model.safetensors"), pytest.raises(FileProblem, match="No space"):
         runs.run(quick.but(method="original"), dataset, progress=False)
-    monkeypatch.setattr(files, "save_tensors", save)
     monkeypatch.setattr(training._Loop, "step", lambda *_: pytest.fail("trained again"))
     found = runs.run(quick.but(method="original"), dataset, progress=False)
     assert sorted(p.name for p in found.folder.iterdir()) == [*WHOLE, "run.json"]
