@@ -249,16 +249,23 @@ def home() -> Path:
         folder that has a ``pyproject.toml``; else the working folder.
 
     Raises:
-        InputError: If the variable holds nothing but spaces, or a path that cannot be.
+        InputError: If the variable holds nothing but spaces, or a path that cannot be; or if the
+            path is not UTF-8, which safetensors writes to, but does not read from.
 
     Source: this project.
     Lesson: 00_start_here, "Where results are kept".
     """
     if named := os.environ.get("HELPERS_HOME"):
         check("HELPERS_HOME", named, bool(named.strip()), "the name of a folder")
-        return expand("HELPERS_HOME", named)
-    here = Path.cwd()
-    return next((p for p in (here, *here.parents) if (p / "pyproject.toml").is_file()), here)
+        found = expand("HELPERS_HOME", named)
+    else:
+        here = Path.cwd()
+        above = (p for p in (here, *here.parents) if (p / "pyproject.toml").is_file())
+        found = next(above, here)
+    ok = str(found).encode("utf-8", "ignore").decode() == str(found)
+    check("home", str(found), ok, "a folder whose path is UTF-8, or no network can be read back; "
+          "name one with the environment variable HELPERS_HOME or --home")  # fmt: skip
+    return found
 
 
 @contextlib.contextmanager

@@ -131,6 +131,7 @@ def test_a_folder_of_images_runs_end_to_end(home, tmp_path, capsys):
         (("--data", "folder:"), "data = 'folder:' is not allowed: known are digits, cifar10"),
         (("--home", "/proc/no-such-home"), "cannot write /proc/no-such-home"),
         (("--home", "~no-such-user/x"), "HELPERS_HOME = '~no-such-user/x' is not allowed"),
+        (("--home", "n\udcff"), "n\\udcff' is not allowed: a folder whose path is UTF-8, or no"),
         (("--data", "folder:~no-such-user/x"), "data = 'folder:~no-such-user/x' is not allowed"),
         (("--rank", "9" * 400), "rank = a number of 1,329 bits is not allowed: a whole number"),
         (("--lr", "1e30"), "training diverged"),

@@ -387,6 +387,15 @@ def test_paths_of_users_who_do_not_exist_are_refused(monkeypatch):
         config.home()
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_home_from_which_no_network_can_be_read_back_is_refused(tmp_path, monkeypatch, named):
+    folder = tmp_path / "n\udcff"  # a byte that is no UTF-8
+    monkeypatch.setenv("HELPERS_HOME", str(folder) if named else "")
+    monkeypatch.setattr(Path, "cwd", lambda: folder)
+    with pytest.raises(InputError, match=r"n\\udcff' is not allowed: a folder whose path is UTF-8"):
+        config.home()
+
+
 @pytest.mark.parametrize("data", ["digits", "cifar10", "nonsense", "folder:", "folder:/a/../b"])
 def test_a_source_without_a_relative_path_stays_as_it_is(data):
     assert config.anchored(data) == data
