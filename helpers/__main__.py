@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers import __version__
+from helpers import __version__, bars
 from helpers.config import (
     ADAPTERS,
     CRITERIA,
@@ -62,10 +62,21 @@ def main(arguments: list[str] | None = None) -> int:
     Source: this project.
     Lesson: 00_start_here, "The same from a shell".
     """
-    options = _parser().parse_args(arguments)
-    for stream in (sys.stdout, sys.stderr):
+    _open_closed()
+    told = sys.stderr
+    for stream in (sys.stdout, told):
         if isinstance(stream, io.TextIOWrapper):  # a file of Windows, say, that holds no Greek
-            stream.reconfigure(errors="replace")
+            with contextlib.suppress(OSError):  # of what it could not write before
+                stream.reconfigure(errors="replace")
+    try:
+        with contextlib.redirect_stderr(bars.Heedless(told)):  # no result is worth less than a word
+            return _main(arguments)
+    finally:
+        _hush(told)
+
+
+def _main(arguments: list[str] | None) -> int:
+    options = _parser().parse_args(arguments)
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine("%(message)s"))
     logging.basicConfig(handlers=[handler])
@@ -78,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         anchor()
         return _command(options)
     except BrokenPipeError:  # no fault: head, say, closes a pipe once it has its lines
-        _hush()
+        _hush(sys.stdout)
         return CLOSED
     except (InputError, OSError) as error:  # FileProblem is an OSError
         print(one_line(f"error: {_worded(error)}"), file=sys.stderr)
@@ -104,21 +115,32 @@ def _say(text: str) -> None:
     except OSError as error:
         from helpers import files
 
-        _hush()
+        _hush(sys.stdout)
         raise files.FileProblem(
             f"the output cannot be printed: {error.strerror}; finished runs are kept, and the same "
             "command prints them where there is room"
         ) from error
 
 
-def _hush() -> None:
+def _open_closed() -> None:
+    """Open what the shell closed, or the next file has its number, and whatever is printed to it.
+
+    Workers inherit it, as they would what the shell left open.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w"))
+
+
+def _hush(stream: Any) -> None:
     """Send what is left of a failed output nowhere: Python would fail at it again at its end."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), stream.fileno())
+    try:
+        stream.flush()
+    except OSError:
+        with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _worded(error: Exception) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from helpers import files
+from helpers import bars, files
 from helpers.config import InputError, check, reason
 
 log = logging.getLogger(__name__)
@@ -216,12 +216,11 @@ def _bars(wanted: bool) -> Iterator[None]:
 def _read_parquet(path: Path, progress: bool) -> tuple[np.ndarray, np.ndarray]:
     from PIL import Image
     from pyarrow import parquet
-    from tqdm.auto import tqdm
 
     images, labels = [], []
     with parquet.ParquetFile(path) as file:
-        bar = tqdm(desc="decoding images", total=file.metadata.num_rows, disable=not progress,
-                   leave=False)  # fmt: skip
+        bar = bars.show(text="decoding images", total=file.metadata.num_rows,
+                        disable=not progress, leave=False)  # fmt: skip
         for batch in file.iter_batches(1000, columns=["img", "label"]):
             labels += batch["label"].to_pylist()
             for content in batch["img"].field("bytes").to_pylist():
@@ -269,11 +268,9 @@ def _md5(path: Path) -> str:
 
 def _complete(url: str, part: Path, progress: bool) -> None:
     """Append to a file until it is whole, over as many connections as that takes."""
-    from tqdm.auto import tqdm
-
     barren = 0  # tries in a row that brought nothing
-    with tqdm(desc=url.rpartition("/")[2], unit="B", unit_scale=True, disable=not progress,
-              leave=False) as bar:  # fmt: skip
+    with bars.show(text=url.rpartition("/")[2], unit="B", unit_scale=True,
+                   disable=not progress, leave=False) as bar:  # fmt: skip
         while True:
             before = _size(part)
             try:

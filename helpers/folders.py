@@ -27,7 +27,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from helpers import files, store
+from helpers import bars, files, store
 from helpers.config import InputError, home, short
 
 if TYPE_CHECKING:
@@ -428,12 +428,11 @@ def _members(
     path: Path, wanted: Collection[str], text: str, progress: bool
 ) -> Iterator[tuple[str, tarfile.TarInfo, bytes]]:
     """Read an archive from beginning to end: name, header, and the content where it is wanted."""
-    from tqdm.auto import tqdm
 
     class Header(_Header):
         """Those of this archive."""
 
-    bar = tqdm(desc=text, unit=" files", disable=not progress, leave=False)
+    bar = bars.show(text=text, unit=" files", disable=not progress, leave=False)
     names = 0  # bytes of them
     try:
         with (
@@ -565,10 +564,8 @@ def _contents(
     root: Path, names: Iterable[str], inside: str, progress: bool
 ) -> Iterator[tuple[str, Path | IO[bytes]]]:
     """Give every image and something to read it from; those of an archive in its own order."""
-    from tqdm.auto import tqdm
-
     if root.is_dir():
-        bar = tqdm(names, "decoding images", disable=not progress, leave=False)
+        bar = bars.show(names, "decoding images", disable=not progress, leave=False)
         yield from ((name, root / name) for name in bar)
         return
     wanted = {inside + name for name in names}

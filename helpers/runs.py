@@ -35,6 +35,7 @@ from torch import nn
 import helpers
 from helpers import (
     audit,
+    bars,
     data,
     files,
     frozen,
@@ -749,10 +750,8 @@ def _epochs(cfg: RunConfig) -> int:
 
 
 def _bar(missing: list[RunConfig], progress: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(
-        total=sum(map(_epochs, missing)), desc=f"{len(missing)} runs", unit="epoch", leave=False,
+    return bars.show(
+        text=f"{len(missing)} runs", total=sum(map(_epochs, missing)), unit="epoch", leave=False,
         smoothing=0, disable=not progress or len(missing) < 2,
     )  # fmt: skip
 

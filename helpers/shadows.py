@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helpers import attacks, data, files, frozen, runs, study, unlearning
+from helpers import attacks, bars, data, files, frozen, runs, study, unlearning
 from helpers.config import RunConfig, at_home, check, home
 from helpers.training import predict
 
@@ -59,7 +59,6 @@ def run(
     Lesson: 05_evaluation, "Example by example".
     """
     from joblib import Parallel, delayed
-    from tqdm.auto import tqdm
 
     least = 2 * attacks.LEAST  # before anything is trained: KLoM compares halves
     check("networks", networks, networks >= least, f"at least {least}")
@@ -82,7 +81,7 @@ def run(
     jobs = [delayed(_job)(str(home()), one, dataset.fingerprint) for one in wanted]
     pool = Parallel(n_jobs=workers, return_as="generator", batch_size=each)
     with study.deaths_told():
-        every = list(tqdm(pool(jobs), total=len(jobs), desc="networks", disable=not progress))
+        every = list(bars.show(pool(jobs), "networks", total=len(jobs), disable=not progress))
     oracles, *margins = (torch.stack(every[i::each]) for i in range(each))
     found = {name: _judge(one, oracles, groups) for name, one in zip(points, margins, strict=True)}
     return {

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers import (
     audit,
+    bars,
     data,
     files,
     frozen,
@@ -190,7 +191,6 @@ def run(
     Lesson: 05_evaluation, "The comparison".
     """
     from joblib import Parallel, delayed
-    from tqdm.auto import tqdm
 
     _check_oracles(oracles)
     check("workers", workers, workers >= 1, "at least one")
@@ -219,7 +219,7 @@ def run(
     jobs = (delayed(_job)(str(home()), cfg, points, wanted, c, oracles, keep, dataset.fingerprint)
             for c in classes)  # fmt: skip
     pool = Parallel(n_jobs=workers, return_as="generator_unordered")
-    bar = tqdm(pool(jobs), total=len(classes), desc="classes", disable=not progress)
+    bar = bars.show(pool(jobs), "classes", total=len(classes), disable=not progress)
     with deaths_told():
         found = sorted(bar, key=lambda job: list(classes).index(job["forget"]))
     return _collect(found, list(points), oracles, runs.environment(cfg.device), cfg)

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers import audit, data, files, frozen, runs, unlearning
+from helpers import audit, bars, data, files, frozen, runs, unlearning
 from helpers.config import (
     InputError,
     RunConfig,
@@ -556,11 +556,9 @@ def _batched(items: Iterable[int], size: int) -> Iterator[tuple[int, ...]]:
 
 
 def _bar(total: int, kept: int, text: str | bool) -> Any:
-    from tqdm.auto import tqdm
-
     hidden = not text or kept == total
-    return tqdm(total=total, initial=kept, desc=text or None, unit="point", smoothing=0,
-                disable=hidden, leave=False)  # fmt: skip
+    return bars.show(text=text or None, total=total, initial=kept, unit="point", smoothing=0,
+                     disable=hidden, leave=False)  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers import files, models, parallel, recording, turns
+from helpers import bars, files, models, parallel, recording, turns
 from helpers.config import InputError, Recipe, check
 from helpers.data import Dataset, ImageSet, at_most, batches, per_pass
 from helpers.ledger import count_saved, counting
@@ -272,7 +272,8 @@ def fit(
             loop.origin, loop.settings = _origin(model, part, seed, about), dict(settings)
         if checkpoint is not None and parallel.first(checkpoint.exists):
             loop.restore(checkpoint, per_epoch)
-        bar = _bar(progress, recipe.epochs * per_epoch, loop.fit.steps)
+        bar = bars.show(text=progress, total=recipe.epochs * per_epoch, initial=loop.fit.steps,
+                        disable=progress is None, leave=False)  # fmt: skip
         for epoch in range(len(loop.fit.history), recipe.epochs):
             loop.start_epoch()
             source = batches(part, size, augment=recipe.augment, seed=(seed, epoch))
@@ -639,12 +640,6 @@ def _compiler_named() -> Iterator[None]:
 
 def _cuda_devices(model: nn.Module) -> list[torch.device]:
     return [d for d in {p.device for p in model.parameters()} if d.type == "cuda"]
-
-
-def _bar(text: str | None, total: int, done: int) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, desc=text, initial=done, disable=text is None, leave=False)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers import audit, files, pages, plots, report, runs, statistics
+from helpers import audit, bars, files, pages, plots, report, runs, statistics
 from helpers.config import InputError, RunConfig, at_home, need, reason, whole_reason
 
 if TYPE_CHECKING:
@@ -139,7 +139,6 @@ def execute(path: Path, preset: str) -> tuple[NotebookNode, dict[str, float]]:
     Lesson: 00_start_here, "What it costs".
     """
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-    from tqdm import tqdm
 
     notebook = read(path)
     cells = sum(cell.cell_type == "code" for cell in notebook.cells)
@@ -148,7 +147,7 @@ def execute(path: Path, preset: str) -> tuple[NotebookNode, dict[str, float]]:
     environment["HELPERS_PRESET"] = preset
     started = time.perf_counter()
     with (
-        tqdm(total=cells, desc=path.stem, unit="cell", leave=False) as bar,
+        bars.show(text=path.stem, total=cells, unit="cell", leave=False) as bar,
         _memory() as peak,
         _quiet(),
     ):

@@ -26,12 +26,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MODULES = sorted(m.name for m in pkgutil.iter_modules(helpers.__path__))
 PAGES = ["README.md", "CONTRIBUTING.md", "helpers/README.md", "benchmarks/README.md",
          "benchmarks/gpu/README.md", "data/README.md"]  # fmt: skip
-ROOMS = ["files", "config", "turns", "parallel", "store", "download", "folders", "data", "models",
-         "ledger", "recording", "training", "frozen", "pruning", "lora", "patches", "objectives",
-         "edits", "unlearning", "outputs", "attacks", "shut", "features", "relearning",
-         "statistics", "audit", "runs", "study", "sweep", "grid", "shadows", "defects", "report",
-         "pages", "plots", "panels", "sliders", "card", "widgets", "exercises", "tutorial",
-         "stamp", "__main__"]  # fmt: skip
+ROOMS = ["files", "config", "bars", "turns", "parallel", "store", "download", "folders", "data",
+         "models", "ledger", "recording", "training", "frozen", "pruning", "lora", "patches",
+         "objectives", "edits", "unlearning", "outputs", "attacks", "shut", "features",
+         "relearning", "statistics", "audit", "runs", "study", "sweep", "grid", "shadows",
+         "defects", "report", "pages", "plots", "panels", "sliders", "card", "widgets",
+         "exercises", "tutorial", "stamp", "__main__"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)

@@ -658,6 +658,37 @@ def test_an_output_that_is_full_is_told_from_a_file_that_is():
     assert done.stderr.count("\n") == 1
 
 
+# all that a command may tell, around work that is none
+TELLS = """
+import logging, sys, warnings
+from helpers import __main__, bars
+
+def work(options):
+    for _ in bars.show(range(3), "bar"):
+        logging.getLogger("helpers").info("a line")
+        warnings.warn("a warning")
+    print("kept")
+    return 0
+
+warnings.warn("before")
+__main__._run = work
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no disk that is always full")
+@pytest.mark.parametrize("where", ["2>/dev/full", "2>&-", "<&- 2>&-"])
+@pytest.mark.parametrize(
+    ("words", "status", "printed"),
+    [("run", 0, "kept\n"), ("run --home ''", 2, ""), ("run --nonsense", 2, "")],
+)
+def test_no_result_is_lost_because_nothing_can_be_told_about_it(where, words, status, printed):
+    line = f"exec '{sys.executable}' -c \"$TELLS\" {words} {where}"
+    done = subprocess.run(["sh", "-c", line], cwd=Path(__file__).parents[2], text=True,
+                          stdout=subprocess.PIPE, env={**os.environ, "TELLS": TELLS})  # fmt: skip
+    assert (done.returncode, done.stdout) == (status, printed)
+
+
 def test_names_from_the_disk_do_not_move_the_cursor(home, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(logging.root, "handlers", [])  # as in a process of its own
     root = tmp_path / "a\nb\x1b[31m\u202ec  d"

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -598,7 +599,7 @@ def bars(monkeypatch):
 
     class Bar(tqdm.tqdm):
         def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs, file=io.StringIO())
+            super().__init__(*args, **kwargs | {"file": io.StringIO()})
             self.moves = []
             if not self.disable:
                 shown.append(self)
@@ -621,6 +622,15 @@ def test_several_runs_show_one_bar_above_with_all_epochs(quick, dataset, home, b
     assert whole.moves == [2, 2, 2, 1, 2, 1, 0, 0]
     assert whole.n == whole.total
     assert len(bars) == 1 + 6, "and one for each training"
+
+
+@pytest.mark.parametrize("path", [None, "/dev/full"])
+def test_a_bar_that_cannot_be_shown_ends_no_training(path, quick, dataset, home, monkeypatch):
+    if path is not None and not os.path.exists(path):
+        pytest.skip("there is no disk that is always full")
+    monkeypatch.setattr(sys, "stderr", None if path is None else open(path, "w"))  # noqa: SIM115
+    done = runs.run_all(quick, ["original", "retrain"], [0], dataset)
+    assert [run.from_disk for run in done] == [False, False]
 
 
 def test_what_is_read_back_shows_no_bar_and_is_not_counted(quick, dataset, home, bars):
