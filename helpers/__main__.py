@@ -299,6 +299,9 @@ def _add_run(parser: argparse.ArgumentParser, several: bool = False) -> None:
     add("--dropout", type=number, metavar="P", help="dropout of the adapters: 0 <= P < 1")
     add("--epochs", type=whole, metavar="N", help="epochs of the unlearning stage: 1 and up")
     add("--lr", type=number, metavar="LR", help="learning rate of the unlearning stage: above 0")
+    add("--train-epochs", dest="train", type=_epochs, metavar="N", help="epochs of the training of "
+        "the original and retrained networks: 1 and up; default: the preset's"
+        + (", one number for all points" if several else ""))  # fmt: skip
     add("--precision", help=f"{', '.join(PRECISIONS)}; auto is mixed precision on CUDA")
     add("--compile", action="store_true", default=None,
         help="torch.compile the training steps: for long runs of small networks")  # fmt: skip
@@ -309,6 +312,11 @@ def _add_run(parser: argparse.ArgumentParser, several: bool = False) -> None:
     text = "at most N training images a class: 2 and up"
     add("--train-limit", type=whole, metavar="N", help=text)
     parser.set_defaults(command=_run)
+
+
+def _epochs(text: str) -> dict[str, int]:
+    """Read what is different in the preset's recipe of training."""
+    return {"epochs": int(text)}
 
 
 def _config(options: argparse.Namespace) -> RunConfig:

@@ -930,18 +930,21 @@ def check_one(name: str, network: nn.Module, split: ClassSplit, ours: bool = Fal
     _check_head(name, network, split)
     right = _recall(found, "test_forget", len(classes)), _recall(found, "retain", len(classes))
     forgotten = [classes[c] for c in split.forgotten]
+    remedy = "train it for longer, or on more images"
+    if ours:
+        remedy = ("train for longer (--train-epochs; in Python, train), on more or larger images, "
+                  "or another model")  # fmt: skip
     share = _average(right[0][c] for c in split.forgotten)
     if name == "original":
         least = min(2 / len(classes), (1 + 1 / len(classes)) / 2)  # well above guessing
         check(name, f"{share:.0%} of {forgotten} recognised", share > least,
-              f"more than {least:.0%}, or there is nothing to forget: train it for longer, or on "
-              "more images")  # fmt: skip
+              f"more than {least:.0%}, or there is nothing to forget: {remedy}")  # fmt: skip
     if name.startswith("oracle"):
         check(name, f"{share:.0%} of {forgotten} recognised", share < 0.5,
               "a network that was trained without the class")  # fmt: skip
         for c, recall in right[1].items():
             check(name, f"{recall:.0%} of class {classes[c]!r} recognised", recall > 0.1,
-                  "a network that knows every class but the forgotten ones")  # fmt: skip
+                  f"a network that knows every class but the forgotten ones: {remedy}")  # fmt: skip
 
 
 def _check_head(name: str, network: nn.Module, split: ClassSplit) -> None:

@@ -751,7 +751,8 @@ def get_config(preset: str | None = None, **changes: Any) -> RunConfig:
             you ask for it, GPU or not.
         **changes: Fields of :class:`RunConfig` to set differently. Unless ``data`` is among them,
             the environment variable HELPERS_DATA, if set, takes the place of the preset's data: for
-            notebooks on a machine that has the images but not the network.
+            notebooks on a machine that has the images but not the network. ``train`` may be a dict
+            of what is different in the preset's own recipe.
 
     Returns:
         The validated configuration.
@@ -774,4 +775,9 @@ def get_config(preset: str | None = None, **changes: Any) -> RunConfig:
     known = tuple(f.name for f in dataclasses.fields(RunConfig))
     for field in changes:
         choose("field", field, known)
+    if isinstance(train := changes.get("train"), dict):
+        for field in train:
+            choose("train", field, tuple(f.name for f in dataclasses.fields(Recipe)))
+        own = settings.get("train", RunConfig.train)
+        changes["train"] = dataclasses.replace(own, **train)
     return RunConfig(**{**settings, **changes})

@@ -308,20 +308,18 @@ def audit_run(
     dataset = dataset or data.load_dataset(cfg, progress)
     audit.check_images(dataset)
     start = {"seed": cfg.start_seed, "original_seed": None, "earlier": ()}
-    wanted = [cfg, cfg.but(method="original", **start)]
-    wanted += [
-        cfg.but(method="retrain", seed=ORACLE_SEED + i, original_seed=None, earlier=(),
-                forget=cfg.forgotten)
+    wanted = {"model": cfg, "original": cfg.but(method="original", **start)}
+    wanted |= {
+        f"oracle {i + 1}": cfg.but(method="retrain", seed=ORACLE_SEED + i, original_seed=None,
+                                   earlier=(), forget=cfg.forgotten)
         for i in range(oracles)
-    ]  # fmt: skip
+    }  # fmt: skip
     split = runs.as_evaluated(dataset, cfg).split(cfg.forgotten)
     done, networks = [], []
-    for one in wanted:
+    for name, one in wanted.items():
         done.append(runs.run(one, dataset, progress, measured=None))
         networks.append(done[-1].model(dataset))
-        if len(done) == 2:  # before hours of oracles
-            for name, network in zip(("model", "original"), networks, strict=True):
-                audit.check_one(name, network, split, ours=True)
+        audit.check_one(name, networks[-1], split, ours=True)  # before hours of the next ones
     record = audit.audit(networks[0], networks[1], networks[2:], split, seed=cfg.seed, ours=True)
     kept = done[0].record
     method = unlearning.method(cfg.method)

@@ -512,6 +512,15 @@ def test_an_oracle_that_lacks_another_class_is_refused(judge):
         judge(4, lambda network: row_of(network, 5, -1e4))
 
 
+def test_a_network_of_ours_that_is_refused_comes_with_what_can_be_changed(networks, split):
+    useless = row_of(copy.deepcopy(networks["original"]), 3, -1e4)
+    useless = row_of(useless, 5, -1e4)
+    for name in ("original", "oracle 1"):
+        with refused(f"^{name} = .*(knows every|nothing to forget).*: train for longer "
+                     r"\(--train-epochs; in Python, train\), on more or larger"):  # fmt: skip
+            audit.check_one(name, useless, split, ours=True)
+
+
 def test_the_same_network_twice_is_refused(judge, networks):
     with refused("^oracle 2 = 'the same weights as oracle 1' is not allowed: .*another seed"):
         judge(3, lambda _: copy.deepcopy(networks["oracle 0"]))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import logging
@@ -15,7 +16,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from helpers import __main__, audit, card, config, data, models, runs, study, tutorial, unlearning
+from helpers import (
+    __main__,
+    audit,
+    card,
+    config,
+    data,
+    models,
+    runs,
+    study,
+    sweep,
+    tutorial,
+    unlearning,
+)
 from helpers.__main__ import main
 from tests.pictures import folder
 
@@ -126,6 +139,7 @@ def test_a_folder_of_images_runs_end_to_end(home, tmp_path, capsys):
         (("--preset", "laptop"), "known are smoke, cpu, cifar, gpu, paper"),
         (("--preset", ""), "preset = '' is not allowed: known are smoke, cpu, cifar, gpu, paper"),
         (("--home", ""), "home = '' is not allowed: the name of a folder"),
+        (("--train-epochs", "0"), "epochs = 0 is not allowed: a whole number from 1"),
         (("--data", "mnist"), "known are digits, cifar10, folder:PATH"),
         (("--data", "folder:/no/such/place"), "there is no such folder"),
         (("--data", "folder:"), "data = 'folder:' is not allowed: known are digits, cifar10"),
@@ -611,6 +625,32 @@ def test_compiling_is_an_option(words, monkeypatch):
     )
     assert main([*RUN, *words]) == 0
     assert seen[0].compile is bool(words)
+
+
+def test_the_epochs_of_the_training_are_an_option_and_the_rest_of_its_recipe_stays(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        __main__, "_run", lambda options: seen.append(__main__._config(options)) or 0
+    )
+    assert main([*RUN, "--train-epochs", "7"]) == 0
+    assert main([*RUN]) == 0
+    assert seen[0].train == dataclasses.replace(seen[1].train, epochs=7)
+    assert seen[0].but(train=seen[1].train) == seen[1]
+
+
+def test_the_epochs_of_the_training_hold_for_all_points_of_a_sweep(monkeypatch, tmp_path):
+    class Enough(Exception):
+        pass
+
+    def stop(grid, preset, *_):
+        points = sweep.plan(grid, preset).points
+        assert [point.cfg.train.epochs for point in points] == [7, 7]
+        raise Enough
+
+    monkeypatch.setattr(sweep, "run", stop)
+    with pytest.raises(Enough):
+        main(["sweep", *RUN[1:], "--seed", "0,1", "--train-epochs", "7",
+              "--out", str(tmp_path / "table")])  # fmt: skip
 
 
 def test_what_cannot_be_printed_is_written_all_the_same(own_module, heard, tmp_path, monkeypatch):

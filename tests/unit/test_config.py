@@ -387,6 +387,13 @@ def test_paths_of_users_who_do_not_exist_are_refused(monkeypatch):
         config.home()
 
 
+def test_a_part_of_the_recipe_of_training_is_changed_by_name():
+    own = get_config("cifar").train
+    assert get_config("cifar", train={"epochs": 7}).train == dataclasses.replace(own, epochs=7)
+    with pytest.raises(InputError, match="train = 'epoch' is not allowed: known are epochs, lr"):
+        get_config("cifar", train={"epoch": 7})
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_a_home_from_which_no_network_can_be_read_back_is_refused(tmp_path, monkeypatch, named):
     folder = tmp_path / "n\udcff"  # a byte that is no UTF-8

@@ -998,3 +998,25 @@ def test_an_original_that_cannot_be_judged_is_named(tiny, home, monkeypatch):
     monkeypatch.setattr(audit, "bands", refuse)
     with pytest.raises(InputError, match=r"class 3, original of seed 0: accuracy = 0\.0"):
         go(tiny, classes=(3,))
+
+
+def test_an_oracle_is_checked_before_the_next_one_is_trained(cfg, dataset, monkeypatch):
+    trained = []
+
+    class Trained:
+        def model(self, dataset):
+            return None
+
+    def run(one, *_, **__):
+        trained.append((one.method, one.seed))
+        return Trained()
+
+    def check_one(name, *_, **__):
+        if name == "oracle 2":
+            raise InputError(name)
+
+    monkeypatch.setattr(runs, "run", run)
+    monkeypatch.setattr(audit, "check_one", check_one)
+    with pytest.raises(InputError, match="oracle 2"):
+        study.audit_run(cfg, 4, dataset, progress=False)
+    assert trained == [(cfg.method, 0), ("original", 0), ("retrain", 1000), ("retrain", 1001)]
