@@ -27,14 +27,28 @@ class Heedless:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write, if that is possible."""
+        """Write, if that is possible.
+
+        Args:
+            text: What to write.
+
+        Returns:
+            Its length, as if it had been.
+
+        Source: :meth:`io.TextIOBase.write`.
+        Lesson: 00_start_here, "The same from a shell".
+        """
         with contextlib.suppress(OSError):
             if self._stream is not None:
                 self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush, if that is possible."""
+        """Flush, if that is possible.
+
+        Source: :meth:`io.IOBase.flush`.
+        Lesson: 00_start_here, "The same from a shell".
+        """
         with contextlib.suppress(OSError):
             if self._stream is not None:
                 self._stream.flush()
