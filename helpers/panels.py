@@ -25,11 +25,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SAYS = "panel-says"  # CSS class of the line that is written last
-# What ipywidgets lacks for those who listen: its sliders have no name, and say their place instead
-# of their value (in 7.7 they have no role either); a line is read aloud only if what holds it was
-# there before it changed (WCAG 2.2, technique ARIA22): what has a class that ends in "-says";
-# a tooltip that was not given is written as "null".
-SCRIPT = """<script>
+# What ipywidgets lacks for those who use the keys: a focus that can be seen (WCAG 2.2, criterion
+# 2.4.7), edges where the system chooses the colours, and a value beside the slider that cannot be
+# typed over, which moves nothing. And for those who listen: its sliders have no name, and say their
+# place instead of their value (in 7.7 they have no role either) and not that they are switched off;
+# a line is read aloud only if what holds it was there before it changed (technique ARIA22): what
+# has a class that ends in "-says"; a tooltip that was not given is written as "null".
+SCRIPT = """<style>
+.jupyter-widgets select:focus-visible, .jupyter-widgets input:focus-visible,
+.jupyter-widgets.jupyter-button:focus-visible, .widget-slider .noUi-handle:focus-visible,
+.widget-slider .ui-slider-handle:focus-visible {outline-offset: 1px; outline:
+  2px solid var(--colab-primary-text-color, var(--jp-ui-font-color1, currentColor)) !important}
+@media (forced-colors: active) {
+  .jupyter-widgets.jupyter-button, .widget-slider .noUi-target, .widget-slider .ui-slider,
+  .jupyter-widgets .progress {border: 1px solid ButtonBorder}
+  .jupyter-widgets .progress-bar {forced-color-adjust: none; background: Highlight}
+}
+</style><script>
 if (!window.helpersAloud) {
   const set = (element, values) => {
     for (const [name, value] of Object.entries(values))
@@ -41,7 +53,10 @@ if (!window.helpersAloud) {
       const label = slider.querySelector('.widget-label');
       const shown = slider.querySelector('.widget-readout');
       if (!handle || !label || !shown) continue;
-      set(handle, {'aria-label': label.textContent, 'aria-valuetext': shown.textContent});
+      const off = slider.querySelector('[disabled], .ui-slider-disabled') !== null;
+      set(shown, {'contenteditable': 'false'});
+      set(handle, {'aria-label': label.textContent, 'aria-valuetext': shown.textContent,
+                   'aria-disabled': String(off), 'tabindex': off ? '-1' : '0'});
       if (!handle.matches('.ui-slider-handle')) continue;
       const place = Math.round(parseFloat(handle.style.left) || 0);
       set(handle, {'role': 'slider', 'aria-valuemin': '0', 'aria-valuemax': '100',
@@ -54,7 +69,8 @@ if (!window.helpersAloud) {
   };
   window.helpersAloud = new MutationObserver(mend);
   window.helpersAloud.observe(document, {subtree: true, childList: true, characterData: true,
-                                         attributeFilter: ['class', 'title']});
+                                         attributeFilter: ['class', 'title', 'disabled',
+                                                           'contenteditable']});
   mend();
 }
 </script>"""
@@ -184,11 +200,13 @@ def table(frame: pd.DataFrame, caption: str = "") -> str:
     Source: WCAG 2.2, technique H63 (scope of headings).
     Lesson: 02_pruning, "How much can go".
     """
-    corner = frame.index.name or ""
-    head = "".join(f'<th scope="col">{escape(str(c))}</th>' for c in (corner, *frame.columns))
+    corner, room = frame.index.name or "", "padding: 2px 8px"
+    head = "".join(
+        f'<th scope="col" style="{room}">{escape(str(c))}</th>' for c in (corner, *frame.columns)
+    )
     body = "".join(
-        f'<tr><th scope="row">{escape(str(name))}</th>'
-        + "".join(f'<td style="text-align: right">{escape(str(cell))}</td>' for cell in cells)
+        f'<tr><th scope="row" style="{room}">{escape(str(name))}</th>'
+        + "".join(f'<td style="{room}; text-align: right">{escape(str(c))}</td>' for c in cells)
         + "</tr>"
         for name, cells in zip(frame.index, frame.itertuples(index=False), strict=True)
     )

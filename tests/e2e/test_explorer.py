@@ -104,6 +104,37 @@ def test_a_slider_moved_by_keyboard_changes_numbers_and_picture(kind):
 
 
 @every
+def test_a_slider_that_is_switched_off_says_so_and_no_value_can_be_typed_over(kind):
+    page = PAGES[kind]
+    for method, off, stop in (("finetune", "true", "-1"), ("prunelora", "false", "0")):
+        choose(page, "method", method)
+        text(page, SAYS, f"^{method},")
+        for name in ("rank", "sparsity"):
+            handle = page.locator(f"[role=slider][aria-label='{name}']")
+            expect(handle).to_have_attribute("aria-disabled", off)
+            expect(handle).to_have_attribute("tabindex", stop)
+        for readout in page.locator(".explorer .widget-readout").all():
+            expect(readout).to_have_attribute("contenteditable", "false")
+
+
+@every
+def test_what_has_the_focus_can_be_seen(kind):
+    page = PAGES[kind]
+    page.get_by_label("method", exact=True).focus()
+    seen = []
+    for _ in range(8):
+        seen.append(
+            page.evaluate("""() => {
+            const at = document.activeElement, {outlineStyle, outlineWidth} = getComputedStyle(at);
+            return [at.tagName, outlineStyle, outlineWidth];
+        }""")
+        )
+        page.keyboard.press("Tab")
+    assert {tag for tag, *_ in seen} >= {"SELECT", "BUTTON"}
+    assert all(shown == ["solid", "2px"] for _, *shown in seen), seen
+
+
+@every
 def test_the_new_label_comes_soon_after_the_key(kind):
     page = PAGES[kind]
     handle = slider(page, "sparsity")

@@ -14,6 +14,7 @@ def test_a_slider_has_a_name_and_says_its_value(lesson):
         expect(lesson.locator(".panel-says p")).not_to_have_text(before)
         expect(handle).to_have_attribute("aria-valuetext", shown.inner_text())
         assert f"Rank {shown.inner_text()}:" in lesson.locator(".panel-says p").inner_text()
+    expect(shown).to_have_attribute("contenteditable", "false")
     for name in ("min", "max", "now"):
         assert float(handle.get_attribute(f"aria-value{name}")) >= 0
 

@@ -46,6 +46,8 @@ def test_a_table_has_headings_and_escapes_every_text():
     assert page.texts == []
     scopes = [value for tag, key, value in page.attributes if (tag, key) == ("th", "scope")]
     assert scopes == ["col", "col", "row", "row"]
+    cells = [attributes["style"] for tag, attributes in found.found if tag in ("th", "td")]
+    assert all("padding: 2px 8px" in style for style in cells), "lessons have no style of their own"
 
 
 def test_controls_have_labels_units_and_follow_every_move():
