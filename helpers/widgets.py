@@ -530,8 +530,9 @@ class Explorer:
 
     def _work(self, point: grid.Point, seed: int, stop: threading.Event) -> None:
         said = last = ""
+        say = functools.partial(self._say, f"{point}, seed {seed}")  # sliders may show another
         try:
-            live = grid.train(self.grid, point, seed, self.cfg, self.dataset, stop, self._say)
+            live = grid.train(self.grid, point, seed, self.cfg, self.dataset, stop, say)
             said = f"{point}, seed {seed}: trained and measured in {live.seconds:.1f} s."
             said += self._otherwise(point)
             self._keep(live)
@@ -539,12 +540,12 @@ class Explorer:
             if (point, seed) in list(self.pins.values()):
                 self._compare()
             self.note.value = panels.line(f"{said} Now an oracle for the pictures …")
-            said += self._without_oracle(live, stop)
+            said += self._without_oracle(live, stop, say)
             self.panel.refresh()
             self._show_networks()
             last = panels.line(said)
         except training.Interrupted as stopped:
-            last = panels.line(f"{point}: {_where(stopped)}.")
+            last = panels.line(f"{point}, seed {seed}: {_where(stopped)}.")
         except Exception as error:  # of any kind: shown and logged; nobody could catch it here
             _log("a live run of the explorer failed", error)
             last = _alert(f"{said} It could not be shown." if said else "It could not be trained.",
@@ -554,10 +555,12 @@ class Explorer:
                 self.note.value, self.steps.value = last, ""
                 self.run.disabled, self.halt.disabled = False, True
 
-    def _without_oracle(self, live: grid.Live, stop: threading.Event) -> str:
+    def _without_oracle(
+        self, live: grid.Live, stop: threading.Event, say: Callable[[str, int, int], None]
+    ) -> str:
         """Train the oracle of a live point; say what failed, for the point stays."""
         try:
-            grid.oracle(live, self.grid, self.cfg, self.dataset, stop, self._say)
+            grid.oracle(live, self.grid, self.cfg, self.dataset, stop, say)
         except training.Interrupted as stopped:
             return f" No oracle: {_where(stopped)}."
         except Exception as error:  # of any kind: what was reached stays
@@ -594,12 +597,12 @@ class Explorer:
                 # numbers are small, and what is pinned shall not change in the files without a word
                 self.lives[key] = dataclasses.replace(old, networks={})
 
-    def _say(self, what: str, done: int, total: int) -> None:
+    def _say(self, which: str, what: str, done: int, total: int) -> None:
         if self._stop.is_set():
             return
         new, now = what != self._phase, time.monotonic()
         if new:
-            self._phase, self.note.value = what, panels.line(f"{what} …")
+            self._phase, self.note.value = what, panels.line(f"{which}: {what} …")
         if not new and now - self._said < 0.1 and done < total:
             return  # a browser needs no more
         self._said, self.bar.value = now, round(100 * done / max(1, total))

@@ -185,7 +185,7 @@ def test_stop_stops(kind):
     choose(page, "seed", "1")
     text(page, SAYS, "seed 1:")
     page.get_by_role("button", name="Run it live").click()
-    text(page, NOTE, "^training …$")
+    text(page, NOTE, "^prunelora, .*, seed 1: training …$")
     text(page, ".live-steps", r"^step [1-9]\d* of")
     page.get_by_role("button", name="Stop").click()
     text(page, NOTE, r"stopped after \d+ of \d+ steps", seconds=10)
@@ -313,7 +313,7 @@ def test_a_page_that_is_left_leaves_no_kernel_behind(browser, voila):
         choose(page, "seed", "1")
         text(page, SAYS, "seed 1:")
         page.get_by_role("button", name="Run it live").click()
-        text(page, NOTE, r"^training")
+        text(page, NOTE, ", seed 1: training")
         page.reload(timeout=120_000)
         page.locator(SAYS).wait_for(timeout=120_000)
         mine |= kernels() - before

@@ -693,15 +693,43 @@ def test_what_is_done_is_said_at_once_and_its_steps_now_and_then(panel, monkeypa
     for line in (panel.note, panel.steps):
         line.observe(lambda c: seen.append(re.sub("<[^>]+>", "", c["new"])), "value")
     for step in (1, 2, 3, 4):
-        panel._say("training", step, 4)
+        panel._say("this", "training", step, 4)
         now[0] += 0.04
-    panel._say("measuring", 0, 1)
-    assert seen == ["training …", "step 1 of 4", "step 4 of 4", "measuring …", ""]
-    panel._say("an oracle", 1, 9)
-    panel._say("an oracle", 2, 9)
+    panel._say("this", "measuring", 0, 1)
+    assert seen == ["this: training …", "step 1 of 4", "step 4 of 4", "this: measuring …", ""]
+    panel._say("this", "an oracle", 1, 9)
+    panel._say("this", "an oracle", 2, 9)
     now[0] += 0.2
-    panel._say("an oracle", 3, 9)
-    assert seen[5:] == ["an oracle …", "step 1 of 9", "step 3 of 9"]
+    panel._say("this", "an oracle", 3, 9)
+    assert seen[5:] == ["this: an oracle …", "step 1 of 9", "step 3 of 9"]
+
+
+def test_every_phase_says_which_point_is_trained_whatever_the_sliders_show(panel, monkeypatch):
+    said, live = [], live_of(panel)
+    panel.note.observe(lambda change: said.append(change["new"]), names="value")
+
+    def train(stored, point, seed, cfg, dataset, stop, say):
+        for phase in ("training", "measuring"):
+            say(phase, 0, 1)
+            move(panel, rank=1, seed=1)
+        return live
+
+    def oracle(*given):
+        given[-1]("an oracle", 0, 1)
+        raise training.Interrupted("stopped after 1 of 9 steps")
+
+    monkeypatch.setattr(grid, "train", train)
+    monkeypatch.setattr(grid, "oracle", oracle)
+    which = f"{panel.point}, seed 0: "
+    panel.run.click()
+    assert panel.wait(60)
+    assert len(said) == 6
+    assert all(which in line for line in said)
+    move(panel, rank=8, seed=0)
+    monkeypatch.setattr(grid, "train", oracle)
+    panel.run.click()
+    assert panel.wait(60)
+    assert f"<p>{which}stopped after 1 of 9 steps.</p>" == panel.note.value
 
 
 def test_stop_says_when_it_will_stop(panel, monkeypatch):
@@ -776,11 +804,11 @@ def test_phases_are_said_once_and_steps_beside_the_bar(panel):
     said = []
     panel.note.observe(lambda change: said.append(change["new"]), names="value")
     for done in (0, 50, 100):
-        panel._say("training", done, 100)
+        panel._say("this", "training", done, 100)
     assert panel.steps.value == "step 100 of 100"
     assert panel.bar.value == 100
-    panel._say("measuring", 0, 1)  # soon after the last one, and said all the same
-    assert said == ["<p>training …</p>", "<p>measuring …</p>"]
+    panel._say("this", "measuring", 0, 1)  # soon after the last one, and said all the same
+    assert said == ["<p>this: training …</p>", "<p>this: measuring …</p>"]
     assert "says" not in str(panel.steps._dom_classes), "no live region"
 
 
