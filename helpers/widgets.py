@@ -78,18 +78,23 @@ _UPLOADS = """<script>
 if (!window.helpersUploads) {
   const press = HTMLInputElement.prototype.click;
   let button;
-  const refuse = event => {
-    const large = [...event.target.files].find(file => file.size > MOST_BYTES);
-    const line = button.parentElement.querySelector('.upload-says p');
-    line.textContent = large ? `${large.name} is too large: MOST_TEXT.` : 'MOST_TEXT';
+  const take = event => {
+    const file = event.target.files[0];
+    if (!file) return;
+    const large = file.size > MOST_BYTES, key = `${file.name} ${file.size} ${file.lastModified}`;
     if (large) event.stopImmediatePropagation();
+    else if (button.helpersSent === key) return;  // the kernel takes no note of the same again
+    else button.helpersSent = key;
+    const line = button.parentElement.querySelector('.upload-says p');
+    line.textContent = large ? `${file.name} is too large: MOST_TEXT.` : `sending ${file.name} …`;
+    button.closest('.explorer').querySelector('.own-says [role=alert]')?.remove();
   };
   document.addEventListener('click', event => {
     const pressed = event.target.closest('.explorer .widget-upload');
     if (!pressed) return;
     button = pressed;
     HTMLInputElement.prototype.click = function () {
-      this.addEventListener('change', refuse, true);
+      this.addEventListener('change', take, true);
       press.call(this);
     };
     setTimeout(() => { HTMLInputElement.prototype.click = press; });
@@ -718,6 +723,7 @@ class Explorer:
         self._show_seen = self._shown_errors(self._show_pictures, self.seen)
         self._show_own = self._shown_errors(self._show_upload, self.own)
         self.own.add_class("own-says")
+        self.upload.observe(self._forget_file, names="value")
         self.which.observe(self._show_seen, names="value")
         for control in (self.upload, self.invert):
             control.observe(self._show_own, names="value")
@@ -769,11 +775,20 @@ class Explorer:
                  f"<tbody>{body}</tbody></table>")  # fmt: skip
         return _scroll(table, "answers")
 
+    def _forget_file(self, _: Any = None) -> None:
+        # what the page's script wrote is not known here: only another value replaces it
+        self.own.value, self.most.value = "", panels.line("")
+        self.most.value = panels.line(_MOST)
+
     def _show_upload(self) -> None:
-        content = uploaded(self.upload.value)
-        if content is None:
+        file = uploaded(self.upload.value)
+        if file is None:
             return
-        image, live = data.decode(content, self.dataset), self._latest
+        name, content = file
+        try:
+            image, live = data.decode(content, self.dataset), self._latest
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
         image = 255 - image if self.invert.value else image
         if live is None or not live.networks:
             self.own.value = _pixels(image[0], "your picture") + _no_networks(live)
@@ -1086,14 +1101,14 @@ def _compared(table: pd.DataFrame) -> str:
                           "inside the oracles' band.")  # fmt: skip
 
 
-def uploaded(value: Any) -> bytes | None:
+def uploaded(value: Any) -> tuple[str, bytes] | None:
     """Read the file out of an upload field, whose value differs between ipywidgets 7 and 8.
 
     Args:
         value: Of the field: a mapping from names (7) or a sequence of mappings (8).
 
     Returns:
-        The content; None if nothing was chosen.
+        Name and content; None if nothing was chosen.
 
     Raises:
         InputError: If the value has another form.
@@ -1101,14 +1116,16 @@ def uploaded(value: Any) -> bytes | None:
     Source: ipywidgets.
     Lesson: 06_explorer, "Real pictures".
     """
-    entries = list(value.values()) if isinstance(value, Mapping) else value
-    check("upload", type(value).__name__, isinstance(entries, list | tuple), "one file")
-    if not entries:
+    check("upload", type(value).__name__, isinstance(value, Mapping | list | tuple), "one file")
+    if not value:
         return None
-    content = entries[-1].get("content") if isinstance(entries[-1], Mapping) else None
+    seven = isinstance(value, Mapping)
+    name, entry = list(value.items())[-1] if seven else ("", value[-1])
+    entry = entry if isinstance(entry, Mapping) else {}
+    content = entry.get("content")
     ok = isinstance(content, bytes | bytearray | memoryview)
     check("upload", type(content).__name__, ok, "the content of one file")
-    return bytes(content)
+    return str(name or entry.get("name")), bytes(content)
 
 
 def _pixels(image: torch.Tensor, alt: str) -> str:

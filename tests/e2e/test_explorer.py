@@ -245,17 +245,24 @@ def test_a_file_that_is_too_large_is_refused_and_the_button_goes_on(kind, tmp_pa
     Image.new("L", (8, 8), 90).save(good)
     large.write_bytes(good.read_bytes() + bytes(11_000_000))
     button = page.get_by_role("button", name=re.compile("Own picture"))
+    expect(page.locator(".own-says [role=alert]")).to_contain_text("none.png: ")
+    page.evaluate("""() => {
+      const place = document.querySelector('.upload-says');
+      window.said = [];
+      new MutationObserver(() => window.said.push(place.innerText.trim()))
+        .observe(place, {subtree: true, childList: true});
+    }""")
     for path in (large, good):
-        before = page.locator(".own-says").inner_html()
         with page.expect_file_chooser() as waiting:
             button.click()
         waiting.value.set_files(path)
         if path == large:
             text(page, ".upload-says p", "^large.png is too large: at most 10 MB.$")
-            assert page.locator(".own-says").inner_html() == before
+            assert not page.locator(".own-says [role=alert]").count(), "of the file before"
         else:
             expect(page.locator(".own-says")).to_contain_text("as the networks get it")
             text(page, ".upload-says p", "^at most 10 MB$")
+            assert "sending four.png …" in page.evaluate("window.said")
     assert page.evaluate("HTMLInputElement.prototype.click.toString()").endswith("[native code] }")
 
 

@@ -1081,9 +1081,9 @@ def test_pictures_that_cannot_be_shown_leave_none_of_another_choice(trained, mon
     assert "trained and measured" in trained.note.value, "which belongs to the run"
 
 
-def upload(panel, content):
+def upload(panel, content, name="a.png"):
     """As a browser sends it to the installed ipywidgets."""
-    about = {"name": "a.png", "type": "image/png", "size": len(content)}
+    about = {"name": name, "type": "image/png", "size": len(content)}
     if isinstance(panel.upload.value, dict):  # 7.7
         panel.upload.set_state({"metadata": [about | {"lastModified": 0}],
                                 "data": [memoryview(content)],
@@ -1100,8 +1100,9 @@ def test_an_own_picture_is_shown_as_the_networks_get_it(trained):
     dark = trained.own.value
     trained.invert.value = True
     assert trained.own.value != dark
-    upload(trained, b"<script>alert(1)</script>")
+    upload(trained, b"<script>alert(1)</script>", "<b>.png")
     assert 'role="alert"' in trained.own.value
+    assert "InputError: &lt;b&gt;.png: " in trained.own.value
     assert "the picture cannot be read" in trained.own.value
     assert "<script>" not in trained.own.value
 
@@ -1134,11 +1135,27 @@ def test_pictures_are_shown_with_the_probability_after_and_inverted_whole(panel,
     assert pixels() == {245}
 
 
+def test_an_answer_replaces_what_the_pages_script_wrote_even_by_the_same(panel):
+    sent = {part: [] for part in (panel.own, panel.most)}
+    for part, seen in sent.items():
+        part.observe(lambda change, seen=seen: seen.append(change["new"]), names="value")
+    for content in (b"none", b"none, too"):  # both have the same error
+        for seen in sent.values():
+            seen.clear()
+        upload(panel, content)
+        for part, seen in sent.items():
+            assert seen[-1] == part.value
+            assert len(seen) >= 1 + (part is panel.most)
+    assert sent[panel.own][0] == ""
+    assert "a.png: the picture cannot be read" in panel.own.value
+    assert panel.most.value == panels.line("at most 10 MB")
+
+
 def test_the_value_of_an_upload_field_in_both_versions():
     assert widgets.uploaded({}) is widgets.uploaded(()) is None
-    assert widgets.uploaded({"a.png": {"metadata": {}, "content": b"12"}}) == b"12"
-    assert widgets.uploaded(({"name": "a", "content": memoryview(b"12")},)) == b"12"
-    for value in ("text", 5, (5,), ({"name": "a"},), {"a": {"content": "text"}}):
+    assert widgets.uploaded({"a.png": {"metadata": {}, "content": b"12"}}) == ("a.png", b"12")
+    assert widgets.uploaded(({"name": "a", "content": memoryview(b"12")},)) == ("a", b"12")
+    for value in ("text", 5, (5,), {"a": 5}, ({"name": "a"},), {"a": {"content": "text"}}):
         with pytest.raises(InputError, match="upload"):
             widgets.uploaded(value)
 
