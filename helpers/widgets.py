@@ -42,6 +42,7 @@ RECORD = "explorer-digits.json"
 SHOWN_FIRST = "head_refit"  # a metric that tells forgetting from answering otherwise
 MOST_PINS, MOST_LIVES = 6, 8  # of live runs beyond it the numbers stay, not the networks
 SIZE, DPI = (4.2, 3.1), 100
+LEAST = 0.7  # of its width: a figure of many metrics that is made smaller cannot be read
 SHEETS = 128  # kept, at half a megabyte; two for each metric are drawn of a method and class
 LEAKS = {
     "forgotten class, what leaks most": grid.leaking,
@@ -60,15 +61,19 @@ _PAGE = """<style>
 .explorer table {border-collapse: collapse; margin: 0 1em 1em 0; font-size: 13px}
 .explorer caption {font-weight: bold; text-align: left; padding: 4px 6px; white-space: nowrap}
 .explorer th, .explorer td {padding: 2px 8px; border-bottom: 1px solid #bbb; text-align: right;
-  white-space: nowrap; line-height: 1.4}
-.explorer th[scope=row], .explorer th:first-child {text-align: left; font-weight: normal}
+  line-height: 1.4}
+.explorer td {white-space: nowrap}
+.explorer thead th {max-width: 12em}
+.explorer th[scope=row], .explorer th:first-child {text-align: left; font-weight: normal;
+  position: sticky; left: 0;
+  background: var(--colab-primary-surface-color, var(--jp-layout-color0, Canvas))}
 .explorer .row {display: flex; flex-wrap: wrap; gap: 8px; align-items: flex-start}
 .explorer .scroll {overflow-x: auto; max-width: 100%}
 .explorer .row > *, .explorer .widget-html-content {min-width: 0; max-width: 100%}
 .explorer figure {margin: 0; flex: 1 1 330px; max-width: 420px; min-width: 0}
 .explorer figcaption {font-size: 13px; font-weight: bold}
 .explorer h3 {margin: 12px 0 4px; font-size: 16px}
-.explorer a {text-decoration: underline; color: #0b57d0}
+.explorer a {text-decoration: underline; color: var(--jp-content-link-color, #0b57d0)}
 .explorer p {margin: 4px 0; line-height: 1.4; white-space: normal}
 .explorer .pixels {image-rendering: pixelated; width: 56px; height: 56px}
 </style>"""
@@ -184,12 +189,13 @@ def _canvas() -> FigureCanvasAgg:
     return FigureCanvasAgg(Figure(figsize=SIZE, dpi=DPI, facecolor="white", layout="none"))
 
 
-def _drawn(canvas: FigureCanvasAgg, alt: str) -> str:
+def _drawn(canvas: FigureCanvasAgg, alt: str, least: float = 0) -> str:
     import numpy as np
     from PIL import Image
 
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    return f'<img alt="{escape(alt)}" style="max-width: 100%" src="{_png(image)}">'
+    style = f"min-width: {least:.0f}px; max-width: 100%"
+    return f'<img alt="{escape(alt)}" style="{style}" src="{_png(image)}">'
 
 
 def _png(image: Any) -> str:
@@ -618,8 +624,8 @@ class Explorer:
 
     def _pin_controls(self) -> None:
         self.pin = core.Button(description="Pin this point")
-        self.pinned = core.Dropdown(description="pinned", options=[], disabled=True,
-                                    layout=core.Layout(width="28em", max_width="100%"))  # fmt: skip
+        wide = core.Layout(width="max-content", max_width="100%")  # no label is cut off
+        self.pinned = core.Dropdown(description="pinned", options=[], disabled=True, layout=wide)
         self.unpin = core.Button(description="Unpin", disabled=True)
         self.compared = core.HTML(panels.line("No point is pinned yet."))
         self.refused = core.HTML()
@@ -821,7 +827,7 @@ class Explorer:
             return core.VBox([core.HTML(f"<h3>{title}</h3>"), *parts])
 
         pictures, tables, ledger = self.panel.outputs
-        places = "repeat(auto-fit, minmax(min(20em, 100%), 1fr))"
+        places = "repeat(auto-fit, minmax(min(26em, 100%), 1fr))"
         inputs = core.GridBox(
             list(self.inputs.values()),
             layout=core.Layout(grid_template_columns=places, grid_gap="0 12px", width="100%"),
@@ -1098,7 +1104,8 @@ def _compared(table: pd.DataFrame) -> str:
     canvas.figure.set(size_inches=(max(wide, 8), high), layout_engine="tight")
     canvas.draw()
     return _drawn(canvas, "Table of the pinned points: metrics across; blue where a point lies "
-                          "inside the oracles' band.")  # fmt: skip
+                          "inside the oracles' band.",
+                  LEAST * canvas.get_width_height()[0])  # fmt: skip
 
 
 def uploaded(value: Any) -> tuple[str, bytes] | None:

@@ -220,6 +220,40 @@ def test_pins_can_be_taken_along(kind):
 
 
 @every
+def test_no_name_in_a_menu_is_cut_off(kind):
+    cut = PAGES[kind].evaluate("""() => [...document.querySelectorAll('.explorer select')].map(
+      menu => {
+        const style = getComputedStyle(menu), pad = ['paddingLeft', 'paddingRight'];
+        const room = pad.reduce((left, name) => left - parseFloat(style[name]), menu.clientWidth);
+        const pen = document.createElement('canvas').getContext('2d');
+        pen.font = style.font;
+        return [...menu.options].filter(one => pen.measureText(one.text).width > room)
+                                .map(one => one.text);
+      }).flat()""")
+    assert not cut
+
+
+@every
+def test_edges_can_be_seen_where_the_system_chooses_the_colours(kind):
+    page = PAGES[kind]
+    page.emulate_media(forced_colors="active")
+    for place in ("button", ".slider", ".progress"):
+        one = page.locator(f".explorer {place}").first
+        expect(one).to_have_css("border-top-style", "solid")
+        expect(one).to_have_css("border-top-width", "1px")
+    page.emulate_media(forced_colors="none")
+
+
+@every
+def test_links_have_the_colour_of_the_theme(kind):
+    page = PAGES[kind]
+    page.mouse.move(0, 0)  # below the mouse they have another one in Lab
+    page.evaluate("document.body.style.setProperty('--jp-content-link-color', 'rgb(1, 2, 3)')")
+    expect(page.get_by_role("link", name="Download CSV")).to_have_css("color", "rgb(1, 2, 3)")
+    page.evaluate("document.body.style.removeProperty('--jp-content-link-color')")
+
+
+@every
 def test_a_picture_of_ones_own_is_answered_and_other_files_are_refused(kind, tmp_path):
     from PIL import Image, ImageDraw
 
@@ -291,6 +325,11 @@ def test_the_page_has_no_serious_findings(kind, axe):
 
 def test_the_page_fits_a_narrow_screen():
     page = PAGES["voila"]
+    for method in ("finetune", "lora"):
+        choose(page, "method", method)
+        text(page, SAYS, f"^{method},")
+        page.get_by_role("button", name="Pin this point").click()
+        page.locator(".explorer th", has_text=re.compile(f"^{method}, class")).wait_for()
     page.set_viewport_size({"width": 400, "height": 800})
     page.locator(SAYS).scroll_into_view_if_needed()
     page.wait_for_timeout(500)
@@ -302,6 +341,13 @@ def test_the_page_fits_a_narrow_screen():
                      && !e.closest('.noUi-target'))
         .map(e => e.outerHTML.slice(0, 120))""")
     assert not wide
+    for name in ("pinned points", "figure of the pinned points"):
+        place = page.locator(f".explorer .scroll[aria-label='{name}']")
+        assert place.evaluate("place => place.scrollWidth > place.clientWidth"), "it can be read"
+    heading = page.locator(".explorer .scroll[aria-label='pinned points'] tbody th").first
+    at = heading.bounding_box()["x"]
+    heading.evaluate("one => { one.closest('.scroll').scrollLeft = 50; }")
+    assert heading.bounding_box()["x"] == at
     page.set_viewport_size({"width": 1280, "height": 800})
 
 

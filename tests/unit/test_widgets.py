@@ -899,6 +899,8 @@ def test_pins_stand_side_by_side_and_can_be_taken_along(trained):
                     panel.compared.value)  # fmt: skip
     with Image.open(io.BytesIO(base64.b64decode(png[1]))) as image:
         assert image.width > 400
+        least = re.search(r"min-width: (\d+)px; max-width: 100%", panel.compared.value)
+        assert int(least[1]) > image.width / 2, "it scrolls before it is too small to be read"
     side = widgets.side_by_side(table)
     assert side.shape[1] == 2
     assert side.loc["steps back"].str.endswith("✗").all()
