@@ -64,6 +64,7 @@ from measure import (
     in_turn,
     peft_own,
     random_dataset,
+    refuse_unknown,
     sections,
     to_forget,
 )
@@ -153,8 +154,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--data", default="random", help="folder:PATH; default: random numbers")
     arguments = parser.parse_args()
-    if unknown := sorted({*arguments.sections} - {*SECTIONS}):
-        parser.error(f"unknown: {', '.join(unknown)}; known are {', '.join(SECTIONS)}")
+    refuse_unknown(parser, arguments.sections, SECTIONS)
     settle(arguments.device, arguments.data)
     record = None if arguments.quick else RESULTS / f"images-{DEVICE}.json"
     sizes = QUICK if arguments.quick else SIZES[DEVICE]

@@ -7,6 +7,7 @@ lowest and highest of them.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import dataclasses
 import io
@@ -42,6 +43,15 @@ def call(main: Callable[[], None]) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as stopped:  # where a training was, its message tells
         sys.exit(str(stopped) or "stopped; what is done is kept")
+
+
+def refuse_unknown(
+    parser: argparse.ArgumentParser, asked: Iterable[str], known: Iterable[str]
+) -> None:
+    """End a script that is asked for what there is not, as the parser ends it."""
+    known = tuple(known)
+    if unknown := sorted({*asked} - {*known}):
+        parser.error(f"unknown: {', '.join(unknown)}; known are {', '.join(known)}")
 
 
 def retell(text: Path, rendered: Callable[[str, Any], str], record: Path) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import call, retell
+from measure import call, refuse_unknown, retell
 from torch import Tensor, nn
 
 from helpers import files, models, pages, report, runs, training, unlearning
@@ -80,8 +80,7 @@ def main() -> None:
     arguments = parser.parse_args()
     cfg = get_config("cpu", device=arguments.device)
     known = NETWORKS[cfg.device]
-    if unknown := sorted({*arguments.networks} - {*known}):
-        parser.error(f"unknown: {', '.join(unknown)}; known are {', '.join(known)}")
+    refuse_unknown(parser, arguments.networks, known)
     unlearning.set_threads(cfg)
     torch._dynamo.config.recompile_limit = 64  # every way of a network is a version of its own
     for name in arguments.networks or known:

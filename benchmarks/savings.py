@@ -43,6 +43,7 @@ from measure import (
     in_turn,
     peft_own,
     random_dataset,
+    refuse_unknown,
     sections,
     to_forget,
 )
@@ -82,8 +83,7 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--quick", action="store_true", help="small sizes; only printed")
     arguments = parser.parse_args()
-    if unknown := sorted({*arguments.sections} - {*SECTIONS}):
-        parser.error(f"unknown: {', '.join(unknown)}; known are {', '.join(SECTIONS)}")
+    refuse_unknown(parser, arguments.sections, SECTIONS)
     unlearning.set_threads(config())
     sections(
         arguments.sections or SECTIONS, SECTIONS, QUICK if arguments.quick else FULL, "cpu",

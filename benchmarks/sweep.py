@@ -30,7 +30,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measure import call, retell
+from measure import call, refuse_unknown, retell
 
 from helpers import audit, files, frozen, pages, report, runs, sweep, unlearning
 
@@ -53,8 +53,7 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--quick", action="store_true", help="few points; only printed")
     arguments = parser.parse_args()
-    if unknown := sorted({*arguments.sections} - {*SECTIONS}):
-        parser.error(f"unknown: {', '.join(unknown)}; known are {', '.join(SECTIONS)}")
+    refuse_unknown(parser, arguments.sections, SECTIONS)
     kept = files.read_json(RECORD) if RECORD.is_file() else {}
     for name in arguments.sections or SECTIONS:
         with tempfile.TemporaryDirectory() as place:
