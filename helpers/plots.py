@@ -24,6 +24,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 
 from helpers import audit, unlearning
 from helpers.config import check
+from helpers.grid import FAR
 from helpers.report import COLUMNS
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ GROUPS = [COLORS[name] for name in ("retrain", "prunelora", "prunelora_channels"
 STORED, LIVE = GROUPS[1], GROUPS[2]  # the explorer's bars, beside ORACLE
 _LINES, _DOTS = ["//", "\\\\", "||", "--", "++", "xx"], ["oo", "..", "**", "OO"]
 HATCHES = ["", *_LINES, *_DOTS, *(lines + dots for lines in _LINES for dots in _DOTS)]
-EDGE = 6.0  # half-widths of a band; what lies beyond is written at the edge
+EDGE = FAR  # half-widths of a band; what lies beyond is written at the edge
 DASHES = ["-", "--", ":", "-."]
 UNKNOWN = "#d9d9d9"  # cells without a measurement, or without anything to decide
 
