@@ -381,7 +381,7 @@ def test_networks_that_were_trained_here_have_their_order(reported, cfg, dataset
     class Enough(Exception):
         pass
 
-    def stop(*_):
+    def stop(*_, **__):
         raise Enough
 
     monkeypatch.setattr(audit, "_check_order", lambda *_: pytest.fail("doubted"))

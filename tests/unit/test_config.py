@@ -36,7 +36,7 @@ RESULTS = Path(__file__).parents[2] / "results"
         ("seed", None, "from 0 to"),
         ("forget", None, "≥ 0"),
         ("data", None, "folder:PATH"),
-        ("train", {"epochs": 1}, "a Recipe"),
+        ("train", 5, "a Recipe"),
         ("seed", -1, "from 0 to"),
         ("seed", 2**31, "from 0 to"),
         ("epochs", 0, "from 1 to 1000000"),

@@ -407,7 +407,8 @@ def test_networks_at_the_papers_size_stand_beside_their_own_oracles(monkeypatch,
         shares = dict.fromkeys(("UA", "RA", "TA", "MIA"), value)
         method = label.split(",")[0]
         return {"label": label, "mode": mode, "forget": forget, "method": method, "seed": seed,
-                **shares, "accuracy": 0.875, "gmacs": 2e6, "memory_mb": 3500.0}  # fmt: skip
+                **shares, "accuracy": 0.875, "gmacs": 2e6, "memory_mb": 3500.0,
+                "date": "2030-01-02T03:04:05"}  # fmt: skip
 
     rows = [row("original", "default", 0, 0.5), row("original", "default", 0, 0.5)]
     rows += [row("retrain", "default", s, v) for s, v in ((1000, 0.9), (1001, 0.94))]
@@ -415,11 +416,13 @@ def test_networks_at_the_papers_size_stand_beside_their_own_oracles(monkeypatch,
              row("lora, as published, 5 epochs", "paper", 0, 0.7)]  # fmt: skip
     one = {"data": "set", "classes": ["plane", "car", "bird", "cat"], "train": {"epochs": 7}}
     here = runs.environment("cpu") | {"models": {}, "classic": {"resnet50": one | {"rows": rows}}}
+    here["date"], rows[0]["date"] = "2030-01-02T20:00:00", "2030-01-01T03:04:05"
     (tmp_path / "protocol-cuda.json").write_text(json.dumps(here))
     text = pages._protocol()
     assert "resnet50 on set, trained for 7 epochs; test accuracy of the originals: 87.50 %." in text
     assert "Not measured on it yet: finetune, prune_finetune, prunelora.\n" in text
     assert "the audit of resnet50 and vit." in text
+    assert "(the first of it 2030-01-01). Mean" in text
     # to the oracles of the same mode: 0.95 - 0.92 and 0.8 - 0.7
     assert "| lora, 5 epochs | cat | as here | 95.00 | 95.00 | 95.00 | 95.00 | 3.00 |" in text
     wanted = "| lora, as published, 5 epochs | cat | as published | 70.00 | 70.00 | 70.00 | 70.00 |"
