@@ -2,7 +2,7 @@
 
     python benchmarks/figures.py [NAME ...]
 
-The scripts that write the records call it. Each file says inside which records it was drawn from,
+The scripts here that write records call it. Each file says inside which records it was drawn from,
 as they were then; a test compares.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from measure import call
 
-from helpers import pages, plots, study
+from helpers import audit, files, pages, plots, study
 from helpers.config import choose
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -50,6 +50,14 @@ def lie_detector(
     pages.keep_figure(plots.lie_detector(panel).figure, path, record)
 
 
+def comparison(path: Path) -> None:
+    """Draw the classic numbers of every method, as ``make results`` does."""
+    plots.style()
+    record = RESULTS / "comparison-cpu.json"
+    table = audit.compare(files.read_json(record, ("rows",))["rows"])
+    pages.keep_figure(plots.comparison(table)[0].figure, path, record)
+
+
 def marks(path: Path) -> None:
     """Draw what a method's mark is, and what having seen the class adds."""
     plots.style()
@@ -60,6 +68,7 @@ def marks(path: Path) -> None:
 
 
 FIGURES: dict[str, Callable[[Path], None]] = {
+    "comparison-cpu.png": comparison,
     "audit-digits.png": lambda path: lie_detector(RESULTS / "audit-digits.json", path),
     "lie-detector.png": lambda path: lie_detector(
         RESULTS / "audit-digits.json", path, pages.JUDGED, SHORT

@@ -425,7 +425,8 @@ def comparison(
     """Draw the comparison table as a picture: one panel a metric, one line a method.
 
     Every seed is a small dot, the mean a marker; the band spans the retrained networks. A mean far
-    from most would hide their differences: it is written at the edge.
+    from most would hide their differences: the panel ends before it, and it is written at the edge.
+    Dots beyond the edges are left out.
 
     Args:
         table: From :func:`helpers.audit.compare`.
@@ -441,50 +442,48 @@ def comparison(
     across = min(3, len(metrics))
     down = -(-len(metrics) // across)
     size = (3.1 * across, 0.24 * len(methods) * down + 0.9 * down)
-    _, grid = plt.subplots(
+    _, axes = plt.subplots(
         down, across, figsize=size, sharey=True, squeeze=False, layout="constrained"
     )
-    for ax, metric in zip(grid.flat, metrics, strict=False):
+    for ax, metric in zip(axes.flat, metrics, strict=False):
         values = {name: table.loc[table["method"] == name, metric].dropna() for name in methods}
         _panel(ax, values, band=metric != "Avg Gap")
         ax.set_yticks(range(len(methods)), methods)
         ax.set(title=COLUMNS[metric][0])
         ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")
         ax.xaxis.set_major_locator(MaxNLocator(4))
-    grid[0, 0].invert_yaxis()
+    axes[0, 0].invert_yaxis()
     grey = {"color": CHANCE, "ls": ""}
     keys = [Line2D([], [], marker=".", label="a seed", **grey),
             Line2D([], [], marker="D", label="mean of the seeds", **grey),
-            Line2D([], [], marker=r"$\leftarrow$", label="mean far from most", **grey),
-            Patch(color=ORACLE, alpha=0.25, label="range of the retrained")]  # fmt: skip
-    grid[0, 0].figure.legend(handles=keys, loc="outside upper center", ncols=4, frameon=False)
-    for ax in grid.flat[len(metrics) :]:
+            Line2D([], [], marker=r"$\leftarrow$", label="mean beyond the edge", **grey),
+            Patch(color=ORACLE, alpha=0.25, label="range of the retrained seeds")]  # fmt: skip
+    axes[0, 0].figure.legend(handles=keys, loc="outside upper center", ncols=4, frameon=False)
+    for ax in axes.flat[len(metrics) :]:
         ax.remove()
-    return grid.flatten()[: len(metrics)]
+    return axes.flatten()[: len(metrics)]
 
 
 def _panel(ax: Axes, values: Mapping[str, pd.Series], band: bool) -> None:
     means = pd.Series({name: seeds.mean() for name, seeds in values.items()})
     low, high = _fences(means.drop("original", errors="ignore").dropna())
-    drawn = []
     if band and len(values.get("retrain", ())):
         oracle = values["retrain"]
         low, high = min(low, oracle.min()), max(high, oracle.max())
         ax.axvspan(oracle.min(), oracle.max(), color=ORACLE, alpha=0.25, lw=2)  # a line if equal
+    shown = pd.concat([seeds for name, seeds in values.items() if low <= means[name] <= high])
+    margin = max(0.12 * (shown.max() - shown.min()), 0.002)
+    low, high = ax.set_xlim(shown.min() - margin, shown.max() + margin)
     for place, (name, seeds) in enumerate(values.items()):
-        mean = means[name]
+        mean, (color, marker) = means[name], _look(name)
+        seeds = seeds[seeds.between(low, high)]
+        ax.plot(seeds, [place] * len(seeds), ".", color=color, alpha=0.5)
         if mean < low or mean > high:
             text = f"← {100 * mean:.1f}" if mean < low else f"{100 * mean:.1f} →"
             edge, side = (0.02, "left") if mean < low else (0.98, "right")
-            ax.text(edge, place, text, transform=ax.get_yaxis_transform(), ha=side, va="center")
-        elif len(seeds):
-            color, marker = _look(name)
-            ax.plot(seeds, [place] * len(seeds), ".", color=color, alpha=0.5)
+            ax.text(edge, place, text, transform=ax.get_yaxis_transform(), ha=side, va="baseline")
+        else:
             ax.plot(mean, place, marker=marker, ls="", color=color)
-            drawn.append(seeds)
-    shown = pd.concat(drawn)
-    margin = max(0.12 * (shown.max() - shown.min()), 0.002)
-    ax.set_xlim(shown.min() - margin, shown.max() + margin)
 
 
 def _fences(means: pd.Series) -> tuple[float, float]:

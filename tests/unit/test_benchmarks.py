@@ -114,7 +114,7 @@ def drawn_from(path):
     return dict(entry.split(" ") for entry in about.split(", ") if entry)
 
 
-@pytest.mark.parametrize("name", [*figures.FIGURES, "comparison-cpu.png"])
+@pytest.mark.parametrize("name", figures.FIGURES)
 def test_the_figures_show_the_records_as_they_are(name):
     shown = drawn_from(figures.RESULTS / name)
     assert shown, "it says from what it was drawn"

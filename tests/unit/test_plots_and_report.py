@@ -85,7 +85,30 @@ def test_a_method_far_from_most_does_not_hide_their_differences(table):
     assert [t.get_text() for t in ax.texts] == ["← 70.0"]
     assert ax.get_xlim()[0] > 0.97
     labels = [t.get_text() for t in ax.figure.legends[0].get_texts()]
-    assert labels == ["a seed", "mean of the seeds", "mean far from most", "range of the retrained"]
+    assert labels == ["a seed", "mean of the seeds", "mean beyond the edge",
+                      "range of the retrained seeds"]  # fmt: skip
+
+
+def test_whatever_lies_inside_the_panel_is_drawn_where_it_is(table):
+    """The seeds of one method widen the panel; what is far from most can lie inside then."""
+    far, methods = table.copy(), [*table["method"].unique()]
+    for i, name in enumerate(methods):
+        far.loc[far.method == name, "TA"] = 0.98 + 0.001 * i
+    wide, inside, beyond = methods[-3:]
+    for name, seeds in ((wide, (0.9, 0.99, 0.99)), (inside, (0.82, 0.96, 0.96)),
+                        (beyond, (0.6, 0.6, 0.95))):  # fmt: skip
+        far.loc[far.method == name, "TA"] = seeds
+    (ax,) = plots.comparison(far, ["TA"])
+    assert 0.82 < ax.get_xlim()[0] < 0.9
+    (text,) = ax.texts
+    assert (text.get_text(), text.get_position()[1]) == ("← 71.7", methods.index(beyond))
+    drawn = {row: [] for row in range(len(methods))}
+    for line in ax.get_lines():
+        for x, y in line.get_xydata():
+            drawn[int(y)].append(round(x, 4))
+    mean = round((0.82 + 0.96 + 0.96) / 3, 4)
+    assert drawn[methods.index(inside)] == [0.96, 0.96, mean]
+    assert drawn[methods.index(beyond)] == [0.95]
 
 
 def test_two_methods_of_one_seed_can_be_compared(table):
