@@ -10,9 +10,9 @@ on CIFAR-10 (JPEG)), then, with recipes that ``tune_cifar.py`` found, every
 method and its audit. A cell is a class and the training seed of an original; ``--cells 1`` takes
 the first one alone. The record is ``results/audit-cifar.json``; it grows by half of a cell's
 settings at a time. ``--settings`` takes those that are named alone: after a stop, what is done
-enters at once. The figure beside it and the tables of the README are made from it. Other images
-than CIFAR-10 (JPEG) have a record and a figure of their own, ``audit-cifar-NAME``, and networks of
-another kind, such as those that a GPU trained, are not added to a record. One whose
+enters at once. The figure beside it, and figure and tables of the README, are made from it. Other
+images than CIFAR-10 (JPEG) have a record and a figure of their own, ``audit-cifar-NAME``, and
+networks of another kind, such as those that a GPU trained, are not added to a record. One whose
 metrics were measured in another way (``helpers.audit.VERSION``) is begun anew: the unlearned
 networks are kept, too, so that it takes no training. What is audited already, of cells that are
 not finished, is kept in ``benchmarks/audits/``, to come with the project.
@@ -97,6 +97,8 @@ def main() -> None:
             for forget, seed in {*cells} - {*left}:  # what is recorded need not come twice
                 _there(cfg, forget, seed, dataset).unlink(missing_ok=True)
         figures.lie_detector(record, record.with_suffix(".png"))
+        if record == RECORD:
+            figures.draw("lie-detector-cifar.png")
         pages.render(RECORD.parents[1])
 
 

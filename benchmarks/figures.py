@@ -75,6 +75,9 @@ FIGURES: dict[str, Callable[[Path], None]] = {
     ),
     "marks-digits.png": marks,
     "audit-cifar.png": lambda path: lie_detector(RESULTS / "audit-cifar.json", path),
+    "lie-detector-cifar.png": lambda path: lie_detector(
+        RESULTS / "audit-cifar.json", path, metrics=SHORT
+    ),
 }
 
 if __name__ == "__main__":
