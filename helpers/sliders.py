@@ -502,7 +502,7 @@ def _draw_groups(ax: Any, rows: pd.DataFrame, position: int, steps: list[float])
     ax.text(position, 1.01, "called member →", transform=ax.get_xaxis_transform(), ha=side, size=9)
     marked = range(0, len(steps), 4)
     ax.set_xticks(list(marked), [str(steps[i]) for i in marked])
-    ax.set(xlabel="score (steps: about equally many images of all networks, but for ties)",
+    ax.set(xlabel="score (each step: about equally many\nimages of all networks, but for ties)",
            ylabel="share of the group")  # fmt: skip
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.legend(loc="upper left")

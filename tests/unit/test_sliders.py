@@ -357,6 +357,22 @@ def test_threshold_draws_its_table(drive):
     assert seen == 2 * len(view.inputs["threshold"].options)
 
 
+def test_the_figure_of_thresholds_holds_all_its_text():
+    view = sliders.threshold(groups())
+    with plt.rc_context():
+        plots.style()
+        for end in (0, -1):
+            value = view.inputs["threshold"].options[end][1]
+            figure = view.figure(network="prunelora", threshold=value)
+            figure.canvas.draw()
+            for ax in figure.axes:
+                for text in (ax.xaxis.label, ax.yaxis.label, *ax.texts):
+                    box = text.get_window_extent()
+                    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, text
+                    assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1, text
+    plt.close("all")
+
+
 def test_the_table_of_thresholds_counts_the_scores():
     given = groups()
     view = sliders.threshold(given)
