@@ -22,9 +22,8 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from helpers import audit, unlearning
+from helpers import audit, grid, unlearning
 from helpers.config import check
-from helpers.grid import FAR
 from helpers.report import COLUMNS
 
 if TYPE_CHECKING:
@@ -68,10 +67,11 @@ ORACLE, FORGET = COLORS["retrain"], "#D55E00"
 # of what is no method, in this order; the same colours, since no others keep apart as well
 GROUPS = [COLORS[name] for name in ("retrain", "prunelora", "prunelora_channels", "finetune",
                                     "lora", "prune_finetune", "original")]  # fmt: skip
-STORED, LIVE = GROUPS[1], GROUPS[2]  # the explorer's bars, beside ORACLE
+STORED, LIVE = "#585858", COLORS["original"]  # the explorer's bars: no method there has these
 _LINES, _DOTS = ["//", "\\\\", "||", "--", "++", "xx"], ["oo", "..", "**", "OO"]
 HATCHES = ["", *_LINES, *_DOTS, *(lines + dots for lines in _LINES for dots in _DOTS)]
-EDGE = FAR  # half-widths of a band; what lies beyond is written at the edge
+EDGE = grid.FAR  # half-widths of a band; what lies beyond is written at the edge
+TINT = 0.4  # of the faintest cells: blue, vermillion, white and grey can be told apart
 DASHES = ["-", "--", ":", "-."]
 UNKNOWN = "#d9d9d9"  # cells without a measurement, or without anything to decide
 
@@ -690,14 +690,13 @@ def _starts(names: pd.Series) -> list[tuple[int, str]]:
 # ------------------------------------------------------------------------------------------------
 # the grid of the explorer: what stands still, and what marks the chosen point on it
 
-_AWAY = LinearSegmentedColormap.from_list("away", [ORACLE, "#ffffff", FORGET])
 
-
-def _away_color(away: float) -> tuple[float, ...]:
-    """Blue at the oracles' centre, white at the edge of their band, vermillion far outside."""
-    inside = np.clip(away, 0, 1) / 2
-    beyond = np.clip((away - 1) / (EDGE - 1), 0, 1) / 2
-    return _AWAY(float(inside + beyond))[:3]
+def _away_color(away: float) -> np.ndarray:
+    """Blue inside the band, deepest at its centre; vermillion outside, deepest at ``EDGE``."""
+    inside = grid.inside(away)
+    depth = 1 - away if inside else (away - 1) / (EDGE - 1)
+    ink = np.array(to_rgb(ORACLE if inside else FORGET))
+    return 1 - (1 - ink) * (TINT + (1 - TINT) * np.clip(depth, 0, 1))
 
 
 def mark_and_memory(table: pd.DataFrame) -> list[Axes]:
@@ -752,7 +751,8 @@ def surface(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax: Where to draw.
 
     Returns:
-        The axes: ranks up, sparsities across. A star marks the Pareto front.
+        The axes: ranks up, sparsities across; blue is inside the band, vermillion outside. A star
+        marks the Pareto front.
 
     Source: this project.
     Lesson: 06_explorer, "The stored grid".
@@ -826,7 +826,7 @@ def tradeoff(
         ax: Where to draw.
 
     Returns:
-        The axes. What is further away than the edge stands at the edge.
+        The axes. What is further away than ``EDGE`` stands at the last tick, "≥ 6".
 
     Source: this project.
     Lesson: 06_explorer, "The stored grid".
@@ -835,7 +835,6 @@ def tradeoff(
     ax.axhspan(-0.3, 1, color=ORACLE, alpha=0.15, lw=0)
     if distance:
         ax.axvspan(-0.3, 1, color=ORACLE, alpha=0.15, lw=0)
-        ax.set_xlim(-0.3, max(2.0, table["cost"].max()) + 0.3 if len(table) else 2.0)
     front = table[table["front"]].sort_values("cost")
     ax.plot(front["cost"], _at_edge(front["away"]), "s-", color=CHANCE, lw=1.5, mfc="none", ms=11,
             label="Pareto front", zorder=1)  # fmt: skip
@@ -844,11 +843,13 @@ def tradeoff(
         edge = {"mec": "white", "mew": 0.5} if MarkerStyle(marker).is_filled() else {}
         ax.plot(part["cost"], _at_edge(part["away"]), marker=marker, ls="", color=color,
                 label=method, ms=7, alpha=0.85, **edge)  # fmt: skip
-    top = int(np.clip(np.ceil(table["away"].max() if len(table) else 2), 2, EDGE))
-    ax.set(xlabel=literal(cost), ylabel="distance to the oracles (half-widths)",
-           ylim=(-0.3, top + 0.3))  # fmt: skip
+    ax.set(xlabel=literal(cost), ylabel="distance to the oracles (half-widths)")
     ax.xaxis.set_major_locator(MaxNLocator(5))
-    ax.set_yticks(range(top + 1), [*map(str, range(top)), f"≥ {top}" if top == EDGE else str(top)])
+    for axis, column in (("y", "away"), ("x", "cost"))[: 1 + distance]:
+        top = int(np.clip(np.ceil(table[column].max() if len(table) else 2), 2, EDGE))
+        last = f"≥ {top}" if top == EDGE else str(top)
+        ax.set(**{f"{axis}lim": (-0.3, top + 0.3), f"{axis}ticks": range(top + 1),
+                  f"{axis}ticklabels": [*map(str, range(top)), last]})  # fmt: skip
     ax.legend(loc="lower center", bbox_to_anchor=(0.45, 1), ncols=3, frameon=False, fontsize=8,
               handletextpad=0.2, columnspacing=0.9)  # fmt: skip
     return ax

@@ -53,9 +53,11 @@ _NO_NETWORKS = "Stored points are numbers, not networks: press “Run it live”
 _NO_REASON = ("data", "method", "forget", "earlier", "seed", "original_seed", "rank", "sparsity",
               "cache_mb", "memory_mb", "seeds", "on_corrupt")  # fmt: skip
 _WHY = (
-    "Blue: inside the band of networks that never saw the class; vermillion: outside. ★: on the "
-    "Pareto front of all methods, on the means over seeds. Frame and ring: the chosen point, its "
-    "mean over seeds; ×: this seed, trained now."
+    "Blue: inside the band of networks that never saw the class, the deeper the nearer to its "
+    "centre or its good side; vermillion: outside, the deeper the further; grey: not stored, or "
+    f"the band decides nothing. Further than {grid.FAR:g} half-widths is drawn at ≥ {grid.FAR:g}. "
+    "★: on the Pareto front of all methods, on the means over seeds. Frame and ring: the chosen "
+    "point, its mean over seeds; ×: this seed, trained now."
 )
 _PAGE = """<style>
 .explorer table {border-collapse: collapse; margin: 0 1em 1em 0; font-size: 13px}
@@ -434,7 +436,8 @@ class Explorer:
         found += sheet.picture(
             marks, f"{title}, class {where}: distance to the oracles{nothing}{outside}",
             f"Scatter of all points of class {where}: {_cost_title(cost)} against distance to the "
-            f"oracles{nothing}; the chosen point is {stands}.{cross}",
+            f"oracles{nothing}; {grid.FAR:g} half-widths: as many or more; the chosen point is "
+            f"{stands}.{cross}",
         )  # fmt: skip
         return found + self._shares(point, seed, live)
 

@@ -85,6 +85,37 @@ def test_what_the_sliders_draw_beside_each_other_keeps_apart(vision):
         assert distance(*pair, vision) >= APART
 
 
+@pytest.mark.parametrize("vision", SEEN)
+def test_the_map_shows_on_which_side_of_the_edge_a_cell_is(vision):
+    edge, beyond = plots._away_color(1.0), plots._away_color(1.001)
+    pairs = [(edge, beyond), *itertools.product((edge, beyond), ("#ffffff", plots.UNKNOWN))]
+    assert min(distance(*pair, vision) for pair in pairs) >= APART
+
+
+def test_the_map_is_the_deeper_the_further_from_the_edge():
+    sides = np.linspace(1, 0, 21), np.linspace(1.001, plots.EDGE, 51)
+    for aways, most in zip(sides, (plots.ORACLE, plots.FORGET), strict=True):
+        depths = [contrast(plots._away_color(away)) for away in aways]
+        assert (np.diff(depths) > 0).all()
+        assert to_hex(plots._away_color(aways[-1])) == to_hex(most)
+        inks = [contrast(plots._ink(plots._away_color(away))) for away in aways]
+        pairs = [(max(p) / min(p)) for p in zip(depths, inks, strict=True)]
+        assert min(pairs) >= 4.5, "the text of every cell can be read"
+    assert to_hex(plots._away_color(1 + 1e-12)) == to_hex(plots._away_color(1.0)), "as decimals"
+    assert to_hex(plots._away_color(-3.0)) == to_hex(plots.ORACLE), "the good side"
+    assert to_hex(plots._away_color(99.0)) == to_hex(plots.FORGET)
+
+
+@pytest.mark.parametrize("vision", SEEN)
+def test_bars_of_the_explorer_have_colours_of_their_own(vision):
+    bars = (plots.STORED, plots.LIVE, plots.ORACLE)
+    assert min(distance(*pair, vision) for pair in itertools.combinations(bars, 2)) >= APART
+    others = [plots.FORGET, *(plots.COLORS[name] for name, method in unlearning.METHODS.items()
+                              if method.family == "paper")]  # fmt: skip
+    for bar, other in itertools.product(bars[:2], others):
+        assert distance(bar, other, vision) >= APART
+
+
 def test_methods_of_one_colour_differ_by_marker_or_hatching():
     names = list(unlearning.METHODS)
     frame = pd.DataFrame([(m, x, 0.5) for m in names for x in (1, 2)], columns=["m", "x", "y"])

@@ -111,6 +111,19 @@ def test_whatever_lies_inside_the_panel_is_drawn_where_it_is(table):
     assert drawn[methods.index(beyond)] == [0.95]
 
 
+@pytest.mark.parametrize(("most", "distance", "last"),
+                         [(6.0, True, "≥ 6"), (3.2, True, "4"), (6.0, False, None)])  # fmt: skip
+def test_what_is_cut_off_stands_at_a_tick_that_says_so(most, distance, last):
+    points = pd.DataFrame({"method": "lora", "cost": [0.5, most], "away": [0.5, 8.0],
+                           "front": [True, False]})  # fmt: skip
+    ax = plots.tradeoff(points, "cost", distance)
+    ax.figure.canvas.draw()
+    labels = [label.get_text() for label in ax.get_xticklabels()]
+    assert labels[-1] == last if distance else "≥ 6" not in labels
+    assert ax.get_yticklabels()[-1].get_text() == "≥ 6"
+    assert ax.get_xlim()[0] < 0.5 < most < ax.get_xlim()[1]
+
+
 def test_two_methods_of_one_seed_can_be_compared(table):
     """The only mean that could say what is far away is missing."""
     few = table[table["method"].isin(["original", "retrain"]) & (table["seed"] == 0)]

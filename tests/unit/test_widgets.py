@@ -504,6 +504,12 @@ def test_what_was_trained_now_has_the_colour_of_no_method():
     assert "ring: the chosen point, its mean over seeds; ×: this seed" in widgets._WHY
 
 
+def test_the_page_says_what_colours_and_the_last_tick_mean(panel):
+    for word in ("the deeper the nearer", "the deeper the further", "grey: not stored", "≥ 6"):
+        assert word in widgets._WHY
+    assert f"; {grid.FAR:g} half-widths: as many or more;" in picture_of(panel, 1)[2]
+
+
 CARS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
