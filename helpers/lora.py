@@ -172,8 +172,8 @@ def attach(
 
     Raises:
         InputError: If a layer does not exist or peft handles it wrongly, one to train in full is
-            shared or tied to another, the rank is not possible, a mask fits no layer, the outputs
-            change, or an adapter takes no part in them.
+            a target, too, or shared or tied to another, the rank is not possible, a mask fits no
+            layer, the outputs change, or an adapter takes no part in them.
 
     Source: Hu et al. 2021 (arXiv 2106.09685), section 4; rsLoRA (arXiv 2312.03732); DoRA
         (arXiv 2402.09353); SparsePEFT (EMNLP 2024) for the mask; peft's LoraConfig.
@@ -184,6 +184,8 @@ def attach(
     choose("adapter", kind, ADAPTERS)
     if audited:  # which passes images, and those are float32
         models.check_float32("model", model)
+    for field, given in (("targets", targets), ("train_in_full", train_in_full)):
+        check(field, given, not isinstance(given, str), "a list of names of layers")
     targets, train_in_full = list(targets), list(train_in_full)
     ranks, alphas, masks = dict(ranks or {}), dict(alphas or {}), dict(masks or {})
     _check_layers(model, targets, train_in_full, masks)
@@ -238,6 +240,9 @@ def _check_layers(
         tied = _tied(model, known[name])
         check("train_in_full", f"{name}, whose {tied} another layer has, too", not tied,
               "layers with parameters of their own: a trained copy is not tied")  # fmt: skip
+        adapted = [target for target in targets if f"{target}.".startswith(f"{name}.")]
+        check("train_in_full", name, not adapted, f"{', '.join(adapted)} in targets gets an "
+              "adapter, which leaves its weight as it is; choose one of the two")  # fmt: skip
     _check_masks(known, masks)
 
 

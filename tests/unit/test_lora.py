@@ -189,6 +189,21 @@ def test_unknown_layers_are_refused(original):
         lora.attach(original, 2, ["layer1.0.conv1"], alpha=4, train_in_full=["fcc"])
 
 
+@pytest.mark.parametrize("name", ["fc", "layer1", "layer1.0.conv1"])
+def test_a_layer_is_adapted_or_trained_in_full_not_both(original, name):
+    targets = ["fc", "layer1.0.conv1", "layer2.0.conv1"]
+    own = "fc" if name == "fc" else "layer1.0.conv1"
+    with pytest.raises(InputError, match=rf"train_in_full = '{name}' .*: {own} in targets"):
+        lora.attach(original, 2, targets, alpha=4, train_in_full=["bn1", name])
+
+
+@pytest.mark.parametrize("field", ["targets", "train_in_full"])
+def test_a_bare_name_is_not_taken_for_a_list_of_letters(original, field):
+    given = {"targets": ["layer1.0.conv1"], field: "fc"}
+    with pytest.raises(InputError, match=f"{field} = 'fc' is not allowed: a list of names"):
+        lora.attach(original, 2, alpha=4, **given)
+
+
 def test_a_name_that_ends_like_another_is_not_touched():
     """peft compares the ends of names; ours are meant in full."""
     model = nn.Sequential()
