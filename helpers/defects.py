@@ -249,10 +249,10 @@ def _unbalanced_attack(cfg: RunConfig, dataset: Dataset) -> Defect:
     return Defect(
         "attacks with more members than non-members, on slices of a shuffled loader",
         values,
-        f"finds {values['unbalanced out']:.0%} of the real non-members (with equal groups "
-        f"{values['balanced out']:.0%}), and calls {values['unbalanced f']:.0%} of the forget set "
-        f"unseen by the original ({values['balanced f']:.0%}); of the images that are taken for "
-        f"the forget set {values['share']:.0%} are of the class",
+        f"of real non-members it finds {values['unbalanced out']:.0%} (equal groups: "
+        f"{values['balanced out']:.0%}), of the original's forget set it calls "
+        f"{values['unbalanced f']:.0%} unseen (equal: {values['balanced f']:.0%}); in the slice "
+        f"used as forget set {values['share']:.0%} are of the class",
         "05, The membership attack",
     )
 
