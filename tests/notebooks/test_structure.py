@@ -106,7 +106,17 @@ def test_the_exercises(notebook):
         assert task.count("<details>") == task.count("</details>") == 2
     cells = [c.source for c in code(notebook)]
     assert sum(c.startswith("answer = ...") for c in cells) == len(tasks)
-    assert sum("check" in c.metadata.get("tags", []) for c in code(notebook)) == len(tasks)
+    checks = [c.source for c in code(notebook) if "check" in c.metadata.get("tags", [])]
+    assert len(checks) == len(tasks)
+    for check in checks:
+        assert "assert " not in check.split("exercises.verdict(")[0], "it stops a right answer"
+
+
+def test_no_seed_and_no_class_is_typed(notebook):
+    """Once the settings have others, it would belong to other networks than the rest."""
+    typed = r"\b(seeds?|forget|earlier)=[\[(]?\d|\"--(seed|forget)\",\s+\"\d"
+    for cell in (*code(notebook), *code(tutorial.solutions(notebook))):
+        assert not re.search(typed, cell.source), cell.source
 
 
 def test_the_solutions_are_those_of_the_lesson(name, notebook):
