@@ -522,10 +522,41 @@ def test_a_network_of_ours_that_is_refused_comes_with_what_can_be_changed(networ
 
 
 def test_the_same_network_twice_is_refused(judge, networks):
-    with refused("^oracle 2 = 'the same weights as oracle 1' is not allowed: .*another seed"):
+    with refused("^oracle 2 = 'the same weights as oracle 1 to within 1%' is not .*another seed"):
         judge(3, lambda _: copy.deepcopy(networks["oracle 0"]))
-    with refused("^oracle 1 = 'the same weights as model' is not allowed"):
+    with refused("^oracle 1 = 'the same weights as model to within 1%' is not allowed"):
         judge(0, lambda _: networks["oracle 0"])
+
+
+def changed(network, factor=1.0, bias=0.0):
+    """Copy a network, with another classifier; nothing before that differs."""
+    copied = copy.deepcopy(network)
+    with torch.no_grad():
+        copied.fc.weight *= factor
+        copied.fc.bias[0] += bias
+    return copied
+
+
+@pytest.mark.parametrize(("place", "twin"), [(3, "oracle 1"), (0, "model")])
+@pytest.mark.parametrize("how", [{"bias": 1e-6}, {"factor": 1.005}])
+def test_nearly_the_same_network_twice_is_refused(judge, networks, place, twin, how):
+    """Copies span no band; and one beside its own copy would be inside of every one."""
+    with refused(f"= 'the same weights as {twin} to within 1%' is not allowed: .*another seed"):
+        judge(place, lambda _: changed(networks["oracle 0"], **how))
+
+
+def test_classifiers_of_their_own_make_networks_of_their_own(networks, split):
+    """Of transfer learners the backbone may be one and the same."""
+    oracles = [changed(networks["oracle 0"], 1.02**i) for i in range(3)]
+    used = networks["head_only"], networks["original"], oracles
+    assert audit._check_networks(*used, split) is None
+
+
+def test_networks_of_other_shapes_are_not_the_same(networks):
+    other = networks["oracle 0"]
+    for one in (networks["prunelora_channels"], plain_network(0), nn.Linear(1, 1)):
+        assert not audit._nearly_same(one, other)
+        assert audit._nearly_same(one, one)
 
 
 def test_the_original_itself_may_be_judged(networks, split):
@@ -560,6 +591,16 @@ def test_a_network_that_broke_down_is_judged_all_the_same(networks, split):
     """It answers the same for everything, which is no order of the labels."""
     broken = copy.deepcopy(networks["original"])
     row_of(broken, 5, 1e3)
+    oracles = [networks[name] for name in ORACLES[:3]]
+    assert audit._check_networks(broken, networks["original"], oracles, split) is None
+
+
+def test_a_network_that_answers_by_its_bias_alone_gives_no_probabilities(networks, split):
+    """They may add up to 1, as here; probabilities would differ between images."""
+    broken = copy.deepcopy(networks["original"])
+    with torch.no_grad():
+        broken.fc.weight.zero_()
+        broken.fc.bias.copy_(torch.eye(10)[5])
     oracles = [networks[name] for name in ORACLES[:3]]
     assert audit._check_networks(broken, networks["original"], oracles, split) is None
 
