@@ -625,7 +625,7 @@ def decides(name: str, low: Any, high: Any) -> Any:
     the others then makes a band from 0 to 1, and inside of that everything is.
 
     Args:
-        name: Of the metric.
+        name: Of the metric; or another one, as for :func:`form`.
         low: Lower end of the band, or many of them.
         high: Upper end, likewise.
 
@@ -635,7 +635,7 @@ def decides(name: str, low: Any, high: Any) -> Any:
     Source: this project.
     Lesson: 05_evaluation, "The oracle band".
     """
-    return (low > 0) | (high < METRICS[name].most)
+    return (low > 0) | (high < form(name).most)
 
 
 def held_out(oracles: Sequence[Look], original: Look) -> list[dict[str, float]]:

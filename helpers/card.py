@@ -12,6 +12,7 @@ import base64
 import dataclasses
 import io
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -216,6 +217,25 @@ def _blind(metric: Mapping[str, Any]) -> bool:
     return metric["original_inside"] and metric["name"] not in UTILITY
 
 
+def _doubtful(record: Mapping[str, Any]) -> bool:
+    """Tell whether oracles whose training is not known seem to hold the class as the original does.
+
+    All that looks for the class inside a network, and could tell, finds as much in them.
+    """
+    telling = [
+        m for m in record["metrics"]
+        if m["group"] in ("features", "relearning") and _decides(m)
+    ]  # fmt: skip
+    found = bool(telling) and all(m["original_inside"] for m in telling)
+    return found and record["how"] is None
+
+
+def _decides(metric: Mapping[str, Any]) -> bool:
+    low, high = _bounds(metric)
+    ends = -math.inf if low is None else low, math.inf if high is None else high
+    return audit.decides(metric["name"], *ends)
+
+
 def _joined(parts: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
 
@@ -228,7 +248,8 @@ def claims(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     A claim is supported only if every metric of it that was measured lies inside the band of the
     oracles. Where none of them was measured, or none can tell the original from the oracles, it is
-    not tested. What no such evidence supports stands last.
+    not tested; nor is anything where the oracles come from files and seem to have seen the class.
+    What no such evidence supports stands last.
 
     Args:
         record: From the audit: plain data with the keys in ``KEYS``.
@@ -260,6 +281,8 @@ def _claim(record: Mapping[str, Any], text: str, names: Sequence[str]) -> dict[s
                 f"whatever it holds. {because}"
             ),
         )
+    if status != UNTESTED and _doubtful(record):
+        status, because = UNTESTED, f"The oracles may have seen the class themselves. {because}"
     if not used:
         because = f"None of its metrics was measured: {', '.join(absent)}"
     elif absent:
@@ -362,10 +385,18 @@ def _verdict(record: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> s
             text += f" {head}: {quoted}."
     inside, of = sum(m["inside"] for m in record["metrics"]), len(record["metrics"])
     oracles = record["networks"]["oracles"]
+    trained = "said to be trained" if record["how"] is None else "trained"
     text += (
         f" In all, {inside} of {_count(of, 'metric')} lie inside the band of "
-        f"{_count(len(oracles), 'oracle')}, networks trained in the same way without these images."
+        f"{_count(len(oracles), 'oracle')}, networks {trained} in the same way without these "
+        "images."
     )
+    if _doubtful(record):
+        text += (
+            " But these oracles may have seen the class themselves: by every metric of features "
+            "and of relearning that could tell, they hold as much of it as the original. Nothing "
+            "is refuted or supported by them; find out how they were trained, or take more of them."
+        )
     missed = [one.get("missed") for one in oracles]
     if None not in missed:  # how often the page would be wrong about one that never saw the class
         text += (

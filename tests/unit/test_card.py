@@ -249,6 +249,61 @@ def test_an_interval_that_reaches_into_the_band_or_beyond_it_is_said(interval, r
     assert said.endswith("though its interval reaches into it") == reaches
 
 
+INSIDE = ("linear_probe", "head_refit", "CKA_forget", "IDI", "relearn_steps", "prototype_attack")
+
+
+def beside_seeing_oracles(kind, **changes):
+    """Networks from files; inside, the original looks like the oracles."""
+    rec = record(kind) | {"how": None}
+    for name in INSIDE:
+        row = change(rec, name)
+        change(rec, name, original=row["oracles"][2])
+    return rec | changes
+
+
+@pytest.mark.parametrize("kind", ["oracle", "mask", "original"])
+def test_beside_oracles_that_may_have_seen_the_class_nothing_is_judged(kind):
+    rec = beside_seeing_oracles(kind)
+    change(rec, "linear_probe", band=[0.0, 1.0], side="upper")  # tells nothing
+    found, verdict = card.claims(rec), card.markdown(rec).split("\n\n")[2]
+    assert status_of(found)[:7] == ["not tested"] * 7
+    assert found[0]["because"].startswith("The oracles may have seen the class themselves. ")
+    assert verdict.startswith("This evidence does not show whether")
+    assert "these oracles may have seen the class themselves" in verdict
+    assert "Nothing is refuted or supported by them" in verdict
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_one_metric_that_tells_the_original_from_the_oracles_clears_them(name):
+    rec = beside_seeing_oracles("oracle")
+    change(rec, name, original=next(m[5] for m in METRICS if m[0] == name))
+    assert "may have seen" not in card.markdown(rec)
+    assert card.SUPPORTED in status_of(card.claims(rec))
+
+
+def test_oracles_are_suspected_by_bands_that_decide_and_of_unknown_training_alone():
+    unsuspected = [beside_seeing_oracles("oracle", how=record()["how"])]
+    unsuspected.append(
+        beside_seeing_oracles("oracle", metrics=record(only=("UA", "RA"))["metrics"])
+    )
+    undecided = beside_seeing_oracles("oracle")
+    undecided["metrics"] = [m for m in undecided["metrics"] if m["name"] != "IDI"]
+    for name in ("linear_probe", "head_refit", "prototype_attack"):
+        change(undecided, name, band=[0.0, 1.0], side="upper")
+    for name in ("CKA_forget", "relearn_steps"):
+        change(undecided, name, band=[-1.0, None])
+    for rec in (*unsuspected, undecided):
+        assert "may have seen" not in card.markdown(rec)
+        assert status_of(card.claims(rec))[0] == "supported"
+
+
+@pytest.mark.parametrize("how", [None, record()["how"]])
+def test_how_oracles_from_files_were_trained_is_hearsay(how):
+    told = "networks said to be trained in the same way without these images."
+    assert (told in card.markdown(record() | {"how": how})) == (how is None)
+    assert (told.replace("said to be ", "") in card.markdown(record() | {"how": how})) == bool(how)
+
+
 def test_few_oracles_make_wide_bands_and_the_page_says_how_wide():
     rec = record("oracle")
     assert "wide" not in card.markdown(rec)
