@@ -315,8 +315,8 @@ def cells_of(html):
     """Title -> column -> text, over all tables."""
     found = {}
     for table in html.split("</table>")[:-1]:
-        columns = re.findall('<th scope="col">(.*?)</th>', table)[1:]
-        for name, cells in re.findall('<th scope="row">(.*?)</th>(.*?)</tr>', table):
+        columns = re.findall('<th scope="col"[^>]*>(.*?)</th>', table)[1:]
+        for name, cells in re.findall('<th scope="row"[^>]*>(.*?)</th>(.*?)</tr>', table):
             texts = re.findall("<td[^>]*>(.*?)</td>", cells)
             found[name] = dict(zip(columns, texts, strict=True))
     return found
