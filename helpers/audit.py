@@ -917,7 +917,7 @@ def _nearly_same(one: nn.Module, other: nn.Module) -> bool:
         for network in (one, other)
     )
     return [tensor.shape for tensor in mine] == [tensor.shape for tensor in theirs] and all(
-        (a.double() - b.double()).norm() <= APART * b.double().norm()
+        a.device == b.device and bool((a.double() - b.double()).norm() <= APART * b.double().norm())
         for a, b in zip(mine, theirs, strict=True)
     )
 
