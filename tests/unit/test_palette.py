@@ -95,10 +95,10 @@ def test_the_map_shows_on_which_side_of_the_edge_a_cell_is(vision):
 def test_the_map_is_the_deeper_the_further_from_the_edge():
     sides = np.linspace(1, 0, 21), np.linspace(1.001, plots.EDGE, 51)
     for aways, most in zip(sides, (plots.ORACLE, plots.FORGET), strict=True):
-        depths = [contrast(plots._away_color(away)) for away in aways]
+        depths = [contrast(plots._away_color(away), "white") for away in aways]
         assert (np.diff(depths) > 0).all()
         assert to_hex(plots._away_color(aways[-1])) == to_hex(most)
-        inks = [contrast(plots._ink(plots._away_color(away))) for away in aways]
+        inks = [contrast(plots._ink(plots._away_color(away)), "white") for away in aways]
         pairs = [(max(p) / min(p)) for p in zip(depths, inks, strict=True)]
         assert min(pairs) >= 4.5, "the text of every cell can be read"
     assert to_hex(plots._away_color(1 + 1e-12)) == to_hex(plots._away_color(1.0)), "as decimals"
