@@ -4,7 +4,6 @@ import errno
 import itertools
 import os
 import pickle
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 
 from helpers import files
 from helpers.files import FileProblem
+from tests.killed import Killed, Writer
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -130,28 +130,13 @@ def test_a_folder_that_is_replaced_is_old_or_new_or_not_whole_wherever_it_is_kil
             path = folder / name
             files.write_atomically(path, lambda p, n=name: p.write_text(n if n == "same" else text))
 
-    class Killed(BaseException):
-        pass
-
-    def counted(function):
-        def call(*args, **kwargs):
-            nonlocal left
-            left -= 1
-            if left < 0:  # a dead process does not tidy up, either
-                raise Killed
-            return function(*args, **kwargs)
-
-        return call
-
-    for owner, name in ((os, "replace"), (Path, "unlink"), (shutil, "rmtree")):
-        monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
-    seen = set()
+    writer, seen = Writer(monkeypatch), set()
     for moment in itertools.count():
-        left, folder, done = 1000, tmp_path / str(moment), False
+        writer.left, folder, done = 1000, tmp_path / str(moment), False
         with files.replaced(folder, "whole") as new:
             write(new, "old")
         kept = (folder / "same").stat().st_ino
-        left = moment
+        writer.left = moment
         try:
             with files.replaced(folder, "whole") as new:
                 write(new, "new")

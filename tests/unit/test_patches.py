@@ -25,6 +25,7 @@ from torch import nn
 from helpers import files, lora, models, patches, pruning, runs, training, unlearning
 from helpers.config import KINDS, InputError, Recipe
 from helpers.files import FileProblem
+from tests.killed import Killed, Writer
 from tests.networks import images, networks, train_a_little
 
 MANY = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
@@ -534,26 +535,11 @@ def test_what_is_replaced_stays_if_there_is_no_room_for_both_new_files(kind, tmp
 
 @pytest.mark.parametrize("kind", KEPT)
 def test_wherever_saving_is_killed_no_old_file_is_beside_a_new_one(kind, tmp_path, monkeypatch):
-    class Killed(BaseException):
-        pass
-
-    def counted(function):
-        def call(*args, **kwargs):
-            nonlocal left
-            left -= 1
-            if left < 0:  # a dead process does not tidy up, either
-                raise Killed
-            return function(*args, **kwargs)
-
-        return call
-
-    for owner, name in ((os, "replace"), (Path, "unlink")):
-        monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
-    found, done = [], False
+    writer, found, done = Writer(monkeypatch), [], False
     while not done:
-        left, folder = 1000, tmp_path / str(len(found))
+        writer.left, folder = 1000, tmp_path / str(len(found))
         old = save_one(kind, 0, folder)
-        left = len(found)
+        writer.left = len(found)
         with contextlib.suppress(Killed):
             save_one(kind, 1, folder)
             done = True
