@@ -478,6 +478,13 @@ def test_on_photographs_lora_keeps_most_of_the_class(mine):
     assert abs(mine["TA"]["lora"] - mine["TA"]["finetune"]) < 0.003
 
 
+@pytest.mark.parametrize("cell", OTHERS)
+def test_on_photographs_lora_tuned_on_cat_falls_behind_its_published_form(photos, cell):
+    gaps = of(photos, cell)["Avg Gap"]
+    assert gaps["lora"] > 3 * gaps["lora, as published"]
+    assert of(photos, cell)["UA"]["lora"] < of(photos, cell)["UA"]["lora, as published"]
+
+
 @pytest.mark.parametrize("cell", CAT)
 def test_on_photographs_of_cats_lora_has_the_best_avg_gap_of_the_four(photos, cell):
     assert of(photos, cell).loc[PAPER, "Avg Gap"].idxmin() == "lora"
