@@ -2,7 +2,7 @@
 
     python benchmarks/controls_digits.py [--workers 2]
 
-Two controls, with the classes, seeds and oracles of ``benchmarks/audit_digits.py``:
+Three controls, with the classes, seeds and oracles of ``benchmarks/audit_digits.py``:
 
 ``METHOD of retrain``: the method is applied to a network that never saw the class. Whatever sets
 the result apart from the oracles is the mark of the method, and no memory of the class.
@@ -10,6 +10,9 @@ the result apart from the oracles is the mark of the method, and no memory of th
 ``METHOD, high lr``: the tuning takes the smallest of the learning rates that validation images
 cannot tell apart; here the method has the largest of them. What turns round with it was decided by
 that rule. These are attacked image by image, too.
+
+``METHOD, frozen BatchNorm``: PruneLoRA with BatchNorm as pruning left it. With adapters in every
+block BatchNorm trains in every block, too; this tells what each of the two is worth.
 
 What is finished is kept in ``artifacts/``; run again to go on. The record is
 ``results/controls-digits.json``; a figure and ``benchmarks/README.md`` are rendered from it.
@@ -23,7 +26,7 @@ from typing import Any
 
 import figures
 import pandas as pd
-from audit_digits import CFG, ORACLES, SEEDS
+from audit_digits import CFG, ORACLES, SEEDS, SETTINGS
 from joblib import Parallel, delayed
 from measure import call
 from tqdm import tqdm
@@ -48,12 +51,20 @@ HIGH = {
     }.items()
 }  # fmt: skip
 
+FROZEN = {
+    f"{name}{study.FROZEN}": SETTINGS[name] | {"norms": "frozen"}
+    for name in ("prunelora", "prunelora, all blocks")
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    high = study.run(CFG, HIGH, CLASSES, SEEDS, oracles=ORACLES, workers=options.workers)
+    high, frozen = (
+        study.run(CFG, settings, CLASSES, SEEDS, oracles=ORACLES, workers=options.workers)
+        for settings in (HIGH, FROZEN)
+    )
     attacked = shadows.run(CFG, HIGH, workers=options.workers)
     images = data.load_dataset(CFG).fingerprint
     jobs = [delayed(on_oracles)(str(home()), CFG.but(forget=c), images) for c in CLASSES]
@@ -63,7 +74,7 @@ def main() -> None:
     table = pd.DataFrame(rows)
     table["repetition"] = table["seed"] - table["original_seed"]
     never = study.Study(table, high.bands, high.oracles, high.about)
-    found = study.join([never, high])
+    found = study.join([never, frozen, high])
     about = ("forget", "networks", "groups", "methods")
     found.about["shadows"] = {name: attacked[name] for name in about}
     study.save(found, RESULTS / "controls-digits.json")

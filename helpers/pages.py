@@ -240,7 +240,8 @@ def _controls() -> str:
     methods = [label.removesuffix(study.NEVER) for label in other.methods
                if label.endswith(study.NEVER)]  # fmt: skip
     shadows = files.read_json(folder / "shadows-digits.json", ("methods",))["methods"]
-    tables = [report.rates(found, shadows | other.about["shadows"]["methods"])]
+    tables = [report.rates(found, shadows | other.about["shadows"]["methods"]),
+              report.frozen(found)]  # fmt: skip
     tables += [report.mark(found, method) for method in methods]
     return "\n".join([*map(_table, tables), f"{provenance(other.about)}\n"])
 

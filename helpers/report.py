@@ -261,16 +261,43 @@ def rates(found: study.Study, attacked: Mapping[str, Any]) -> pd.DataFrame:
     Source: ``benchmarks/controls_digits.py``, ``tune_digits.py``.
     Lesson: 05_evaluation, "The comparison".
     """
+    shown = _beside(found, study.HIGH)
+    shown["U-LiRA hits"] = [
+        f"{attacked[one]['tpr']:.1%} → {attacked[one + study.HIGH]['tpr']:.1%}"
+        for one in shown.index
+    ]
+    return shown.rename_axis("smallest → largest rate", axis="columns")
+
+
+def frozen(found: study.Study) -> pd.DataFrame:
+    """Set PruneLoRA with BatchNorm that trains beside the same with BatchNorm as pruning left it.
+
+    Args:
+        found: A study with methods, and some of them with :data:`helpers.study.FROZEN` behind the
+            name.
+
+    Returns:
+        One row a method, formatted: means of some metrics of either form.
+
+    Source: ``benchmarks/controls_digits.py``.
+    Lesson: 05_evaluation, "The comparison".
+    """
+    shown = _beside(found, study.FROZEN)
+    return shown.rename_axis("BatchNorm trains → frozen", axis="columns")
+
+
+def _beside(found: study.Study, suffix: str) -> pd.DataFrame:
+    """Set methods beside those with something behind the name: means of some metrics."""
     metrics = ("TA", "activation", "CKA_forget", "linear_probe", "head_refit", "IDI",
                "prototype_attack", "epsilon")  # fmt: skip
     means, rows = found.table.groupby("method")[list(metrics)].mean(), {}
-    for label in (one for one in found.methods if one.endswith(study.HIGH)):
-        both = label.removesuffix(study.HIGH), label
-        shown = {audit.METRICS[m].title: [audit.shown(m, means[m][one]) for one in both]
-                 for m in metrics}  # fmt: skip
-        shown["U-LiRA hits"] = [f"{attacked[one]['tpr']:.1%}" for one in both]
-        rows[both[0]] = {heading: " → ".join(pair) for heading, pair in shown.items()}
-    return pd.DataFrame(rows).T.rename_axis("smallest → largest rate", axis="columns")
+    for label in (one for one in found.methods if one.endswith(suffix)):
+        both = label.removesuffix(suffix), label
+        rows[both[0]] = {
+            audit.METRICS[m].title: " → ".join(audit.shown(m, means[m][one]) for one in both)
+            for m in metrics
+        }
+    return pd.DataFrame(rows).T
 
 
 def finding(found: study.Study) -> str:

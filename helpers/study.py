@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 # how benchmarks/controls_digits.py names a method on networks that never saw the class, and one
 # with the largest of the equally good learning rates
-NEVER, HIGH = " of retrain", ", high lr"
+NEVER, HIGH, FROZEN = " of retrain", ", high lr", ", frozen BatchNorm"
 ORACLE_SEED = 1000  # the oracles' seeds begin here, so that ``retrain`` is none of them
 COSTS = ("seconds", "gmacs", "memory_mb", "trainable")
 MOST_ORACLES = 1000  # each is a training

@@ -437,7 +437,7 @@ def test_training_seed_and_class_share_what_prunelora_scatters(digits):
         assert share[metric]["class"] + share[metric]["training x class"] > 0.85
 
 
-def test_the_price_in_accuracy_is_that_of_pruning_with_adapters_in_the_last_stage_alone(digits):
+def test_the_price_in_accuracy_is_that_of_pruning_and_adapting_the_last_stage_alone(digits):
     every = "prunelora, all blocks"
     assert not unlike(digits, "lora", "finetune", "TA"), "its adapters are in the last stage, too"
     assert more(digits, every, "prunelora", "TA")
@@ -447,6 +447,21 @@ def test_the_price_in_accuracy_is_that_of_pruning_with_adapters_in_the_last_stag
     assert 2.9 < spent[every] / spent["prunelora"] < 3.1
     for rival in ("finetune", "retrain"):
         assert more(digits, every, rival, "prototype_attack")
+
+
+def test_adapters_in_every_block_need_batchnorm_that_trains(both):
+    every, still = "prunelora, all blocks", f"prunelora, all blocks{study.FROZEN}"
+    alone = f"prunelora{study.FROZEN}"
+    for one, other in (("prunelora", alone), (every, still), (still, alone), (every, "prunelora")):
+        gain = study.lead(both, one, other, "TA")
+        assert gain.low > 0, (one, other)
+        assert 0.008 < gain.mean < 0.012, (one, other)
+    assert not unlike(both, still, "prunelora", "TA")
+    for rival in ("lora", "finetune", "retrain"):
+        assert less(both, still, rival, "TA")
+    for rival in ("prunelora", "retrain"):
+        assert more(both, still, rival, "head_refit")
+    assert not unlike(both, every, "retrain", "head_refit")
 
 
 CELLS = [(3, 0), (3, 1), (3, 2), (9, 0), (8, 0)]  # class, training seed of the original
