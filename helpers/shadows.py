@@ -171,9 +171,10 @@ def _intervals(
     for _ in range(repeats):
         chosen = (torch.randint(len(g), (len(g),), generator=draw) for g in (positive, negative))
         one, other = (g[c].flatten() for g, c in zip((positive, negative), chosen, strict=True))
-        curve = attacks.roc(one, other)
-        found.append([curve.auc, curve.tpr_at(FALSE)])
-    ends = torch.tensor(found).quantile(torch.tensor([0.025, 0.975]), dim=0)
-    mine = torch.tensor([curve.auc, curve.tpr_at(FALSE)])
+        drawn = attacks.roc(one, other)
+        found.append([drawn.auc, drawn.tpr_at(FALSE)])
+    tails = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    ends = torch.tensor(found, dtype=torch.float64).quantile(tails, dim=0)
+    mine = torch.tensor([curve.auc, curve.tpr_at(FALSE)], dtype=torch.float64)
     ends = (mine + WIDER * (ends - mine)).clamp(0, 1)
     return {"auc_interval": ends[:, 0].tolist(), "tpr_interval": ends[:, 1].tolist()}

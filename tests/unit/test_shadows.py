@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -89,6 +90,25 @@ def test_an_interval_of_few_networks_stays_within_its_range():
     assert found["auc_interval"][1] == 1
     assert found["tpr_interval"][0] == 0
     assert 0 < found["auc_interval"][0] < 1
+
+
+def test_the_interval_is_that_of_the_draws_moved_away_from_the_network_s_own_value():
+    one, oracles = margins(0, mean=0.7, own=1), margins(1, own=1)
+    positive, negative = shadows._attacked(one, oracles, GROUPS)
+    mine = attacks.roc(positive.flatten(), negative.flatten())
+    found = shadows._intervals(positive, negative, mine, repeats=40)
+    draw, drawn = torch.Generator().manual_seed(0), []
+    for _ in range(40):
+        picks = [torch.randint(NETWORKS, (NETWORKS,), generator=draw) for _ in range(2)]
+        drawn += [attacks.roc(positive[picks[0]].flatten(), negative[picks[1]].flatten())]
+    for name, values, value in (
+        ("auc", [one.auc for one in drawn], mine.auc),
+        ("tpr", [one.tpr_at(0.01) for one in drawn], mine.tpr_at(0.01)),
+    ):
+        ends = np.quantile(values, [0.025, 0.975])
+        assert found[f"{name}_interval"] == pytest.approx(
+            (value + shadows.WIDER * (ends - value)).clip(0, 1)
+        )
 
 
 def test_which_networks_stand_together_hardly_matters():
