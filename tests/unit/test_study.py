@@ -15,7 +15,18 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers import audit, data, files, models, report, runs, statistics, study, unlearning
+from helpers import (
+    audit,
+    data,
+    files,
+    ledger,
+    models,
+    report,
+    runs,
+    statistics,
+    study,
+    unlearning,
+)
 from helpers.config import TUNED, InputError, get_config
 from helpers.files import FileProblem
 
@@ -161,6 +172,22 @@ def test_a_study_has_a_row_for_every_audit(whole):
     assert {*study.COSTS, "parameters"} <= {*found.table.columns}
     assert found.about["preset"] == "smoke"
     assert all(sum(row) == 46 or sum(row) > 40 for row in found.table["predicted"])
+
+
+def test_what_a_network_weighs_is_what_the_ledger_says_and_nothing_is_timed(monkeypatch):
+    model = models.build_model("digits_resnet", 10, 1, 8)
+    names = models.layers(model).prunable
+    with torch.no_grad():
+        model.get_submodule(names[0]).weight[:3] = 0
+        model.get_submodule(names[1]).weight[:, 0] = 0
+    row = ledger.measure(model, "", names)
+    monkeypatch.setattr(ledger, "latency", None)
+    assert study.weight(model, iter(names)) == {
+        "zeros": row["sparsity"], "channels": sum(row["channels"].values()),
+        "parameters": row["parameters"], "macs": row["macs"], "file_bytes": row["file_bytes"],
+    }  # fmt: skip
+    with pytest.raises(InputError, match=r"model = 'torch\.float64'"):
+        study.weight(model.double(), names)
 
 
 def test_the_numbers_are_those_of_the_audit(whole, tiny, monkeypatch):
