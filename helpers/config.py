@@ -611,7 +611,7 @@ class RunConfig:
         check("data", self.data, ok, "known are digits, cifar10, folder:PATH")
         check("train", self.train, isinstance(self.train, Recipe), "a Recipe")
         _as_classes(self)
-        for field, low, high in _WHOLE_NUMBERS:
+        for field, (low, high) in WHOLE_NUMBERS.items():
             value = getattr(self, field)
             ok = _whole(value) and low <= value <= high
             ok = ok or (value is None and field in ("epochs", "train_limit", "original_seed"))
@@ -634,7 +634,7 @@ class RunConfig:
             choose("pruning", self.pruning, KINDS)
         for field, known_names in _NAMES:
             choose(field, getattr(self, field), known_names)
-        _as_floats(self, "sparsity", "alpha", "dropout", "lr")  # 1 and 1.0 are one configuration
+        _as_floats(self, *FLOATS)  # 1 and 1.0 are one configuration
         object.__setattr__(self, "device", _resolve_device(self.device))
         ok = not self.graphs or (self.device == "cuda" and not self.compile)
         check("graphs", self.graphs, ok, "False but on CUDA and without compile")
@@ -708,11 +708,12 @@ _NAMES = (
     ("adapter", ADAPTERS), ("targets", TARGETS), ("norms", NORMS), ("precision", PRECISIONS),
     ("on_corrupt", ("stop", "skip")), ("tuned", ("", *TUNED)),
 )  # fmt: skip
-_WHOLE_NUMBERS = (
-    ("image_size", 8, 512), ("cache_mb", 0, MOST), ("memory_mb", 0, MOST), ("seed", 0, MOST),
-    ("original_seed", 0, MOST), ("rank", 1, MOST), ("epochs", 1, MOST_EPOCHS),
-    ("threads", 0, 1024), ("train_limit", 2, MOST), ("split_seed", 0, MOST), ("seeds", 1, 1000),
-)  # fmt: skip
+WHOLE_NUMBERS = {
+    "image_size": (8, 512), "cache_mb": (0, MOST), "memory_mb": (0, MOST), "seed": (0, MOST),
+    "original_seed": (0, MOST), "rank": (1, MOST), "epochs": (1, MOST_EPOCHS),
+    "threads": (0, 1024), "train_limit": (2, MOST), "split_seed": (0, MOST), "seeds": (1, 1000),
+}  # fmt: skip
+FLOATS = ("sparsity", "alpha", "dropout", "lr")
 
 
 def _resolve_device(device: str) -> str:

@@ -262,14 +262,14 @@ def unused(cfg: RunConfig, fields: Iterable[str]) -> list[str]:
     return [
         f for f in fields
         if (f in of_a_folder and not cfg.data.startswith("folder:")) or (
-            f in _OF_A_METHOD
-            and (not trained if f in ("epochs", "lr") else _OF_A_METHOD[f] not in used)
+            f in IN_IDENTITY
+            and (not trained if f in ("epochs", "lr") else IN_IDENTITY[f] not in used)
         )
     ]  # fmt: skip
 
 
 # setting of a method -> its name in an identity
-_OF_A_METHOD = {
+IN_IDENTITY = {
     "original_seed": "start_seed", "sparsity": "sparsity",
     "pruning": "pruning", "criterion": "criterion", "scope": "scope", "mask_data": "mask_data",
     "rank": "rank", "adapter": "adapter", "targets": "targets", "norms": "norms",

@@ -30,6 +30,8 @@ from typing import Any
 
 from helpers import audit, bars, data, files, frozen, runs, unlearning
 from helpers.config import (
+    FLOATS,
+    WHOLE_NUMBERS,
     InputError,
     RunConfig,
     at_home,
@@ -51,12 +53,6 @@ POLL = 0.5  # seconds between two looks at points that other processes are doing
 RAY_RETRIES = 3  # of a piece whose worker died, by Ray itself
 ALL = "all"  # of forget: each class alone
 
-_WHOLE = ("image_size", "seed", "original_seed", "rank", "epochs", "cache_mb", "memory_mb",
-          "threads", "train_limit", "split_seed")  # fmt: skip
-_NUMBERS = ("sparsity", "alpha", "dropout", "lr")
-# field -> where runs.identity tells what it came to
-_CAME_TO = {"alpha": "lora_alpha", "dropout": "lora_dropout", "original_seed": "start_seed",
-            "lr": "unlearn", "epochs": "unlearn"}  # fmt: skip
 _ASIDE = ("memory_mb", "graphs")  # change no network, and so make no points
 _LOADED = (*data.FIELDS, "cache_mb")  # what is loaded depends on them, and what is kept of it
 _JUDGED = ("mode", "earlier")  # a network that does not depend on them is judged otherwise
@@ -163,22 +159,22 @@ def _value(field: str, part: str, text: str) -> Iterable[Any]:
     if field == "forget" and part == ALL:
         return [ALL]
     ends = re.fullmatch(r"(\d{1,10})\.\.(\d{1,10})", part)
-    if ends and (classes or field in _WHOLE):
+    if ends and (classes or field in WHOLE_NUMBERS):
         low, high = map(int, ends.groups())
         check(field, text, low <= high < low + MOST, f"ranges such as 0..4, of up to {MOST:,}")
         return [(c,) for c in range(low, high + 1)] if classes else range(low, high + 1)
     kinds = (
         "whole numbers, or ranges such as 0..4"
-        if field in _WHOLE
+        if field in WHOLE_NUMBERS
         else "numbers, with commas between"
     )
     kinds = "class numbers: 3, 3+5 for both at once, 0..4, or all" if classes else kinds
     try:
         if classes:
             return [tuple(int(c) for c in part.split("+"))]
-        if field in _WHOLE:
+        if field in WHOLE_NUMBERS:
             return [int(part)]
-        if field in _NUMBERS:
+        if field in FLOATS:
             return [float(part)]
     except ValueError as error:
         raise InputError(f"{field} = {text!r} is not allowed: {kinds}") from error
@@ -305,7 +301,7 @@ def _settings(cfg: RunConfig, varied: set[str], dataset: data.Dataset) -> dict[s
     names, row = dict.fromkeys([*_SHOWN, *sorted(varied)]), {}
     unused = runs.unused(cfg, names)
     for name in names:
-        at = _CAME_TO.get(name, name)
+        at = runs.IN_IDENTITY.get(name, name)
         where = "rank" if name == "cache_mb" else at  # no identity names it; adapters alone use it
         idle = where in every or name in unused  # such as the size of images that have their own
         shown = where in used or name in _JUDGED or not idle
