@@ -7,7 +7,6 @@ stored for it are audits over seeds. The same point can be trained now, and the 
 from __future__ import annotations
 
 import math
-import numbers
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -57,11 +56,6 @@ COSTS: dict[str, tuple[str, str, float]] = {
 
 
 _GONE = {"method", *AXES, "reason"}
-_NUMBERS = ("forget", "original_seed", "seed", *AXES, "zeros", "channels", *COSTS)
-
-
-def _is_number(value: object) -> bool:
-    return value is None or isinstance(value, numbers.Real)
 
 
 @dataclass(frozen=True)
@@ -129,13 +123,10 @@ class Grid:
     study: Study
 
     def __post_init__(self) -> None:
-        """Refuse a study without the axes of a grid, or with text for numbers: an InputError."""
+        """Refuse a study without the axes of a grid, with an InputError."""
         columns = list(self.study.table.columns)
         check("record", columns, {*_NEEDED} <= {*columns} and len(self.study.table) > 0,
               f"a study with at least one row and the columns {', '.join(_NEEDED)}")  # fmt: skip
-        for name in {*columns} & {*_NUMBERS, *self.study.metrics}:
-            odd = [v for v in self.study.table[name] if not _is_number(v)]
-            check(f"{name} of the record", odd[:1], not odd, "numbers, or nothing where not known")
         refused = self.study.about.get("refused", [])
         ok = isinstance(refused, list) and all(
             isinstance(r, dict) and {*r} == _GONE for r in refused
