@@ -22,19 +22,22 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as core
+import numpy as np
+import pandas as pd
+import torch
+from IPython import get_ipython
+from IPython.display import HTML, display
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
 
 from helpers import audit, data, grid, outputs, panels, plots, runs, study, training
 from helpers.config import InputError, RunConfig, check, get_config, whole_reason
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import torch
-    from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 log = logging.getLogger(__name__)
 
@@ -185,16 +188,10 @@ class _Sheet:
 
 def _canvas() -> FigureCanvasAgg:
     """Open a figure that pyplot knows nothing of, so that a thread may draw on it."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     return FigureCanvasAgg(Figure(figsize=SIZE, dpi=DPI, facecolor="white", layout="none"))
 
 
 def _drawn(canvas: FigureCanvasAgg, alt: str, least: float = 0) -> str:
-    import numpy as np
-    from PIL import Image
-
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     style = f"min-width: {least:.0f}px; max-width: 100%"
     return f'<img alt="{escape(alt)}" style="{style}" src="{_png(image)}">'
@@ -271,8 +268,6 @@ class Explorer:
         self.widget = self._arranged()
 
     def _ipython_display_(self) -> None:
-        from IPython.display import HTML, display
-
         _replace_in_its_cell(self)
         display(HTML(_PAGE + panels.SCRIPT + _UPLOADS), self.widget)
 
@@ -690,8 +685,6 @@ class Explorer:
         Source: this project.
         Lesson: 06_explorer, "Compare".
         """
-        import pandas as pd
-
         rows = []
         for label, (point, seed) in list(self.pins.items()):  # another thread may unpin one
             live = self.lives.get((point, seed))
@@ -878,8 +871,6 @@ def _replace_in_its_cell(shown: Explorer) -> None:
 
 def _cell() -> tuple[str | None, str]:
     """Return which cell runs, and a name of this run of it; None where the page does not say."""
-    from IPython import get_ipython
-
     asked = getattr(get_ipython(), "get_parent", dict)()  # outside of a kernel there is none
     return asked.get("metadata", {}).get("cellId"), asked.get("header", {}).get("msg_id", "")
 
@@ -994,8 +985,6 @@ def metric_tables(rows: Sequence[Mapping[str, Any]], seed: int, live: bool) -> s
     Source: this project.
     Lesson: 06_explorer, "The explorer".
     """
-    import pandas as pd
-
     groups: dict[str, dict[str, dict[str, str]]] = {}
     for row in rows:
         inside = {None: "–", True: "yes", False: "NO"}[row["inside"]]
@@ -1028,8 +1017,6 @@ def ledger_table(stored: grid.Grid, point: grid.Point, live: grid.Live | None) -
     Source: this project.
     Lesson: 06_explorer, "The explorer".
     """
-    import pandas as pd
-
     costs, dense = stored.costs(point), stored.costs(grid.Point("finetune", point.forget))
     now, rows = live.costs if live else {}, {}
     for name in ("zeros", "channels", *grid.COSTS):
@@ -1069,8 +1056,6 @@ def side_by_side(table: pd.DataFrame) -> pd.DataFrame:
     Source: this project.
     Lesson: 06_explorer, "Compare".
     """
-    import pandas as pd
-
     columns: dict[str, dict[str, str]] = {}
     for row in table.to_dict("records"):
         value, now = (None if pd.isna(row[k]) else row[k] for k in ("value", "live"))
@@ -1083,14 +1068,12 @@ def side_by_side(table: pd.DataFrame) -> pd.DataFrame:
             write = functools.partial(_amount, row["name"])
         text = "–" if value is None else write(value)
         text += "" if now is None else f" ({write(now)})"
-        outside = row["inside"] is False or (row["kind"] == "metric" and row["inside"] == 0)
+        outside = row["inside"] == 0  # False; missing where there is no band
         columns.setdefault(row["pin"], {})[title] = text + (" ✗" if outside else "")
     return pd.DataFrame(columns).fillna("–").rename_axis("number")
 
 
 def _compared(table: pd.DataFrame) -> str:
-    import pandas as pd
-
     rows = [
         {
             "method": row["pin"], "family": "", "metric": row["name"],
@@ -1139,8 +1122,6 @@ def uploaded(value: Any) -> tuple[str, bytes] | None:
 
 
 def _pixels(image: torch.Tensor, alt: str) -> str:
-    from PIL import Image
-
     array = image.permute(1, 2, 0).cpu().numpy()
     picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
     return f'<img class="pixels" alt="{escape(alt)}" src="{_png(picture)}">'

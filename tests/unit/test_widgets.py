@@ -136,8 +136,8 @@ def test_a_cell_that_is_run_again_closes_what_it_showed(cfg, dataset, original_r
     def show(cell, run, *several):
         asked = {"metadata": {"cellId": cell} if cell else {}, "header": {"msg_id": run}}
         shell = SimpleNamespace(get_parent=lambda: asked)
-        monkeypatch.setattr("IPython.get_ipython", lambda: shell)
-        monkeypatch.setattr("IPython.display.display", lambda *_: None)
+        monkeypatch.setattr(widgets, "get_ipython", lambda: shell)
+        monkeypatch.setattr(widgets, "display", lambda *_: None)
         for one in several:
             one._ipython_display_()
 
