@@ -57,7 +57,7 @@ def refuse_unknown(
 def retell(text: Path, rendered: Callable[[str, Any], str], record: Path) -> None:
     """Write the tables of a record into the text that shows them."""
     new = rendered(text.read_text(encoding="utf-8"), files.read_json(record))
-    files.write_atomically(text, lambda part: part.write_text(new, encoding="utf-8"))
+    files.write_atomically(text, files.as_text(new))
 
 
 def sections(

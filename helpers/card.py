@@ -17,7 +17,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import partial
 from html import escape
 from pathlib import Path
 from statistics import median
@@ -801,9 +800,5 @@ def write(record: Mapping[str, Any], folder: Path) -> dict[str, Path]:
     paths = {name: Path(folder) / name for name in (RECORD, PAGE, TEXT)}
     texts = (files.as_json(paths[RECORD], content), html(record), markdown(record))
     pairs = zip(paths.values(), texts, strict=True)
-    files.write_together({path: partial(_write_text, text=text) for path, text in pairs})
+    files.write_together({path: files.as_text(text) for path, text in pairs})
     return paths
-
-
-def _write_text(part: Path, text: str) -> None:
-    part.write_text(text, encoding="utf-8")

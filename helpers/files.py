@@ -263,8 +263,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> Path:
     Source: RFC 8259.
     Lesson: 00_start_here, "Where results are kept".
     """
-    text = as_json(path, content)
-    return write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    return write_atomically(path, as_text(as_json(path, content)))
 
 
 def as_json(path: Path, content: Mapping[str, Any]) -> str:
@@ -290,6 +289,21 @@ def as_json(path: Path, content: Mapping[str, Any]) -> str:
         raise FileProblem(f"cannot write {path}: {len(text):,} bytes of JSON, more than the "
                           f"{LARGEST_JSON:,} that are read back: divide it")  # fmt: skip
     return text
+
+
+def as_text(text: str) -> Callable[[Path], object]:
+    """Prepare a file of text.
+
+    Args:
+        text: The whole of it, written as UTF-8.
+
+    Returns:
+        What writes it to the path it is given, as for :func:`write_together`.
+
+    Source: this project.
+    Lesson: 00_start_here, "Where results are kept".
+    """
+    return lambda part: part.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path, requires: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -987,10 +987,9 @@ def save(model: nn.Module, folder: Path | str) -> Path:
         "shapes": {name: list(tensor.shape) for name, tensor in state.items()},
     }
     path, about = (Path(folder) / name for name in ("model.safetensors", "architecture.json"))
-    text = files.as_json(about, plain)
     files.write_together({
         path: files.as_tensors(state),
-        about: lambda part: part.write_text(text, encoding="utf-8"),
+        about: files.as_text(files.as_json(about, plain)),
     })  # fmt: skip
     return path
 

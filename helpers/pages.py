@@ -501,7 +501,7 @@ def render(root: Path) -> None:
         text = (root / name).read_text(encoding="utf-8")
         pages[root / name] = filled(text, {block: make() for block, make in blocks.items()})
     for path, text in pages.items():
-        files.write_atomically(path, lambda part, text=text: part.write_text(text, "utf-8"))
+        files.write_atomically(path, files.as_text(text))
 
 
 def keep_figure(figure: Figure, path: Path, *records: Path) -> None:

@@ -707,10 +707,7 @@ def save(sweep: Sweep, out: Path) -> list[Path]:
             csv.writer(file).writerows([columns, *table])
 
     plain, whole = paths(out)
-    text = files.as_json(whole, record)
-    files.write_together(
-        {plain: write, whole: lambda part: part.write_text(text, encoding="utf-8")}
-    )
+    files.write_together({plain: write, whole: files.as_text(files.as_json(whole, record))})
     return [plain, whole]
 
 

@@ -77,10 +77,7 @@ def play(
         for name in SERIES:
             path = notebooks / f"{name}.ipynb"
             notebook, costs[name] = execute(path, cfg.preset)
-            files.write_atomically(
-                pages / f"{name}.html",
-                lambda part, nb=notebook: part.write_text(_page(nb), encoding="utf-8"),
-            )
+            files.write_atomically(pages / f"{name}.html", files.as_text(_page(notebook)))
             say(f"{name}: {costs[name]['seconds']:.0f} s, {costs[name]['peak_mb']:.0f} MB")
             done[path] = notebook
         say("")
@@ -399,5 +396,4 @@ def save(notebook: NotebookNode, path: Path) -> None:
     """
     import nbformat
 
-    text = nbformat.writes(notebook) + "\n"
-    files.write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    files.write_atomically(path, files.as_text(nbformat.writes(notebook) + "\n"))

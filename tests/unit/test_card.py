@@ -6,6 +6,7 @@ import math
 import os
 import re
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -710,16 +711,16 @@ def test_a_disk_that_is_full_leaves_three_old_files(tmp_path, monkeypatch, at):
     """Not a new record beside an old page."""
     card.write(record(), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    changed, write, written = record(), card._write_text, []
+    changed, write, written = record(), Path.write_text, []
     changed["about"]["forgotten"] = [4]
 
-    def fails(part, text):
+    def fails(part, text, encoding):
         written.append(part)
         if len(written) > at:
             raise OSError(28, "No space left on device")
-        write(part, text)
+        write(part, text, encoding)
 
-    monkeypatch.setattr(card, "_write_text", fails)
+    monkeypatch.setattr(Path, "write_text", fails)
     with pytest.raises(files.FileProblem, match=r"No space left .* nothing was left half-written"):
         card.write(changed, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
