@@ -8,7 +8,6 @@ rendered, and nowhere else.
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import io
 import json
@@ -735,8 +734,8 @@ def _html_section(section: Section, record: Mapping[str, Any]) -> str:
     parts = [f"<section>\n<h2>{_safe(section.heading)}</h2>"]
     parts += [f"<p{kind}>{_safe(text)}</p>" for text in section.paragraphs]
     if section.figure:
-        source, alt = f"data:image/png;base64,{_picture(record)}", _safe(section.figure)
-        parts.append(f'<figure><img src="{source}" alt="{alt}"></figure>')
+        alt = _safe(section.figure)
+        parts.append(f'<figure><img src="{_picture(record)}" alt="{alt}"></figure>')
     return "\n".join([*parts, *map(_html_table, section.tables), "</section>"])
 
 
@@ -761,7 +760,7 @@ def _html_cell(text: str) -> str:
 
 
 def _picture(record: Mapping[str, Any]) -> str:
-    """Return the figure as a PNG in base64; the same record gives the same bytes."""
+    """Draw the figure, a PNG within its address; the same record gives the same bytes."""
     import matplotlib.pyplot as plt
 
     from helpers import plots
@@ -772,7 +771,7 @@ def _picture(record: Mapping[str, Any]) -> str:
         figure = plots.oracle_bands(rows, write=audit.shown).figure
         figure.savefig(file, format="png", dpi=130, facecolor="white", metadata={"Software": None})
         plt.close(figure)
-        return base64.b64encode(file.getvalue()).decode()
+        return files.as_link(file.getvalue())
 
 
 def write(record: Mapping[str, Any], folder: Path) -> dict[str, Path]:

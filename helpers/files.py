@@ -7,6 +7,7 @@ everything else as JSON: no file of this package is ever unpickled.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import filecmp
@@ -304,6 +305,22 @@ def as_text(text: str) -> Callable[[Path], object]:
     Lesson: 00_start_here, "Where results are kept".
     """
     return lambda part: part.write_text(text, encoding="utf-8")
+
+
+def as_link(content: bytes, kind: str = "image/png") -> str:
+    """Word content as an address that holds it, for a page that needs no second file.
+
+    Args:
+        content: The whole of it.
+        kind: Its media type.
+
+    Returns:
+        A ``data:`` address.
+
+    Source: RFC 2397.
+    Lesson: 00_start_here, "Where results are kept".
+    """
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def read_json(path: Path, requires: tuple[str, ...] = ()) -> dict[str, Any]:

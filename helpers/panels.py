@@ -7,7 +7,6 @@ a function that draws from numbers that are already there, so that it can follow
 
 from __future__ import annotations
 
-import base64
 import io
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ import ipywidgets as widgets
 import matplotlib.pyplot as plt
 from IPython.display import HTML, display
 
+from helpers import files
 from helpers.config import check, whole_reason
 
 if TYPE_CHECKING:
@@ -181,10 +181,10 @@ def picture(figure: Figure, alt: str) -> str:
         check("alt", alt, bool(alt.strip()), "a description of the figure")
         with io.BytesIO() as file:
             figure.savefig(file, format="png", facecolor="white")
-            png = base64.b64encode(file.getvalue()).decode()
+            png = files.as_link(file.getvalue())
     finally:
         plt.close(figure)
-    return f'<img alt="{escape(alt)}" style="max-width: 100%" src="data:image/png;base64,{png}">'
+    return f'<img alt="{escape(alt)}" style="max-width: 100%" src="{png}">'
 
 
 def table(frame: pd.DataFrame, caption: str = "") -> str:

@@ -8,7 +8,6 @@ values; the one exception is a picture, which is decoded in memory and never kep
 from __future__ import annotations
 
 import atexit
-import base64
 import dataclasses
 import functools
 import gc
@@ -36,7 +35,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from helpers import audit, data, grid, outputs, panels, plots, runs, study, training
+from helpers import audit, data, files, grid, outputs, panels, plots, runs, study, training
 from helpers.config import InputError, RunConfig, check, get_config, whole_reason
 
 log = logging.getLogger(__name__)
@@ -183,7 +182,8 @@ class _Sheet:
             self.easel.draw_artist(artist)
             artist.remove()
         self.easel.containers.clear()  # hold the bars that were removed, more with every move
-        return f"<figure><figcaption>{escape(title)}</figcaption>{_drawn(canvas, alt)}</figure>"
+        image = _image(_drawn(canvas), alt)
+        return f"<figure><figcaption>{escape(title)}</figcaption>{image}</figure>"
 
 
 def _canvas() -> FigureCanvasAgg:
@@ -191,16 +191,19 @@ def _canvas() -> FigureCanvasAgg:
     return FigureCanvasAgg(Figure(figsize=SIZE, dpi=DPI, facecolor="white", layout="none"))
 
 
-def _drawn(canvas: FigureCanvasAgg, alt: str, least: float = 0) -> str:
-    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+def _drawn(canvas: FigureCanvasAgg) -> str:
+    return _png(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
+
+
+def _image(png: str, alt: str, least: float = 0) -> str:
     style = f"min-width: {least:.0f}px; max-width: 100%"
-    return f'<img alt="{escape(alt)}" style="{style}" src="{_png(image)}">'
+    return f'<img alt="{escape(alt)}" style="{style}" src="{png}">'
 
 
 def _png(image: Any) -> str:
     with io.BytesIO() as file:
         image.save(file, "PNG", compress_level=4)
-        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        return files.as_link(file.getvalue())
 
 
 class _Panel(panels.Panel):
@@ -660,17 +663,19 @@ class Explorer:
             table = self.comparison()
             if not len(table):
                 return  # unpinned meanwhile
-            csv = base64.b64encode(table.to_csv(index=False).encode()).decode()
-            picture = _compared(table)
-            png = picture.split('src="')[1].rstrip('">')
+            csv = files.as_link(table.to_csv(index=False).encode(), "text/csv")
+            canvas = _compared(table)
+            png = _drawn(canvas)
             links = " · ".join(
                 f'<a download="explorer.{ending}" href="{link}">Download {what}</a>'
-                for ending, link, what in (("csv", f"data:text/csv;base64,{csv}", "CSV"),
-                                           ("png", png, "figure"))
-            )  # fmt: skip
+                for ending, link, what in (("csv", csv, "CSV"), ("png", png, "figure"))
+            )
             side = side_by_side(table)
             side = panels.table(side, "Pinned points: seed's value, live in brackets")
             pinned = _scroll(side, "pinned points")
+            alt = ("Table of the pinned points: metrics across; blue where a point lies inside the "
+                   "oracles' band.")  # fmt: skip
+            picture = _image(png, alt, LEAST * canvas.get_width_height()[0])
             pinned += _scroll(picture, "figure of the pinned points")
             self.compared.value = f"<p>{links}</p>{pinned}"
 
@@ -1073,7 +1078,7 @@ def side_by_side(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns).fillna("–").rename_axis("number")
 
 
-def _compared(table: pd.DataFrame) -> str:
+def _compared(table: pd.DataFrame) -> FigureCanvasAgg:
     rows = [
         {
             "method": row["pin"], "family": "", "metric": row["name"],
@@ -1089,9 +1094,7 @@ def _compared(table: pd.DataFrame) -> str:
     wide, high = 0.56 * shown["metric"].nunique() + 3.2, 0.3 * shown["method"].nunique() + 2.6
     canvas.figure.set(size_inches=(max(wide, 8), high), layout_engine="tight")
     canvas.draw()
-    return _drawn(canvas, "Table of the pinned points: metrics across; blue where a point lies "
-                          "inside the oracles' band.",
-                  LEAST * canvas.get_width_height()[0])  # fmt: skip
+    return canvas
 
 
 def uploaded(value: Any) -> tuple[str, bytes] | None:
