@@ -271,7 +271,7 @@ def fit(
         if checkpoint is not None:
             loop.origin, loop.settings = _origin(model, part, seed, about), dict(settings)
         if checkpoint is not None and parallel.first(checkpoint.exists):
-            loop.restore(checkpoint, per_epoch)
+            loop.restore(checkpoint)
         bar = bars.show(text=progress, total=recipe.epochs * per_epoch, initial=loop.fit.steps,
                         disable=progress is None, leave=False)  # fmt: skip
         for epoch in range(len(loop.fit.history), recipe.epochs):
@@ -489,7 +489,7 @@ class _Loop:
         files.save_tensors(path, tensors, plain)
         self.saved_at = time.monotonic()
 
-    def restore(self, path: Path, per_epoch: int) -> None:
+    def restore(self, path: Path) -> None:
         tensors, plain = files.load_tensors(path)
         try:
             if plain["recipe"] != vars(self.recipe):
@@ -516,7 +516,6 @@ class _Loop:
             self.fit = Fit(**plain["fit"])
             self.steps_in_epoch, self.images = plain["steps_in_epoch"], plain["images"]
             self.loss_sum, self.lr = plain["loss_sum"], plain["lr"]
-            self._check_counters(per_epoch)
             self.scaler.load_state_dict(plain["scaler"])
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise files.FileProblem(
@@ -533,26 +532,6 @@ class _Loop:
                 same = (value.shape, value.dtype) == (parameter.shape, parameter.dtype)
                 if not same and key != "step":
                     raise ValueError(f"{key} of parameter {index} has another size or type")
-
-    def _check_counters(self, per_epoch: int) -> None:
-        whole = [self.steps_in_epoch, self.images, self.fit.steps, self.fit.peak_memory,
-                 self.fit.macs]  # fmt: skip
-        if not all(type(v) is int and v >= 0 for v in whole):
-            raise ValueError("a counter is not a whole number")
-        real = [self.lr, self.fit.seconds]
-        if not all(type(v) in (int, float) and 0 <= v < math.inf for v in real):
-            raise ValueError("a number is none")
-        if not math.isfinite(self.loss_sum):  # below zero where a loss is ascended
-            raise ValueError("the loss is not a finite number")
-        rows = self.fit.history
-        if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
-            raise ValueError("the history is no table")
-        done, all_of_it = (
-            len(rows) * per_epoch + self.steps_in_epoch,
-            self.recipe.epochs * per_epoch,
-        )
-        if not self.fit.steps == done <= all_of_it:
-            raise ValueError(f"{self.fit.steps} steps are not {len(rows)} epochs and the rest")
 
 
 def _origin(model: nn.Module, part: ImageSet, seed: int, about: str) -> str:

@@ -192,12 +192,7 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(cfg, dataset, s
         fit(on(cfg.device, small()), split.retain, dataset, SHORT, seed=0, checkpoint=path)
 
 
-@pytest.mark.parametrize("change", [
-    {"history": [{}] * 99}, {"history": 5}, {"history": None}, {"history": [5]},
-    {"seconds": "x"}, {"seconds": -1.0}, {"peak_memory": "x"}, {"macs": None}, {"steps": 10**9},
-    {"steps": 1.5}, {"steps_in_epoch": 10**9}, {"steps_in_epoch": 1.5}, {"lr": "x"}, "shape",
-    "dtype", "index",
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize("change", ["shape", "dtype", "index"])
 def test_a_checkpoint_that_says_the_impossible_is_refused(cfg, dataset, split, tmp_path, change):
     """With a digest that fits: nobody's accident, but the fused step reads what it is given."""
     path = tmp_path / "checkpoint.safetensors"
@@ -205,15 +200,11 @@ def test_a_checkpoint_that_says_the_impossible_is_refused(cfg, dataset, split, t
         fit(on(cfg.device, small()), split.retain, dataset, SHORT, seed=0, checkpoint=path,
             after_step=PressStop(2))  # fmt: skip
     tensors, plain = files.load_tensors(path)
-    if isinstance(change, dict):
-        ((field, value),) = change.items()
-        (plain["fit"] if field in plain["fit"] else plain)[field] = value
-    else:
-        name = next(n for n in tensors if n.startswith("optimizer.") and tensors[n].numel() > 1)
-        value = tensors.pop(name)
-        other = {"shape": value.flatten()[:1], "dtype": value.double(), "index": value}[change]
-        _, _, key = name.split(".")
-        tensors[f"optimizer.99.{key}" if change == "index" else name] = other
+    name = next(n for n in tensors if n.startswith("optimizer.") and tensors[n].numel() > 1)
+    value = tensors.pop(name)
+    other = {"shape": value.flatten()[:1], "dtype": value.double(), "index": value}[change]
+    _, _, key = name.split(".")
+    tensors[f"optimizer.99.{key}" if change == "index" else name] = other
     files.save_tensors(path, tensors, plain)
     with pytest.raises(FileProblem, match="not a checkpoint of this run"):
         fit(on(cfg.device, small()), split.retain, dataset, SHORT, seed=0, checkpoint=path)
