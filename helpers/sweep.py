@@ -26,7 +26,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from helpers import audit, bars, data, files, frozen, runs, unlearning
 from helpers.config import (
@@ -448,7 +448,7 @@ def _piece(
         points: (place in the list, configuration, name of the run's folder).
         sweep: Names the sweep.
         place: The folder that holds ``artifacts/``.
-        boss: The process to work for; None for Ray, which ends its workers itself.
+        boss: Of the engine.
         whole: Whether to leave the piece to whoever is doing one of its points.
     """
     done = {}
@@ -472,7 +472,7 @@ class _Died(Exception):
 class _Work:
     """Rounds over what is not done yet, until everything is."""
 
-    engine: Any
+    engine: _Engine
     sweep: str
     done: int = 0  # by this process and its workers
 
@@ -514,7 +514,7 @@ class _Work:
         pieces = [
             (
                 [(n, missing[n].cfg, missing[n].folder.name) for n in piece],
-                self.sweep, str(home()), os.getpid(), first,
+                self.sweep, str(home()), self.engine.boss, first,
             )
             for piece in _pieces(missing, self.engine.workers)
         ]  # fmt: skip
@@ -561,8 +561,20 @@ def _bar(total: int, kept: int, text: str | bool) -> Any:
 # engines
 
 
+class _Engine(Protocol):
+    """Does pieces: the arguments of :func:`_piece`, which it yields the answers of, in any order.
+
+    ``boss`` is the process to work for, without which workers end; None if they are ended anyway.
+    """
+
+    workers: int
+    boss: int | None
+
+    def do(self, pieces: Sequence[tuple[Any, ...]]) -> Iterator[dict[int, dict[str, Any]]]: ...
+
+
 @contextlib.contextmanager
-def _engine(ray: str | None, workers: int, threads: int, cuda: bool) -> Iterator[Any]:
+def _engine(ray: str | None, workers: int, threads: int, cuda: bool) -> Iterator[_Engine]:
     if ray is None:
         yield _Joblib(workers, threads)
         return
@@ -579,6 +591,7 @@ class _Joblib:
 
     workers: int
     threads: int
+    boss: int = dataclasses.field(default_factory=os.getpid)
 
     def do(self, pieces: Sequence[tuple[Any, ...]]) -> Iterator[dict[int, dict[str, Any]]]:
         from joblib import Parallel, delayed, parallel_config
@@ -615,6 +628,8 @@ def _reach(address: str) -> None:
 class _Ray:
     """Tasks on a Ray cluster: a piece whose worker or machine dies is retried elsewhere."""
 
+    boss = None
+
     def __init__(self, address: str, workers: int, threads: int, cuda: bool) -> None:
         remedy = 'pip install "ray[default]" on every machine, or leave --ray out'
         ray = self.ray = need(f"ray = {address!r}", "ray", remedy)
@@ -643,8 +658,7 @@ class _Ray:
         while True:
             # a cluster's memory of tasks is not for a hundred thousand of them
             room = 2 * self.workers - len(waiting)
-            waiting += [self.task.remote(*piece[:3], None, *piece[4:])
-                        for piece in itertools.islice(left, room)]  # fmt: skip
+            waiting += [self.task.remote(*piece) for piece in itertools.islice(left, room)]
             if not waiting:
                 break
             (ready, *_), waiting = ray.wait(waiting)
