@@ -604,11 +604,14 @@ def bands(oracles: Sequence[Look], original: Look, split: ClassSplit) -> dict[st
     Source: this project; leave one out.
     Lesson: 05_evaluation, "The oracle band".
     """
-    found = held_out(oracles, original)
+    return _limits(held_out(oracles, original), split)
+
+
+def _limits(held: Sequence[Mapping[str, float]], split: ClassSplit) -> dict[str, statistics.Band]:
     limits = {}
     for name, metric in METRICS.items():
-        values = [row[name] for row in found if name in row]
-        if len(values) == len(found):
+        values = [row[name] for row in held if name in row]
+        if len(values) == len(held):
             resolution = 1 / len(getattr(split, metric.part)) if metric.part else 0.0
             resolution = 1.0 if name == "relearn_steps" else resolution
             limit = statistics.band(values, resolution=resolution, side=metric.side)
@@ -703,7 +706,8 @@ def audit(
         look(one, split, seed, draws, many=0)  # whose networks these are is not known
         for one in (model, original, *oracles)
     )
-    limits, held = bands(others, before, split), held_out(others, before)
+    held = held_out(others, before)
+    limits = _limits(held, split)
     found, known = against(judged, others, before), against(before, others, before)
     ends = _intervals(judged, others, before, split, seed)
     rows = []
