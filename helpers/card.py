@@ -30,13 +30,13 @@ SUPPORTED, REFUTED, UNTESTED = "supported", "not supported", "not tested"
 UTILITY = ("RA", "TA")  # here the original is expected to lie inside the band
 ENOUGH = 5  # oracles; with fewer the page says how wide the bands are
 
+UNNAMED = "It no longer names the class"  # the least, which a cheat does, too
+ANSWERS = ("TV", "JS", "activation", "ZRF")
 # claim -> names of the metrics that can support it ("*" stands for any ending)
 CLAIMS: dict[str, tuple[str, ...]] = {
-    "It no longer names the class": ("UA", "UA_test"),
+    UNNAMED: ("UA", "UA_test"),
     "On the other classes it works like a network that never saw the class": UTILITY,
-    "Its answers to images of the class are those of a network that never saw it": (
-        "TV", "JS", "activation", "ZRF",
-    ),
+    "Its answers to images of the class are those of a network that never saw it": ANSWERS,
     "By the probes used here its features hold no more of the class than those of a network that "
     "never saw it": (
         "linear_probe", "knn_probe", "head_refit", "whitened_probe", "IDI",
@@ -53,7 +53,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 
-ALWAYS_RIGHT = [*CLAIMS.values()][1:3]  # what a constant answer passes where one class is kept
+ALWAYS_RIGHT = (UTILITY, ANSWERS)  # what a constant answer passes where one class is kept
 
 COSTS = {
     "seconds": ("time of unlearning", lambda v: f"{v:,.2f} s"),
@@ -362,11 +362,11 @@ def _forgotten(record: Mapping[str, Any]) -> str:
 
 
 def _verdict(record: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> str:
-    judged = {status: [c["claim"] for c in found[: len(CLAIMS)] if c["status"] == status]
+    judged = {status: [c["claim"] for c in found if c["claim"] in CLAIMS and c["status"] == status]
               for status in (SUPPORTED, REFUTED, UNTESTED)}  # fmt: skip
     what = _forgotten(record)
     it = "it" if len(record["about"]["forgotten"]) == 1 else "them"
-    if judged[REFUTED] and found[0]["status"] == SUPPORTED:
+    if judged[REFUTED] and UNNAMED in judged[SUPPORTED]:
         text = f"This network no longer names {what}, but it is not like one that never saw {it}: "
         text += f"this evidence does not support calling {it} forgotten."
     elif judged[REFUTED]:
