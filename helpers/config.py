@@ -13,7 +13,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -656,9 +656,7 @@ class RunConfig:
         Source: :func:`dataclasses.replace`.
         Lesson: 00_start_here, "One configuration".
         """
-        known = tuple(f.name for f in dataclasses.fields(self))
-        for name in changes:
-            choose("field", name, known)
+        _check_fields("field", RunConfig, changes)
         return dataclasses.replace(self, **changes)
 
     @property
@@ -714,6 +712,12 @@ WHOLE_NUMBERS = {
     "threads": (0, 1024), "train_limit": (2, MOST), "split_seed": (0, MOST), "seeds": (1, 1000),
 }  # fmt: skip
 FLOATS = ("sparsity", "alpha", "dropout", "lr")
+
+
+def _check_fields(name: str, kind: type, changes: Iterable[str]) -> None:
+    known = tuple(f.name for f in dataclasses.fields(kind))
+    for field in changes:
+        choose(name, field, known)
 
 
 def _resolve_device(device: str) -> str:
@@ -773,12 +777,9 @@ def get_config(preset: str | None = None, **changes: Any) -> RunConfig:
         settings["data"] = os.environ["HELPERS_DATA"]
     if name == "paper" and str(changes.get("model", "")).startswith("vit"):
         settings |= {"train": _CIFAR_VIT, "rank": 16}
-    known = tuple(f.name for f in dataclasses.fields(RunConfig))
-    for field in changes:
-        choose("field", field, known)
+    _check_fields("field", RunConfig, changes)
     if isinstance(train := changes.get("train"), dict):
-        for field in train:
-            choose("train", field, tuple(f.name for f in dataclasses.fields(Recipe)))
+        _check_fields("train", Recipe, train)
         own = settings.get("train", RunConfig.train)
         changes["train"] = dataclasses.replace(own, **train)
     return RunConfig(**{**settings, **changes})
