@@ -188,7 +188,7 @@ def standing(
     Raises:
         InputError: If one was not measured in every cell.
 
-    Source: :func:`helpers.study.difference`; Benjamini & Hochberg 1995, the false discovery rate.
+    Source: :func:`helpers.study.apart`; Benjamini & Hochberg 1995, the false discovery rate.
     Lesson: 05_evaluation, "The comparison".
     """
     from scipy.stats import false_discovery_control

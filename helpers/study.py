@@ -809,28 +809,6 @@ def distances(study: Study, method: str, metric: str) -> Any:
     return statistics.crossed(table, "away", "original_seed", "forget", "repetition")
 
 
-def difference(study: Study, method: str, other: str, metric: str) -> statistics.Interval:
-    """Compare how far two methods are from the oracles, cell by cell.
-
-    Args:
-        study: The study.
-        method: Name of the first method.
-        other: Name of the second.
-        metric: Name of a metric.
-
-    Returns:
-        Mean of first - second with its interval over training seeds and classes, of the repetitions
-        that both have; below zero the first is closer to the oracles.
-
-    Raises:
-        InputError: If one was not measured in every cell.
-
-    Source: the pigeonhole bootstrap of :func:`helpers.statistics.bootstrap`.
-    Lesson: 05_evaluation, "The comparison".
-    """
-    return statistics.bootstrap(apart(study, method, other, metric))
-
-
 def lead(study: Study, method: str, other: str, metric: str) -> statistics.Interval:
     """Compare the values of two methods themselves, such as an accuracy, cell by cell.
 
@@ -841,7 +819,8 @@ def lead(study: Study, method: str, other: str, metric: str) -> statistics.Inter
         metric: Name of a metric.
 
     Returns:
-        As :func:`difference`; below zero the first has the smaller values.
+        Mean of first - second with its interval over training seeds and classes, of the
+        repetitions that both have; below zero the first has the smaller values.
 
     Raises:
         InputError: If one was not measured in every cell.

@@ -56,6 +56,11 @@ def photos():
     return study.load(runs.results_folder() / "audit-cifar.json")
 
 
+def difference(*asked):
+    """How much further one method is from the oracles than another."""
+    return statistics.bootstrap(study.apart(*asked))
+
+
 def less(found, one, other, metric):
     return study.lead(found, one, other, metric).high < 0
 
@@ -83,7 +88,7 @@ def test_cheats_pass_the_classic_numbers_and_not_the_features_nor_relearning(cel
 
 
 def test_all_metrics_but_three_put_the_original_further_away_than_an_oracle(digits):
-    told = {m for m in digits.metrics if study.difference(digits, "original", "retrain", m).low > 0}
+    told = {m for m in digits.metrics if difference(digits, "original", "retrain", m).low > 0}
     assert {*digits.metrics} - told == {"RA", "TA", "CKA_retain"}
 
 
@@ -120,14 +125,14 @@ def test_what_damages_and_rebuilds_holds_less_than_fine_tuning(digits, method):
         assert less(digits, method, "finetune", metric)
     nearer = {
         m for m in (*PROBES, "IDI")
-        if study.difference(digits, method, "finetune", m).high < 0
+        if difference(digits, method, "finetune", m).high < 0
     }  # fmt: skip
     assert nearer == ({"IDI"} if method != "weight_negation" else set())
 
 
 @pytest.mark.parametrize("method", ["prune_finetune", "l1_sparse"])
 def test_by_cka_of_the_class_pruning_and_l1_are_further_than_fine_tuning(digits, method):
-    assert study.difference(digits, method, "finetune", "CKA_forget").low > 0
+    assert difference(digits, method, "finetune", "CKA_forget").low > 0
 
 
 def test_prunelora_holds_less_than_its_rivals_and_about_as_much_as_oracles(digits, cell):
@@ -167,7 +172,7 @@ def test_at_equal_cost_fine_tuning_is_nearer_by_outputs_and_cka(digits, outcome)
     further = {"RA", "activation", "CKA forget", "CKA retain"}
     assert verdicts(outcome, "finetune@3", "further") == further
     assert verdicts(outcome, "finetune@3", "closer") == set()
-    assert study.difference(digits, "prunelora", "finetune@3", "RA").high < 0.001
+    assert difference(digits, "prunelora", "finetune@3", "RA").high < 0.001
 
 
 def test_on_average_fewer_are_inside_the_bands_than_at_equal_cost_and_it_is_decided_by_outputs(
@@ -263,7 +268,7 @@ def test_equally_cheap_sgd_and_retraining_are_further_by_what_they_lose(outcome)
 
 @pytest.mark.parametrize("rival", report.RANKED)
 def test_by_avg_gap_the_papers_methods_cannot_be_told_apart(digits, rival):
-    apart = study.difference(digits, "prunelora", rival, "Avg Gap")
+    apart = difference(digits, "prunelora", rival, "Avg Gap")
     assert apart.low < 0 < apart.high
 
 
@@ -407,7 +412,7 @@ def test_with_either_rate_prunelora_holds_less_than_lora_and_has_its_price(both,
     assert less(both, mine, "retrain", "TA")
     assert more(both, mine, "retrain", "prototype_attack")
     for metric in ("activation", "CKA_forget", "CKA_retain"):
-        assert study.difference(both, mine, f"finetune@3{rate}", metric).low > 0
+        assert difference(both, mine, f"finetune@3{rate}", metric).low > 0
 
 
 def test_with_the_largest_rates_nothing_is_decided_of_what_prunelora_and_fine_tuning_hold(both):

@@ -88,6 +88,11 @@ def trained(whole, home):
     return home
 
 
+def difference(*asked):
+    """How much further one method is from the oracles than another."""
+    return statistics.bootstrap(study.apart(*asked))
+
+
 def test_studies_are_put_together_and_refused_where_they_do_not_fit(trained, tiny, whole):
     both = study.join([go(tiny, classes=(c,)) for c in (3, 5)])
     pd.testing.assert_frame_equal(
@@ -369,7 +374,7 @@ def test_some_methods_may_have_more_repetitions(tiny, trained, counted):
     found = go(tiny, ["original", "head_only"], [3], unlearning_seeds={"head_only": 2})
     assert found.table["method"].tolist() == ["original", "head_only", "head_only"]
     assert found.table["repetition"].tolist() == [0, 0, 10 * study.ORACLE_SEED]
-    interval = study.difference(found, "head_only", "original", "TA")
+    interval = difference(found, "head_only", "original", "TA")
     first = study.distances(found, "head_only", "TA")[:, :, :1]
     assert interval.mean == pytest.approx((first - study.distances(found, "original", "TA")).mean())
     twice = go(tiny, ["original", "head_only"], [3], unlearning_seeds=2)
@@ -718,14 +723,14 @@ def test_repetitions_are_the_third_dimension():
 
 
 def test_the_difference_of_two_methods_worked_out_by_hand():
-    found = study.difference(SMALL, "lora", "logit_mask", "UA")
+    found = difference(SMALL, "lora", "logit_mask", "UA")
     assert found.mean == pytest.approx((0.04 + 0.15 + 0.06 + 0.0) / 4)
     assert found.low < found.mean < found.high
-    steps = study.difference(SMALL, "lora", "logit_mask", "relearn_steps")
+    steps = difference(SMALL, "lora", "logit_mask", "relearn_steps")
     # 11 - (4, 5), 9 - (3, 4): the mask is 7, 6, 6, 5 steps from the centres
     assert steps.mean == pytest.approx((1 + 4 + 0 + 3) / 4 - (7 + 6 + 6 + 5) / 4)
-    assert study.difference(SMALL, "lora", "lora", "UA") == statistics.Interval(0, 0, 0)
-    swapped = study.difference(SMALL, "logit_mask", "lora", "UA")
+    assert difference(SMALL, "lora", "lora", "UA") == statistics.Interval(0, 0, 0)
+    swapped = difference(SMALL, "logit_mask", "lora", "UA")
     assert swapped.mean == pytest.approx(-found.mean)
 
 
@@ -742,17 +747,17 @@ def test_methods_of_different_cells_are_not_compared():
     cells = [tuple(row) for row in SMALL.table.drop(columns="seed").to_numpy()]
     moved = [(*row[:2], row[2] + 5 * (row[0] == "lora"), *row[3:]) for row in cells]
     with pytest.raises(InputError, match="the same networks, classes and repetitions"):
-        study.difference(made(moved), "lora", "logit_mask", "UA")
+        difference(made(moved), "lora", "logit_mask", "UA")
     again = [(*row[:3], row[0] == "lora", *row[4:]) for row in cells]
     with pytest.raises(InputError, match="the same networks, classes and repetitions"):
-        study.difference(made(again), "lora", "logit_mask", "UA")
+        difference(made(again), "lora", "logit_mask", "UA")
 
 
 def test_only_the_repetitions_of_both_are_compared():
     cells = [tuple(row) for row in SMALL.table.drop(columns="seed").to_numpy()]
     far = [(*row[:3], 1, *(0.0 for _ in row[4:])) for row in cells if row[0] == "lora"]
-    found = study.difference(made([*cells, *far]), "lora", "logit_mask", "UA")
-    assert found == study.difference(SMALL, "lora", "logit_mask", "UA")
+    found = difference(made([*cells, *far]), "lora", "logit_mask", "UA")
+    assert found == difference(SMALL, "lora", "logit_mask", "UA")
 
 
 def test_the_standing_names_no_winner_inside_an_interval():
@@ -765,7 +770,7 @@ def test_the_standing_names_no_winner_inside_an_interval():
     assert shown.index.tolist() == ["cost", "UA", "TV", "steps back"]
     assert shown.loc["cost", "logit_mask"] == "1.50 x"
     for metric, title in (("UA", "UA"), ("TV", "TV"), ("relearn_steps", "steps back")):
-        found = study.difference(costly, "lora", "logit_mask", metric)
+        found = difference(costly, "lora", "logit_mask", metric)
         word, mean, *ends = shown.loc[title, "logit_mask"].split()
         assert float(mean) == pytest.approx(found.mean, abs=6e-4), "three decimals"
         low, high = float(ends[0][1:]), float(ends[2][:-1])
@@ -917,16 +922,16 @@ def test_an_oracle_passes_and_the_original_does_not(digits):
     assert inside.loc["retrain"].drop(few).min() >= 0.8
     assert inside.loc["retrain"].mean() >= 0.93
     told = {name for name in digits.metrics
-            if study.difference(digits, "original", "retrain", name).low > 0}  # fmt: skip
+            if difference(digits, "original", "retrain", name).low > 0}  # fmt: skip
     assert {*digits.metrics} - told == {"RA", "TA", "CKA_retain"}, "what shall stay as it is"
 
 
 @pytest.mark.parametrize("cheat", CHEATS)
 def test_a_cheat_is_no_further_than_an_oracle_in_the_usual_numbers_and_is_caught(digits, cheat):
     for name in ("UA", "UA_test", "RA", "TA", "MIA", "Avg Gap"):
-        assert study.difference(digits, cheat, "retrain", name).mean < 0.01, name
+        assert difference(digits, cheat, "retrain", name).mean < 0.01, name
     caught = {name for name in digits.metrics
-              if study.difference(digits, cheat, "retrain", name).low > 0}  # fmt: skip
+              if difference(digits, cheat, "retrain", name).low > 0}  # fmt: skip
     assert caught >= {
         "linear_probe", "knn_probe", "head_refit", "IDI", "prototype_attack", "relearn_steps",
         "relearn_area",
