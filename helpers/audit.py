@@ -440,17 +440,15 @@ def _answers(found: Look, oracles: Sequence[Look]) -> dict[str, float]:
     mean = {m: _average(o.own[m] for o in oracles) for m in GAP_METRICS}
     own, mine = found.own, _histogram(found)
     return {
-        "Avg Gap": average_gap(own, mean), "ToW": tow(own, mean),
+        "Avg Gap": average_gap(own, mean),
+        "ToW": tow(own, mean),
         "TV": _average(outputs.total_variation(mine, _histogram(o)) for o in oracles),
         "JS": _average(outputs.jensen_shannon(mine, _histogram(o)) for o in oracles),
         "activation": _average(
-            outputs.activation_distance(found.logits["forget"], o.logits["forget"])
-            for o in oracles
+            outputs.activation_distance(found.logits["forget"], o.logits["forget"]) for o in oracles
         ),
-        "epsilon": _average(
-            attacks.worst_case_epsilon(_sure(found), _sure(o)) for o in oracles
-        ),
-    }  # fmt: skip
+        "epsilon": _average(attacks.worst_case_epsilon(_sure(found), _sure(o)) for o in oracles),
+    }
 
 
 def _told(looks: Sequence[Look]) -> list[float]:
@@ -658,9 +656,7 @@ def held_out(oracles: Sequence[Look], original: Look) -> list[dict[str, float]]:
     Lesson: 05_evaluation, "The oracle band".
     """
     check("oracles", len(oracles), len(oracles) >= LEAST_ORACLES, ENOUGH)
-    return [
-        against(one, [o for o in oracles if o is not one], original) for one in oracles
-    ]  # fmt: skip
+    return [against(one, [o for o in oracles if o is not one], original) for one in oracles]
 
 
 def audit(

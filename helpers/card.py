@@ -221,9 +221,8 @@ def _doubtful(record: Mapping[str, Any]) -> bool:
     All that looks for the class inside a network, and could tell, finds as much in them.
     """
     telling = [
-        m for m in record["metrics"]
-        if m["group"] in ("features", "relearning") and _decides(m)
-    ]  # fmt: skip
+        m for m in record["metrics"] if m["group"] in ("features", "relearning") and _decides(m)
+    ]
     found = bool(telling) and all(m["original_inside"] for m in telling)
     return found and record["how"] is None
 

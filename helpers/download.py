@@ -187,9 +187,9 @@ def _from_hub(name: str, cache: Path, progress: bool) -> Path:
     stated = hub.get_hf_file_metadata(hub.hf_hub_url(**where), timeout=TIMEOUT, token=False).etag
     for again in (False, True):
         with _bars(progress):
-            path = Path(hub.hf_hub_download(
-                **where, cache_dir=cache, token=False, force_download=again
-            ))  # fmt: skip
+            path = Path(
+                hub.hf_hub_download(**where, cache_dir=cache, token=False, force_download=again)
+            )
         found = files.sha256(path)
         if found == stated or len(stated) != len(found):  # another server may state another hash
             return path

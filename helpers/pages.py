@@ -407,9 +407,7 @@ def _paper_cells(name: str, rows: Mapping[str, Mapping[str, Any]]) -> list[list[
     """Format a table of the paper, both numbers of epochs in a cell."""
     made = [[f"the paper's {name}", *(COLUMNS[m][0] for m in _WITH_GAP), "s / epoch", "GB"]]
     for method, row in rows.items():
-        both = [
-            {m: row[m][i] for m in audit.GAP_METRICS} for i in range(len(row["UA"]))
-        ]  # fmt: skip
+        both = [{m: row[m][i] for m in audit.GAP_METRICS} for i in range(len(row["UA"]))]
         oracle = [{m: rows["retrain"][m][i] for m in audit.GAP_METRICS} for i in range(len(both))]
         for one, other in zip(both, oracle, strict=True):
             one["Avg Gap"] = audit.average_gap(one, other)

@@ -154,8 +154,7 @@ def _sparsity_view(table: pd.DataFrame, detail: pd.DataFrame, chance: float) -> 
         drawn, (left, right) = plt.subplots(1, 2, figsize=(10, max(3.4, 0.26 * layers + 1.2)))
         plots.filter_norms(detail[detail["asked"] == sparsity], left)
         labels = ("sparsity", "validation accuracy")
-        plots.curves(long, "asked", "accuracy", "BatchNorm", labels=labels, chance=chance,
-                     ax=right)  # fmt: skip
+        plots.curves(long, "asked", "accuracy", "BatchNorm", labels=labels, chance=chance, ax=right)
         right.xaxis.set_major_formatter(PercentFormatter(1))
         right.set_ylim(-0.02, 1.02)
         plots.mark(right, sparsity, rows.loc[sparsity, list(_WAYS)].tolist())

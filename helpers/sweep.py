@@ -748,8 +748,7 @@ def table(sweep: Sweep) -> Any:
                                            "gmacs", "file_kb")}  # fmt: skip
         # pandas takes no text that is not UTF-8, as the name of a folder may be
         label = ", ".join([row["method"], *parts]).encode("utf-8", "backslashreplace").decode()
-        rows.append({"method": label, "seed": row["seed"], **numbers,
-                     "sparsity": row.get("zeros")})  # fmt: skip
+        rows.append({"method": label, "seed": row["seed"], **numbers, "sparsity": row.get("zeros")})
     frame = pd.DataFrame(rows)
     numeric = [name for name in frame.columns if name not in ("method", "seed")]
     return frame.astype(dict.fromkeys(numeric, float))
