@@ -423,6 +423,13 @@ class _Header(tarfile.TarInfo):
                                     f"bytes, more than {LARGEST_RECORD:,}")  # fmt: skip
         return header
 
+    def _proc_sparse(self, *_: Any) -> tarfile.TarInfo:
+        """Refuse what tarfile reads without limit: a list of what such a file holds, and where."""
+        raise tarfile.ReadError("it holds sparse files, which are not read: pack it anew without "
+                                "--sparse")  # fmt: skip
+
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _proc_sparse
+
 
 def _members(
     path: Path, wanted: Collection[str], text: str, progress: bool

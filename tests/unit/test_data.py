@@ -1311,6 +1311,25 @@ def test_a_size_that_no_file_has_is_not_read_up_to_its_end(tmp_path, kind):
         list(folders._members(tmp_path / "x.tar", (), "reading", progress=False))
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (tarfile.GNUTYPE_SPARSE, {}),
+        (tarfile.REGTYPE, {"GNU.sparse.size": "0"}),
+        (tarfile.REGTYPE, {"GNU.sparse.map": "0,0"}),
+        (tarfile.REGTYPE, {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}),
+    ],
+)
+def test_a_sparse_file_is_refused_before_what_it_holds_is_listed(tmp_path, kind, said):
+    """Four forms of one: these lists have no limit, and a small archive may hold huge ones."""
+    info = tarfile.TarInfo("a/0.png")
+    info.type, info.size, info.pax_headers = kind, 512, said
+    content = b"0\n".ljust(512, b"\0")
+    (tmp_path / "x.tar").write_bytes(info.tobuf(tarfile.PAX_FORMAT) + content + bytes(1024))
+    with pytest.raises(InputError, match="holds sparse files, .* without --sparse"):
+        list(folders._members(tmp_path / "x.tar", (), "reading", progress=False))
+
+
 @pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
 def test_long_names_are_read(tmp_path, kind):
     name = "/".join(["a" * 200] * 4)
