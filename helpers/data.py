@@ -22,7 +22,16 @@ import torch
 from torch import Tensor
 
 from helpers import download, files, folders, parallel, store
-from helpers.config import InputError, RunConfig, check, expand, home, short, whole_reason
+from helpers.config import (
+    InputError,
+    RunConfig,
+    check,
+    expand,
+    home,
+    one_line,
+    short,
+    whole_reason,
+)
 from helpers.store import Spilled, Stored
 
 log = logging.getLogger(__name__)
@@ -464,7 +473,13 @@ def _source(cfg: RunConfig, progress: bool) -> _Source:
     copied = set(parts) == {"train", "test"} and found.classes == download.CLASSES
     if copied and found.form == ("JPEG", 32, 32):
         name = "CIFAR-10 (JPEG)"  # lossy: its numbers are not those of CIFAR-10
-    return _Source(name, found.classes, parts, found.skipped, by_name=True)
+    classes = tuple(map(_printable, found.classes))
+    return _Source(_printable(name), classes, parts, found.skipped, by_name=True)
+
+
+def _printable(name: str) -> str:
+    """Escape the bytes that are no UTF-8, by which names that differ stay different."""
+    return one_line(name.encode("utf-8", "backslashreplace").decode())
 
 
 def _digits() -> _Source:

@@ -23,7 +23,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from helpers import audit, grid, unlearning
-from helpers.config import check
+from helpers.config import check, one_line
 from helpers.report import COLUMNS
 
 if TYPE_CHECKING:
@@ -496,18 +496,18 @@ def _fences(means: pd.Series) -> tuple[float, float]:
 
 
 def literal(text: str) -> str:
-    """Write a text so that figures show it as it is: two dollars would begin and end a formula.
+    """Write a text so that figures can show it: two dollars would begin and end a formula.
 
     Args:
         text: Such as the name of a class.
 
     Returns:
-        The text with its dollars escaped.
+        The text in one line that can be drawn, with its dollars escaped.
 
     Source: https://matplotlib.org/stable/users/explain/text/mathtext.html.
     Lesson: 01_baseline_training, "What the oracle answers instead".
     """
-    return text.replace("$", r"\$")
+    return one_line(text).replace("$", r"\$")
 
 
 def _scale(metric: Mapping[str, Any]) -> Callable[[float], float]:

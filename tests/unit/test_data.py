@@ -1050,6 +1050,13 @@ def test_odd_names_are_read(tmp_path, home):
     assert load(root).classes == ("ä b", "猫")
 
 
+def test_names_that_cannot_be_printed_are_escaped_and_stay_different(tmp_path, home):
+    names = [os.fsdecode(b"caf\xe8"), os.fsdecode(b"caf\xe9"), "tea\x1b\n"]
+    found = load(folder(tmp_path / os.fsdecode(b"men\xfc"), dict.fromkeys(names, 5)))
+    assert (found.name, found.classes[:2]) == (r"men\udcfc", (r"caf\udce8", r"caf\udce9"))
+    assert found.classes[2] == "tea\N{REPLACEMENT CHARACTER} "
+
+
 # ------------------------------------------------------------------------------------------------
 # archives
 

@@ -236,8 +236,8 @@ def test_sample_images_shows_one_class_a_row(dataset):
     assert np.array_equal(picture[63:71, :8], dataset.train.images[first, 0].cpu().numpy())
 
 
-def test_names_with_dollars_are_no_formulas(dataset):
-    coins = ("5_$_and_10_$", "US$", *dataset.classes[2:])
+def test_names_with_dollars_are_no_formulas_and_any_name_is_drawn(dataset):
+    coins = ("5_$_and_10_$", "US$", "caf\udce9", "a\nb\x1b", *dataset.classes[4:])
     shown = dataclasses.replace(dataset, name="a $_ price_$", classes=coins)
     frame = pd.DataFrame({"x": [1, 2], "y": [0.1, 0.5], "of": ["a"] * 2})
     shares = {"lora": [0.1] * len(coins)}
@@ -247,7 +247,7 @@ def test_names_with_dollars_are_no_formulas(dataset):
         plots.label_shares(coins),
         plots.curves(frame, "x", "y", "of", labels=("step", f"class {coins[0]} recognised")),
     ):
-        ax.figure.canvas.draw()  # a formula that is none is an error
+        ax.figure.canvas.draw()  # a formula that is none is an error, as is half a character
         plt.close(ax.figure)
 
 
