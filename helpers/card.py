@@ -613,8 +613,8 @@ def _clean(text: str) -> str:
     return one_line(" ".join(text.split()))
 
 
-# a single _ between letters or digits marks nothing; of http:// and www. GitHub makes links
-_SPECIAL = re.compile(r"[\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])|://|(?<=www)\.", re.IGNORECASE)
+# a single _ between letters or digits marks nothing; of http://, www. and @ GitHub makes links
+_SPECIAL = re.compile(r"[\\`*\[\]|~@]|(?<![^\W_])_|_(?![^\W_])|://|(?<=www)\.", re.IGNORECASE)
 
 
 def _marked(text: str) -> str:

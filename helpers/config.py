@@ -87,7 +87,9 @@ def choose(field: str, value: str, known: Any) -> None:
 
 
 # control characters, lone surrogates, and marks that turn the direction of text around
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
 
 
 def one_line(text: str) -> str:
