@@ -110,7 +110,7 @@ def _key(root: Path, size: int, stamps: Mapping[str, str]) -> str:
     """Name the exact files and the way in which they are decoded."""
     import PIL
 
-    lines = [f"4|{PIL.__version__}|{size}", os.fspath(root)]  # 4: how to_rgb decodes
+    lines = [f"5|{PIL.__version__}|{size}", os.fspath(root)]  # 5: how to_rgb decodes
     lines += [f"{name}|{stamp}" for name, stamp in stamps.items()] or [_stamp(root.stat())]
     return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()[:16]
 
@@ -612,10 +612,13 @@ def to_rgb(image: Image, size: int) -> Image:
     Source: Pillow; Resize and CenterCrop of torchvision.
     Lesson: 06_explorer, "Real pictures".
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    sixteen_bits = _sixteen_bits(image)  # before: what Pillow turns has no format any more
-    image = ImageOps.exif_transpose(image)
+    # before: what Pillow turns has no format any more
+    sixteen_bits, key = _sixteen_bits(image), _transparent(image)
+    image = _upright(image)
+    if key is not None:
+        image.info["transparency"] = key
     if _deep(image):
         values = np.asarray(image, dtype=np.float64)
         if not np.isfinite(values).all():  # one of them would make all pixels black
@@ -631,6 +634,42 @@ def to_rgb(image: Image, size: int) -> Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return _square(image.convert("RGB"), size)
+
+
+def _transparent(image: Image) -> Any:
+    """Bring the colour that is transparent to 8 bits where Pillow does this to pixels alone.
+
+    None where there is none, or its bits are those of the pixels. Source: the chunk tRNS of PNG.
+    """
+    key = image.info.get("transparency")
+    bits = image.tile[0][3] if image.format == "PNG" and image.tile else ""
+    if key is None or bits not in ("L;2", "L;4", "RGB;16B"):
+        return None
+    if bits == "RGB;16B":
+        return tuple(part >> 8 for part in key)
+    most = 2 ** int(bits[2:]) - 1
+    return (key & most) * (255 // most)
+
+
+def _upright(image: Image) -> Image:
+    """Turn an image as its EXIF data say; where these are damaged it is taken as it lies.
+
+    ``ImageOps.exif_transpose`` writes all others anew, too, and fails if one of them is damaged.
+    """
+    from PIL import Image
+
+    image.load()
+    turn = Image.Transpose
+    turns = {2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM,
+             5: turn.TRANSPOSE, 6: turn.ROTATE_270, 7: turn.TRANSVERSE,
+             8: turn.ROTATE_90}  # fmt: skip
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            method = turns.get(image.getexif().get(274))
+    except Exception:  # damaged ones raise nearly anything, and the pixels are sound without them
+        method = None
+    return image.copy() if method is None else image.transpose(method)
 
 
 def _deep(image: Image) -> bool:

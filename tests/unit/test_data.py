@@ -12,6 +12,7 @@ import struct
 import tarfile
 import threading
 import tracemalloc
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -420,6 +421,75 @@ def test_a_transparent_level_of_grey_is_white(tmp_path, bits):
     with Image.open(tmp_path / "x.png") as file:
         image = np.asarray(folders.to_rgb(file, 8))
     assert image[::4, ::4, 0].tolist() == [[0, 200], [200, 255]]
+
+
+def png(depth, kind, row, key):
+    """Write a PNG of 8 equal rows with a transparent colour, as Pillow cannot."""
+
+    def chunk(name, content):
+        check = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + check
+
+    head = struct.pack(">IIBBBBB", 8, 8, depth, kind, 0, 0, 0)
+    chunks = chunk(b"IHDR", head) + chunk(b"tRNS", struct.pack(f">{len(key)}H", *key))
+    pixels = chunk(b"IDAT", zlib.compress((b"\0" + row) * 8))
+    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + chunks + pixels + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize(
+    ("depth", "kind", "row", "key", "shown"),
+    [
+        (1, 0, b"\x0f", [0], (255, 255)),
+        (2, 0, b"\x55\xaa", [1], (255, 170)),
+        (4, 0, b"\x55\x55\x00\x00", [5], (255, 0)),
+        (16, 2, bytes(24) + b"\x80\x00" * 12, [0x8000] * 3, (0, 255)),
+        (16, 2, bytes(24) + b"\x01\x00" * 12, [0x0100] * 3, (0, 255)),
+        (16, 2, bytes(24) + b"\xff\xff" * 12, [0, 0, 0], (255, 255)),
+        (8, 2, bytes(12) + b"\x80" * 12, [0x80] * 3, (0, 255)),
+    ],
+)
+def test_a_transparent_colour_has_the_bits_of_its_file(depth, kind, row, key, shown):
+    with Image.open(png(depth, kind, row, key)) as file:
+        image = np.asarray(folders.to_rgb(file, 8))
+    assert image[:, [0, 7], 0].tolist() == [[*shown]] * 8
+
+
+def with_exif(kind, content):
+    file = io.BytesIO()
+    Image.fromarray(NOISE[:8, :8]).save(file, kind, exif=content, **LOSSLESS.get(kind, {}))
+    return Image.open(file)
+
+
+LOSSLESS = {"WEBP": {"lossless": True}}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_an_image_is_turned_as_pillow_does_it(kind, orientation):
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[274] = orientation
+    file = with_exif(kind, exif)
+    wanted = np.asarray(ImageOps.exif_transpose(file))
+    assert np.array_equal(np.asarray(folders.to_rgb(file, 8)), wanted)
+
+
+# at 8 two entries: orientation 6, a whole number of 16 bits; a text where a real number belongs
+MIXED = (
+    b"Exif\0\0II*\0\x08\0\0\0\x02\0"
+    b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\x55\x01\x02\0\x02\0\0\0a\0\0\0\0\0\0\0"
+)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize(
+    ("content", "turns"), [(b"Exif\0\0garbage!", 0), (MIXED[:20], 0), (MIXED, -1)]
+)
+def test_damaged_words_about_an_image_do_not_make_it_unreadable(kind, content, turns, recwarn):
+    found = np.asarray(folders.to_rgb(with_exif(kind, content), 8))
+    assert np.array_equal(found, np.rot90(NOISE[:8, :8], turns))
+    assert not recwarn.list
 
 
 def test_the_folder_is_decoded_once_and_again_after_a_change(tmp_path, home, monkeypatch):
@@ -1333,7 +1403,7 @@ def test_a_sparse_file_is_refused_before_what_it_holds_is_listed(tmp_path, kind,
     info.type, info.size, info.pax_headers = kind, 512, said
     content = b"0\n".ljust(512, b"\0")
     (tmp_path / "x.tar").write_bytes(info.tobuf(tarfile.PAX_FORMAT) + content + bytes(1024))
-    with pytest.raises(InputError, match="holds sparse files, .* without --sparse"):
+    with pytest.raises(InputError, match=r"holds sparse files, .* without --sparse"):
         list(folders._members(tmp_path / "x.tar", (), "reading", progress=False))
 
 
