@@ -102,10 +102,13 @@ def _margin(cfg: RunConfig, fingerprint: str) -> Tensor:
     dataset = data.load_same(cfg, fingerprint)
     path = _path(cfg, dataset)
     if path.is_file():
-        kept = files.load_tensors(path)[0]
-        if kept.keys() != {"margins"}:
-            raise files.FileProblem(files.cannot_read(path, "it holds no margins"))
-        return kept["margins"]
+        kept, images = files.load_tensors(path)[0], len(dataset.split(cfg.forgotten).forget)
+        found = kept.get("margins", torch.empty(0))
+        ok = (found.shape, found.dtype) == ((images,), torch.float64)
+        if not (ok and bool(found.isfinite().all())):
+            lack = f"it holds no margins of {images:,} images, finite numbers of 64 bits"
+            raise files.FileProblem(files.cannot_read(path, lack))
+        return found
     original = None
     if (first := runs.before(cfg)) is not None:
         original = runs.run(first, dataset, progress=False).model(dataset)

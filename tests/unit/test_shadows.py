@@ -274,10 +274,13 @@ def test_margins_are_kept_and_read_back(tiny, home, monkeypatch):
         path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(FileProblem, match=r"\.safetensors"):
         margin(asked["oracles"])
-    for path in kept:
-        files.save_tensors(path, {"weights": torch.zeros(2)})
-    with pytest.raises(FileProblem, match="no margins"):
-        margin(asked["oracles"])
+    good = found["oracles"]
+    others = (good[:3], good * torch.nan, good.float(), good[:, None])
+    for wrong in ({"weights": good}, *({"margins": other} for other in others)):
+        for path in kept:
+            files.save_tensors(path, wrong)
+        with pytest.raises(FileProblem, match="no margins of 30 images"):
+            margin(asked["oracles"])
 
 
 def test_one_network_has_margins_of_its_own_for_each_class(tiny, home, dataset):
