@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers import files, lora, models, pruning
-from helpers.config import InputError, check
+from helpers.config import InputError, check, choose
 from helpers.pruning import Kept, Masks
 
 log = logging.getLogger(__name__)
@@ -417,6 +417,7 @@ def load_patch(folder: Path | str, base: nn.Module) -> Patch:
         tensors, _ = files.load_tensors(data)
         patch = _unpack(tensors, plain, base, patch)
         made = apply(base, patch)
+        _check_finite(base, made)
         models.check_fit(made)
     except (InputError, TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
         raise files.FileProblem(files.cannot_read(folder, error)) from error
@@ -424,6 +425,14 @@ def load_patch(folder: Path | str, base: nn.Module) -> Patch:
         log.warning("%s: the network is not to the last bit the one that the patch was made from: "
                     "this machine rounds otherwise, or the patch was changed", folder)  # fmt: skip
     return patch
+
+
+def _check_finite(base: nn.Module, made: nn.Module) -> None:
+    """Refuse a product that overflows, though each of its factors is finite."""
+    old = base.state_dict()
+    for name, tensor in made.state_dict().items():
+        ok = bool(tensor.isfinite().all()) or not bool(old[name].isfinite().all())
+        check(name, "nan or inf", ok, "finite numbers, as in the base")
 
 
 _FIELDS: dict[str, type] = {
@@ -449,16 +458,17 @@ def _check_tensors(
         check(key, shape, tensor in state, f"the tensors of {type(base).__name__}")
         most, wanted = state[tensor]
         columns = int(np.prod(most[1:], dtype=np.int64))
-        limit: tuple[int, ...] = {
+        limits: dict[str, tuple[int, ...]] = {
             "tensor": most, "a": (2**16, columns), "b": (most[0] if most else 0, 2**16),
             "magnitude": most[:1], "mask": (-(-most[0] * columns // 8) if most else 0,),
-        }.get(part, ())  # fmt: skip
+        } | {f"kept{dim}": (count,) for dim, count in enumerate(most)}  # fmt: skip
+        choose(f"part of {key}", part, limits)
         if part == "mask":
             wanted = torch.uint8
-        elif part in {f"kept{dim}" for dim in range(len(most))}:
-            limit, wanted = (most[int(part[4:])],), torch.int32
-        ok = models.within(shape, limit) and dtype == wanted
-        check(key, f"{dtype} {shape}", ok, f"{wanted}, at most {limit}")
+        elif part.startswith("kept"):
+            wanted = torch.int32
+        ok = models.within(shape, limits[part]) and dtype == wanted
+        check(key, f"{dtype} {shape}", ok, f"{wanted}, at most {limits[part]}")
     layers = {key.partition("/")[2] for key in found if key[:2] in ("a/", "b/")}
     ok = all({f"a/{n}", f"b/{n}"} <= found.keys() and n in plain["scales"] for n in layers)
     check("low-rank changes", sorted(layers)[:3], ok, "a, b and a scale for each layer")

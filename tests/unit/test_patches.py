@@ -570,6 +570,7 @@ def test_a_word_changed_in_the_json_is_noticed(field, original, dataset, tmp_pat
     [
         ("tensor/fc.bias", lambda t: t * torch.nan, "nan or inf"),
         ("b/layer3.0.conv1", lambda t: t + torch.inf, "nan or inf"),
+        ("mask2/fc", lambda _: torch.tensor(1.0), "part of mask2/fc = 'mask2'"),
         ("tensor/layer3.0.bn1.running_var", lambda t: t - 1e3, "a negative variance"),
         ("tensor/layer3.0.bn1.running_var", lambda t: t[:7].clone(), r"\(7,\).*\(64,\)"),
         ("tensor/layer3.0.bn2.weight", lambda t: t[:63].clone(), r"\(63,\).*\(64,\)"),
@@ -580,7 +581,7 @@ def test_digests_do_not_make_nonsense_a_patch(name, change, message, original, d
     _, _, patch = unlearned_digits(original, dataset)
     folder = patches.save_patch(patch, tmp_path)
     tensors, _ = files.load_tensors(folder / "patch.safetensors")
-    tensors[name] = change(tensors[name])
+    tensors[name] = change(tensors.get(name))
     path = files.save_tensors(folder / "patch.safetensors", tensors)
     stated = json.loads((folder / "patch.json").read_text())
     stated["sha256"] = files.sha256(path)
@@ -588,6 +589,14 @@ def test_digests_do_not_make_nonsense_a_patch(name, change, message, original, d
     (folder / "patch.json").write_text(json.dumps(stated))
     with pytest.raises(FileProblem, match=message):
         patches.load_patch(folder, original)
+
+
+def test_a_product_that_overflows_is_no_patch(original, tmp_path):
+    shape = original.get_submodule("layer3.0.conv1").weight.flatten(1).shape
+    change = patches.LowRank(torch.full((1, shape[1]), 3e38), torch.full((shape[0], 1), 3e38), 1.0)
+    patch = patches.Patch(models.fingerprint(original), low_rank={"layer3.0.conv1": change})
+    with pytest.raises(FileProblem, match=r"conv1\.weight = 'nan or inf' is not allowed: finite"):
+        patches.load_patch(patches.save_patch(patch, tmp_path), original)
 
 
 def test_channels_that_one_layer_alone_lacks_are_no_patch(original, tmp_path):
