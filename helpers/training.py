@@ -526,6 +526,13 @@ class _Loop:
     def _check_state(self, states: Mapping[int, Mapping[str, Tensor]]) -> None:
         """Refuse a state that is no parameter's: the fused step does not look at sizes."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        kinds = {"momentum_buffer"}
+        if self.recipe.optimizer != "sgd":
+            kinds = {"step", "exp_avg", "exp_avg_sq"}
+        # a new SGD has one for each parameter, a new Adam none: some may never get a gradient
+        missing = self.optimizer.state_dict()["state"].keys() - states.keys()
+        if missing or any(state.keys() != kinds for state in states.values()):
+            raise ValueError("the state of its optimiser is not whole")
         for index, state in states.items():
             parameter = parameters[index]
             for key, value in state.items():

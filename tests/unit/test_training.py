@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import os
 import shutil
@@ -208,6 +209,23 @@ def test_a_checkpoint_that_says_the_impossible_is_refused(cfg, dataset, split, t
     files.save_tensors(path, tensors, plain)
     with pytest.raises(FileProblem, match="not a checkpoint of this run"):
         fit(on(cfg.device, small()), split.retain, dataset, SHORT, seed=0, checkpoint=path)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "key"), [("sgd", "momentum_buffer"), ("adam", "exp_avg"), ("adamw", "step")]
+)
+def test_a_checkpoint_that_lacks_a_part_of_the_optimiser_is_refused(
+    cfg, dataset, split, tmp_path, optimizer, key
+):
+    path, recipe = tmp_path / "x.safetensors", dataclasses.replace(SHORT, optimizer=optimizer)
+    with pytest.raises(Interrupted):
+        fit(on(cfg.device, small()), split.retain, dataset, recipe, seed=0, checkpoint=path,
+            after_step=PressStop(2))  # fmt: skip
+    tensors, plain = files.load_tensors(path)
+    del tensors[f"optimizer.0.{key}"]
+    files.save_tensors(path, tensors, plain)
+    with pytest.raises(FileProblem, match="the state of its optimiser is not whole"):
+        fit(on(cfg.device, small()), split.retain, dataset, recipe, seed=0, checkpoint=path)
 
 
 def test_a_killed_process_loses_at_most_the_time_between_checkpoints(
