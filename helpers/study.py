@@ -422,20 +422,27 @@ def _oracles(
 
 
 def _kept(path: Path) -> list[dict[str, Any]]:
-    """Read the audits that are done; FileProblem where they are no table."""
+    """Read the audits that are done; FileProblem where they are no table of them."""
     if not path.is_file():
         return []
     plain = files.read_json(path, ("rows", "bands"))
-    rows, bands = plain["rows"], plain["bands"]
-    ok = isinstance(rows, list) and all(isinstance(r, dict) and {*r} >= _WANTED for r in rows)
-    triples = bands.values() if isinstance(bands, dict) else [None]
-    ok = ok and all(isinstance(band, list) and len(band) == 3 for band in triples)
-    if not ok:
-        raise files.FileProblem(files.cannot_read(path, "its rows or bands are no table"))
+    rows = plain["rows"]
+    try:
+        for row in rows:
+            # of a network that could not be judged there is the reason, and no metric
+            missing = (_PLACE if "problem" in row else _PLACE | _MEASURED) - {*row}
+            if missing:
+                raise ValueError(f"one of its rows lacks {sorted(missing)[0]!r}")
+            _check_table([[*row.values()]], [*row])
+        for band in plain["bands"].values():
+            _opened(band)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise files.FileProblem(files.cannot_read(path, error)) from error
     return rows
 
 
-_WANTED = {"key", "method", "forget", "original_seed", "seed"}
+_PLACE = {"key", "method", "forget", "original_seed", "seed"}
+_MEASURED = {*audit.METRICS} - {"IDI"}  # which not every original has
 
 
 def _keep(path: Path, row: dict[str, Any], bands: dict[str, Any]) -> list[dict[str, Any]]:
@@ -631,7 +638,10 @@ def _collect(
 
 
 def _opened(band: Sequence[float | None]) -> tuple[float, float, float]:
+    """Set the open ends; ValueError where a band is none."""
     low, high, center = band
+    if center is None or not all(map(_is_number, band)):
+        raise ValueError("a band is not made of numbers")
     return (-math.inf if low is None else low, math.inf if high is None else high, center)
 
 
@@ -768,9 +778,6 @@ def load(path: Path) -> Study:
         bands = {int(c): {int(start): {k: _opened(b) for k, b in limits.items()}
                           for start, limits in seeds.items()}
                  for c, seeds in record.pop("bands").items()}  # fmt: skip
-        every = [b for seeds in bands.values() for one in seeds.values() for b in one.values()]
-        if not all(isinstance(v, int | float) for band in every for v in band):
-            raise ValueError("a band is not made of numbers")
         oracles = int(record.pop("oracles"))
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise files.FileProblem(files.cannot_read(path, error)) from error

@@ -319,6 +319,7 @@ def test_rows_that_two_write_at_once_are_both_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(study, "_kept", kept)
     place = {"method": "lora", "forget": 3, "original_seed": 0, "seed": 0}
+    place |= dict.fromkeys(audit.METRICS, 0.5)
     rows = [place | {"key": key} for key in "ab"]
     path = tmp_path / "0-0.json"
     several = [threading.Thread(target=study._keep, args=(path, row, {})) for row in rows]
@@ -492,8 +493,13 @@ def test_damaged_audits_are_a_file_problem(whole, tiny, trained):
     path = next((trained / "artifacts" / "audits").rglob("*.json"))
     kept = json.loads(path.read_text())
     lost = [{k: v for k, v in row.items() if k != "seed"} for row in kept["rows"]]
-    wrong = [{"rows": r} for r in (5, "abc", [1], None, lost)]
-    wrong += [{"bands": b} for b in (5, {"UA": 5}, {"UA": [0, 1]})]
+    first, *rest = kept["rows"]
+    edited = [{"TA": "x"}, {"TA": math.nan}, {"seed": "a"}, {"forget": -1}, {"predicted": [0]}]
+    lost += [{k: v for k, v in first.items() if k != "TA"}]
+    wrong = [{"rows": r} for r in (5, "abc", [1], None, lost, lost[-1:])]
+    wrong += [{"rows": [first | change, *rest]} for change in edited]
+    wrong += [{"bands": b} for b in (5, {"UA": 5}, {"UA": [0, 1]}, {"UA": ["a", 1, 1]})]
+    wrong += [{"bands": {"UA": band}} for band in ([math.nan] * 3, [0, 1, None])]
     damaged = [path.read_text()[:-20], '{"rows": []}', "[1, 2]"]
     for text in damaged + [json.dumps(kept | change) for change in wrong]:
         path.write_text(text)
