@@ -820,14 +820,15 @@ def _over_images(
         rows.append(_answers(mine, others) | kept)
     values = {name: [row[name] for row in rows] for name in rows[0]}
     for part, layers in found.grams.items():
-        n = len(layers[0])
-        values[f"CKA_{part}"] = [
-            _average(
-                features.alignment(mine, theirs, chosen)
-                for o in oracles for mine, theirs in zip(layers, o.grams[part], strict=True)
-            )
-            for chosen in (torch.randint(n, (n,), generator=draw) for _ in range(repeats))
-        ]  # fmt: skip
+        n, name = len(layers[0]), f"CKA_{part}"
+        values[name] = []
+        for _ in range(repeats):
+            chosen = torch.randint(n, (n,), generator=draw)
+            mine = [features.picked(layer, chosen) for layer in layers]  # once for all oracles
+            values[name].append(_average(
+                features.alignment(layer, features.picked(theirs, chosen))
+                for o in oracles for layer, theirs in zip(mine, o.grams[part], strict=True)
+            ))  # fmt: skip
     return values
 
 

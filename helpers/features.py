@@ -576,7 +576,27 @@ def gram(rows: Tensor) -> Tensor:
     return x @ x.T
 
 
-def alignment(one: Tensor, other: Tensor, picks: Tensor | None = None) -> float:
+def picked(likeness: Tensor, picks: Tensor) -> Tensor:
+    """Return the likeness of some images to each other, centred on them, from that of all.
+
+    Args:
+        likeness: (N, N) float64, from :func:`gram`.
+        picks: (M,) int64 indices of images, which may repeat.
+
+    Returns:
+        (M, M) float64, as :func:`gram` of the features of these images, up to a common scale; zeros
+        where their features are all the same.
+
+    Source: Kornblith et al. 2019 (arXiv 1905.00414), section 3: the centring matrix.
+    Lesson: 05_evaluation, "What the features still know".
+    """
+    g = likeness.index_select(0, picks).index_select(1, picks)
+    mean = g.mean(0, keepdim=True)
+    centred = g - mean - mean.T + mean.mean()
+    return centred if centred.abs().max() > 1e-12 * g.abs().max() else torch.zeros_like(g)
+
+
+def alignment(one: Tensor, other: Tensor) -> float:
     """Compute the linear centred kernel alignment (CKA) of two sets of features of the same images.
 
     It does not change when either set is rotated, shifted or multiplied by a number. From the
@@ -585,9 +605,8 @@ def alignment(one: Tensor, other: Tensor, picks: Tensor | None = None) -> float:
     by a tenth or two. Compare it with that of oracles, for the same images, and with nothing else.
 
     Args:
-        one: (N, N) float64, from :func:`gram`.
+        one: (N, N) float64, from :func:`gram` or :func:`picked`.
         other: (N, N) float64, of the same images.
-        picks: (M,) int64 indices of images, which may repeat; None takes all, each once.
 
     Returns:
         A number in [0, 1]; 1 for the same features up to rotation, shift and scale. 0 where a set
@@ -597,16 +616,8 @@ def alignment(one: Tensor, other: Tensor, picks: Tensor | None = None) -> float:
     Source: Kornblith et al. 2019 (arXiv 1905.00414), equations 1 and 3, with linear kernels.
     Lesson: 05_evaluation, "What the features still know".
     """
-    if picks is not None:  # all of them are centred already
-        one, other = (_doubly_centred(g[picks][:, picks]) for g in (one, other))
     sizes = one.norm() * other.norm()
     return min(1.0, ((one * other).sum() / sizes).item()) if sizes > 0 else 0.0
-
-
-def _doubly_centred(g: Tensor) -> Tensor:
-    mean = g.mean(0, keepdim=True)
-    centred = g - mean - mean.T + mean.mean()
-    return centred if centred.abs().max() > 1e-12 * g.abs().max() else torch.zeros_like(g)
 
 
 def _centred(rows: Tensor) -> Tensor:

@@ -931,6 +931,35 @@ def test_the_intervals_are_those_of_a_bootstrap_over_images(looks):
         assert max(numbers) >= value[name] - 0.05, name
 
 
+def test_images_drawn_anew_are_picked_once_for_all_oracles(looks, monkeypatch):
+    """Two of a bootstrap's values of CKA, worked out from the images that its draws pick."""
+    found, oracles = looks["prunelora_channels"], [looks["oracle 0"], looks["oracle 1"]]
+    drawn, of, picked = [], [], features.picked
+
+    def noted(likeness, picks):
+        drawn.append(picks)
+        of.append(id(likeness))
+        return picked(likeness, picks)
+
+    monkeypatch.setattr(features, "picked", noted)
+    values = audit._over_images(found, oracles, seed=0, repeats=2)
+    layers = [gram for look in (found, *oracles) for part in look.grams.values() for gram in part]
+    assert sorted(of) == sorted(2 * [id(gram) for gram in layers]), "each once a draw"
+    for part, own in found.grams.items():
+        chosen = [p for p, i in zip(drawn, of, strict=True) if i == id(own[0])]
+        centring = [torch.eye(len(p), dtype=torch.float64) - 1 / len(p) for p in chosen]
+        wanted = []
+        for picks, h in zip(chosen, centring, strict=True):
+            pairs = [
+                (h @ one[picks][:, picks] @ h, h @ other[picks][:, picks] @ h)
+                for o in oracles
+                for one, other in zip(own, o.grams[part], strict=True)
+            ]
+            alike = [(a * b).sum() / (a * a).sum().sqrt() / (b * b).sum().sqrt() for a, b in pairs]
+            wanted.append(sum(alike).item() / len(alike))
+        assert values[f"CKA_{part}"] == pytest.approx(wanted, abs=1e-9)
+
+
 def test_attacks_are_drawn_again_with_the_images(looks, monkeypatch):
     """Half of ten attacks call everyone unseen, the others nobody: the deviation is known."""
     found, oracles = looks["head_only"], [looks["oracle 0"], looks["oracle 1"]]
