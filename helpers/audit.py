@@ -667,7 +667,7 @@ def audit(
     *,
     seed: int = 0,
     draws: int = 3,
-    ours: bool = False,
+    checked: bool = False,
 ) -> dict[str, Any]:
     """Find out whether a network forgot: every metric, beside the band of the oracles.
 
@@ -680,7 +680,7 @@ def audit(
         split: The images, from :meth:`helpers.data.Dataset.split`.
         seed: Of the attacks' and probes' samples.
         draws: Repetitions of relearning and of the estimate of information.
-        ours: As for :func:`check_one`, of all networks.
+        checked: Whether all networks have passed :func:`check_one`, which looks at every image.
 
     Returns:
         A record of plain data: ``about``, ``networks`` (with their hashes; of an oracle also how
@@ -697,7 +697,7 @@ def audit(
     Lesson: 05_evaluation, "Audit your own model".
     """
     oracles = list(oracles)
-    _check_networks(model, original, oracles, split, ours)
+    _check_networks(model, original, oracles, split, checked)
     judged, before, *others = (
         look(one, split, seed, draws, many=0)  # whose networks these are is not known
         for one in (model, original, *oracles)
@@ -880,9 +880,9 @@ def _check_networks(
     original: nn.Module,
     oracles: Sequence[nn.Module],
     split: ClassSplit,
-    ours: bool = False,
+    checked: bool = False,
 ) -> None:
-    """Refuse networks whose comparison would mean nothing; ``ours`` as for :func:`check_one`."""
+    """Refuse networks whose comparison would mean nothing; ``checked`` as for :func:`audit`."""
     check("oracles", len(oracles), len(oracles) >= LEAST_ORACLES, ENOUGH)
     check_images(split.dataset)
     named = {"model": model, "original": original}
@@ -905,7 +905,8 @@ def _check_networks(
               "networks of their own, which differ by more in some tensor; another seed gives "
               "another oracle")  # fmt: skip
         seen[name] = network
-        check_one(name, network, split, ours)
+        if not checked:
+            check_one(name, network, split)
 
 
 def _nearly_same(one: nn.Module, other: nn.Module) -> bool:

@@ -321,7 +321,7 @@ def audit_run(
         done.append(runs.run(one, dataset, progress, measured=None))
         networks.append(done[-1].model(dataset))
         audit.check_one(name, networks[-1], split, ours=True)  # before hours of the next ones
-    record = audit.audit(networks[0], networks[1], networks[2:], split, seed=cfg.seed, ours=True)
+    record = audit.audit(networks[0], networks[1], networks[2:], split, seed=cfg.seed, checked=True)
     kept = done[0].record
     method = unlearning.method(cfg.method)
     costs = {k: kept[k] for k in ("seconds", "macs", "peak_memory", "trainable", "file_bytes")}

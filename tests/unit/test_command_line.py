@@ -377,6 +377,7 @@ def test_the_files_of_a_card_are_tried_before_the_work(home, capfd, tmp_path, na
 
 def test_networks_that_were_trained_here_have_their_order(reported, cfg, dataset, monkeypatch):
     """One that is bad is judged: its mistakes may look like labels that were exchanged."""
+    names, check_one = [], audit.check_one
 
     class Enough(Exception):
         pass
@@ -384,10 +385,17 @@ def test_networks_that_were_trained_here_have_their_order(reported, cfg, dataset
     def stop(*_, **__):
         raise Enough
 
+    def noted(name, *given, **how):
+        names.append(name)
+        return check_one(name, *given, **how)
+
     monkeypatch.setattr(audit, "_check_order", lambda *_: pytest.fail("doubted"))
+    monkeypatch.setattr(audit, "check_one", noted)
     monkeypatch.setattr(audit, "look", stop)  # what follows the checks
     with pytest.raises(Enough):
         study.audit_run(cfg.but(method="logit_mask"), 3, dataset, progress=False)
+    wanted = ["model", "original", "oracle 1", "oracle 2", "oracle 3"]
+    assert names == wanted, "each once: a check takes every image"
 
 
 def test_a_report_needs_three_oracles(home, capfd, tmp_path):
