@@ -35,7 +35,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from helpers import audit, data, files, grid, outputs, panels, plots, runs, study, training
+from helpers import (
+    audit, data, files, grid, outputs, panels, plots, runs, study, training, unlearning,
+)  # fmt: skip
 from helpers.config import InputError, RunConfig, check, get_config, whole_reason
 
 log = logging.getLogger(__name__)
@@ -133,7 +135,6 @@ def explorer(cfg: RunConfig | None = None, record: study.Study | Path | None = N
     Lesson: 06_explorer, "The explorer".
     """
     cfg = cfg or get_config()
-    importlib.import_module("peft")  # takes seconds, which the first live run would wait for
     if not isinstance(record, study.Study):
         record = study.load(Path(record) if record else runs.results_folder() / RECORD)
     dataset = data.load_dataset(cfg, progress=False)
@@ -544,6 +545,8 @@ class Explorer:
         said = last = ""
         say = functools.partial(self._say, f"{point}, seed {seed}")  # sliders may show another
         try:
+            if unlearning.method(point.method).adapt == "lora":
+                importlib.import_module("peft")  # takes seconds, which are none of the training's
             live = grid.train(self.grid, point, seed, self.cfg, self.dataset, stop, say)
             said = f"{point}, seed {seed}: trained and measured in {live.seconds:.1f} s."
             said += self._otherwise(point)

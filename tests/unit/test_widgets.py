@@ -797,6 +797,28 @@ def test_a_run_that_cannot_begin_can_be_tried_again(panel, monkeypatch):
     assert panel.lives
 
 
+def test_peft_is_loaded_by_the_live_run_that_needs_it(cfg, dataset, original_run, monkeypatch):
+    """To open takes no seconds for it, and the training's clock stands while it is loaded."""
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "peft", None)  # as if it could not be imported
+        panel = widgets.explorer(cfg, grids.made())
+        patch.setattr(grid, "train", lambda *_: live_of(panel))
+        patch.setattr(grid, "oracle", lambda *_: None)
+        panel.run.click()
+        assert panel.wait(60)
+        assert re.search('role="alert".*It could not be trained.*peft', panel.note.value)
+        assert not panel.run.disabled
+        move(panel, method="finetune")
+        panel.run.click()
+        assert panel.wait(60)
+        assert "finetune" in panel.note.value
+        assert "trained and measured" in panel.note.value
+        move(panel, method="prunelora")
+    panel.run.click()
+    assert panel.wait(120)
+    assert re.search("prunelora.*trained and measured", panel.note.value), "another try"
+
+
 def test_two_runs_at_once_are_one(panel, monkeypatch):
     calls, real = [], grid.train
     monkeypatch.setattr(grid, "train", lambda *a: calls.append(1) or real(*a))
