@@ -36,8 +36,18 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from helpers import (
-    audit, data, files, grid, outputs, panels, plots, runs, study, training, unlearning,
-)  # fmt: skip
+    audit,
+    data,
+    files,
+    grid,
+    outputs,
+    panels,
+    plots,
+    runs,
+    study,
+    training,
+    unlearning,
+)
 from helpers.config import InputError, RunConfig, check, get_config, whole_reason
 
 log = logging.getLogger(__name__)
