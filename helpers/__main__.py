@@ -209,10 +209,11 @@ def _parser() -> argparse.ArgumentParser:
     ))  # fmt: skip
     _add_sweep(commands.add_parser(
         "sweep", help="do a grid of runs, on one machine or many; goes on where it was stopped",
-        description="Do a run for every combination of the values given. Any option of a run may "
-        "be a list (1,2,4) or, for whole numbers, a range (0..4, both ends included). Every "
-        "finished point is kept; the same command goes on from there, and may run several times "
-        "at once on one folder. Writes a table of all points as CSV and JSON.",
+        description="Do a run for every combination of the values given. Any option of a run but "
+        "--preset, --home and --train-epochs may be a list (1,2,4) or, for whole numbers, a range "
+        "(0..4, both ends included). Every finished point is kept; the same command goes on from "
+        "there, and may run several times at once on one folder. Writes a table of all points as "
+        "CSV and JSON.",
     ))  # fmt: skip
     _add_report(commands.add_parser(
         "report", help="do one run, audit it against retrained networks, write the report card",
@@ -221,8 +222,9 @@ def _parser() -> argparse.ArgumentParser:
     ))  # fmt: skip
     _add_audit(commands.add_parser(
         "audit", help="audit a network of your own from its safetensors file",
-        description="Audit a network that was unlearned elsewhere: compare its weights with the "
-        "original's and with those of networks retrained without the class.",
+        description="Audit a network that was unlearned elsewhere: by its answers, its features, "
+        "how fast the class comes back and what attacks tell, beside the original and networks "
+        "retrained without the class.",
     ))  # fmt: skip
     _add_tutorial(commands.add_parser(
         "tutorial", help="execute notebooks 00 to 06 and write them as HTML",
@@ -316,7 +318,11 @@ def _add_run(parser: argparse.ArgumentParser, several: bool = False) -> None:
 
 def _epochs(text: str) -> dict[str, int]:
     """Read what is different in the preset's recipe of training."""
-    return {"epochs": int(text)}
+    try:
+        return {"epochs": int(text)}
+    except ValueError:
+        why = f"{text!r} is not allowed: one whole number"
+        raise argparse.ArgumentTypeError(why) from None
 
 
 def _config(options: argparse.Namespace) -> RunConfig:
@@ -325,6 +331,8 @@ def _config(options: argparse.Namespace) -> RunConfig:
     changes: dict[str, Any] = {
         k: v for k, v in vars(options).items() if k in fields and v is not None
     }
+    if trained := changes.get("train"):
+        check("train_epochs", trained["epochs"], trained["epochs"] >= 1, "at least 1")
     for field in {"forget", "earlier"} & changes.keys():
         changes[field] = _classes(field, changes[field])
     return get_config(options.preset, **changes)
@@ -352,6 +360,8 @@ def _run(options: argparse.Namespace) -> int:
     _say(report.text_table(report.cells(statistics.summary(table))))
     names = ", ".join(f"{c} {dataset.classes[c]!r}" for c in cfg.forgotten)
     _say(f"class {names} of {len(dataset.classes)}")
+    if cfg.earlier:
+        _say(f"seconds, memory and GMACs of {cfg.method} are those of the last request alone")
     asked = next(run for run in done if run.config.method == cfg.method)
     _say(f"{'read back from' if asked.from_disk else 'kept in'} {asked.folder}")
     return 0
@@ -528,7 +538,9 @@ def _architecture(built: str | None, paths: Sequence[Path]) -> nn.Module | str |
         return None
     if ":" in built:
         return _own_network(built)
-    choose("architecture", built, models.MODELS)
+    known = ", ".join(models.MODELS)
+    check("architecture", built, built in models.MODELS,
+          f"known are {known}, or MODULE:FUNCTION of your own")  # fmt: skip
     return built
 
 

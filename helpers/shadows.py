@@ -167,7 +167,6 @@ def _intervals(
 
     What the attacker learned stays as it is, though other networks would have taught him something
     else: by itself that holds the truth in seven to nine of ten cases, so the ends are moved away.
-    Where nearly every network is recognised and a few differ widely, they hold it in two of three.
     """
     draw = torch.Generator().manual_seed(0)
     found = []

@@ -283,8 +283,9 @@ def validate(cfg: RunConfig, dataset: Dataset) -> None:
     chosen, split = method(cfg.method), dataset.split(cfg.forgotten)
     retained, what = len(split.retain), ", ".join(map(str, split.forgotten))
     for name, number in (("training", retained), ("test", len(split.test_retain))):
-        check(f"retained {name} images", number, number >= LEAST, f"at least {LEAST}: an attack "
-              "learns from them; add images, or forget fewer classes")  # fmt: skip
+        allowed = f"at least {LEAST}: an attack learns from them; add images, raise --train-limit, "
+        check(f"retained {name} images", number, number >= LEAST,
+              f"{allowed}or forget fewer classes")  # fmt: skip
     for name, part in (("training", split.forget), ("test", split.test_forget)):
         check(f"{name} images of class {what}", len(part), len(part) > 0, "at least one")
     for name in published_alone(cfg):

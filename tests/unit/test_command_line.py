@@ -139,7 +139,7 @@ def test_a_folder_of_images_runs_end_to_end(home, tmp_path, capsys):
         (("--preset", "laptop"), "known are smoke, cpu, cifar, gpu, paper"),
         (("--preset", ""), "preset = '' is not allowed: known are smoke, cpu, cifar, gpu, paper"),
         (("--home", ""), "home = '' is not allowed: the name of a folder"),
-        (("--train-epochs", "0"), "epochs = 0 is not allowed: a whole number from 1"),
+        (("--train-epochs", "0"), "train_epochs = 0 is not allowed: at least 1"),
         (("--data", "mnist"), "known are digits, cifar10, folder:PATH"),
         (("--data", "folder:/no/such/place"), "there is no such folder"),
         (("--data", "folder:"), "data = 'folder:' is not allowed: known are digits, cifar10"),
@@ -319,6 +319,7 @@ def test_several_classes_and_earlier_requests_from_a_shell(home, capsys):
     assert kept.count("kept in") == 2
     folders = {line.split("kept in ")[1] for line in kept.splitlines() if "kept in " in line}
     assert len(folders) == 2
+    assert kept.count("prunelora_channels are those of the last request alone") == 1
 
 
 # ------------------------------------------------------------------------------------------------
@@ -549,7 +550,7 @@ def test_folders_of_this_package_need_no_architecture(weights, heard, dataset):
         ("report", ("--model", "alexnet"), "model = 'alexnet' is not allowed: known are"),
         ("report", ("--oracles", "2"), "oracles = 2 is not allowed: at least 3"),
         ("audit", (), "architecture = None is not allowed: a name, or MODULE:FUNCTION"),
-        ("audit", ("--architecture", "alexnet"), "architecture = 'alexnet' is not allowed: known"),
+        ("audit", ("--architecture", "alexnet"), "or MODULE:FUNCTION of your own"),
         ("audit", ("--architecture", "my_networks:other"), "architecture = 'my_networks:other' "),
         ("audit", ("--architecture", "resnet20", "--oracle", "no.safetensors"), "does not exist"),
         ("audit of 4", ("--architecture", "resnet20"), "oracles = 2 is not allowed: at least 3"),
