@@ -707,3 +707,5 @@ def test_large_groups_are_sampled_in_their_proportions(monkeypatch, balanced):
     assert abs(whole - sampled) < 0.05
     share_unseen(members[:1900], others[:30], forget, balanced=False)
     assert fitted[-1] == (1900, 30), "small groups are used whole"
+    share_unseen(members, others[:20], forget, balanced=False)
+    assert fitted[-1] == (2000, attacks.LEAST), "not five of 20"

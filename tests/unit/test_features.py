@@ -145,6 +145,18 @@ def test_a_stage_ends_behind_what_belongs_to_it():
         assert features.points(net, torch.rand(2, 3, 32, 32)) == wanted
 
 
+def test_a_module_that_is_called_twice_ends_with_its_last_call():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.a(self.b(self.a(x.flatten(1)))))
+
+    assert features._ends(Twice(), torch.rand(5, 1, 2, 2)) == ["b", "a", "head"]
+
+
 @torch.no_grad()
 def test_how_the_weights_are_written_does_not_change_what_is_seen(dataset, original):
     """BatchNorm undoes what is multiplied before it: the same network, and the same numbers."""
@@ -420,6 +432,8 @@ def test_multiplying_a_feature_hides_nothing(factor):
 def test_a_constant_feature_counts_for_nothing():
     x = torch.tensor([[1.0, 5, 0, 1e-20], [3, 5, 0, 3e-20]]).double()
     assert features.scale(x).tolist() == pytest.approx([1, 0, 0, 1e20])
+    rounded = torch.tensor([[1.0], [1 + 1e-12]], dtype=torch.float64)
+    assert features.scale(rounded).tolist() == [0], "what rounding left of a constant"
 
 
 GOOD = clusters(2.0)

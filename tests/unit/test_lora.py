@@ -142,6 +142,16 @@ def test_a_merge_that_would_refill_the_mask_is_refused(original, layers, dataset
     assert pruning.sparsity(merged, layers.prunable) < 0.45
 
 
+def test_weights_below_zero_refill_the_mask_too(original, layers):
+    masks = pruning.mask_structured(original, 0.5, layers.prunable)
+    adapted = adapt(original, layers)
+    for _, layer in lora.adapters(adapted):
+        nn.init.constant_(layer.lora_A["default"].weight, 1)
+        nn.init.constant_(layer.lora_B["default"].weight, -1)
+    with pytest.raises(InputError, match="weights under the mask"):
+        lora.merge(adapted, masks)
+
+
 def test_switched_off_it_is_the_old_network_exactly(original, layers, dataset, split):
     before = training.predict(original, dataset.test, dataset)
     adapted = adapt(original, layers)
@@ -442,6 +452,14 @@ def test_rank_and_alpha_of_single_layers(original, layers):
         lora.attach(original, 2, layers.adaptable, alpha=4, ranks={"conv1": 1})
     with pytest.raises(InputError, match=r"rank = 17 .*from 1 to 16"):
         lora.attach(original, 2, layers.adaptable, alpha=4, ranks={first: 17})
+
+
+def test_a_rank_is_that_of_the_layer_with_the_whole_name():
+    """`fc` must not give its rank to `block.fc`, whose name ends alike."""
+    block = nn.ModuleDict({"fc": nn.Linear(8, 8)})
+    model = nn.ModuleDict({"fc": nn.Linear(8, 8), "block": block})
+    made = lora.attach(model, 4, ["fc", "block.fc"], alpha=8, ranks={"fc": 2}, audited=False)
+    assert {n: layer.r["default"] for n, layer in lora.adapters(made)} == {"fc": 2, "block.fc": 4}
 
 
 def test_masks_that_fit_no_layer_are_refused(original, layers):

@@ -77,6 +77,14 @@ def test_strengths_have_the_defaults_that_are_written(name, default):
     assert found == wanted != other
 
 
+def test_what_is_frozen_adds_nothing_to_the_norm():
+    model = Says(LOGITS)
+    model.frozen = nn.Parameter(torch.ones(5), requires_grad=False)
+    norm = OBJECTIVES["l1_sparse"](task(strength=0.1))
+    found = norm(model, torch.zeros(4, 1), LABELS, 0.0).item()
+    assert found == pytest.approx(ce(LOGITS, LABELS) + 0.1 * 8)
+
+
 def test_the_mean_over_a_single_image_is_its_own_loss():
     labels = torch.tensor([0, 1, 1, 2])
     found = loss("neggrad_plus", labels=labels, strength=1)
@@ -127,11 +135,14 @@ def test_boundary_shrink_finds_the_class_across_the_nearest_boundary():
     with torch.no_grad():
         net[1].weight.copy_(torch.tensor([[-4.0], [4.0], [0.0]]))
         net[1].bias.copy_(torch.tensor([0.0, 0.0, 1.0]))
-    known = Task(net, net, (2,), 3, 0.1)
-    student = Says(torch.tensor([[0.0, 9, 0], [9.0, 0, 0]]))
+    student, seen = Says(torch.tensor([[0.0, 9, 0], [9.0, 0, 0]])), []
     images = torch.tensor([0.05, -0.05]).view(2, 1, 1, 1)
-    found = OBJECTIVES["boundary_shrink"](known)(student, images, torch.tensor([2, 2]), 0.0)
-    assert found.item() == pytest.approx(ce(torch.tensor([[0.0, 9, 0]]), torch.tensor([1])))
+    net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for strength, step in ((0.1, 0.1), (None, 0.5)):
+        known = Task(net, net, (2,), 3, strength)
+        found = OBJECTIVES["boundary_shrink"](known)(student, images, torch.tensor([2, 2]), 0.0)
+        assert (seen[-1] - images).flatten().tolist() == pytest.approx([step, -step])
+        assert found.item() == pytest.approx(ce(torch.tensor([[0.0, 9, 0]]), torch.tensor([1])))
 
 
 def test_teachers_never_change(cfg, dataset, original):
@@ -213,6 +224,16 @@ def test_gradients_are_those_of_one_batch_and_of_the_network_as_it_answers(
     found = objectives._gradients(training_, [*training_.parameters()], split.forget, dataset)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(wanted, found, strict=True))
     assert models.fingerprint(training_) == before, "statistics of BatchNorm, too"
+
+
+def test_importance_is_that_of_the_network_as_it_answers(dataset, split):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Dropout(0.5), nn.Linear(16, 10))
+    model.to(dataset.mean.device)
+    part = split.retain.sample(16)
+    wanted = objectives.fisher(model.eval(), part, dataset)
+    found = objectives.fisher(model.train(), part, dataset)
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
 
 
 @pytest.mark.parametrize("share", [0.3, 1e-9])

@@ -599,6 +599,29 @@ def test_a_product_that_overflows_is_no_patch(original, tmp_path):
         patches.load_patch(patches.save_patch(patch, tmp_path), original)
 
 
+def test_an_infinite_scale_is_refused(original, tmp_path):
+    low_rank = {"fc": patches.LowRank(torch.ones(1, 64), torch.ones(10, 1), 1.0)}
+    patch = patches.Patch(models.fingerprint(original), low_rank=low_rank)
+    folder = patches.save_patch(patch, tmp_path)
+    stated = json.loads((folder / "patch.json").read_text())
+    stated["scales"]["fc"] = float("inf")
+    stated["digest"] = patches._digest(stated)
+    (folder / "patch.json").write_text(json.dumps(stated))
+    with pytest.raises(FileProblem, match="scale = inf is not allowed: a finite number"):
+        patches.load_patch(folder, original)
+
+
+def test_a_channel_is_kept_once(tmp_path):
+    torch.manual_seed(0)
+    model, twice = nn.Sequential(nn.Linear(64, 4), nn.Linear(4, 10)), torch.tensor([0, 1, 1])
+    model = nn.Sequential(nn.Flatten(), *model).eval()
+    model.input_shape = (1, 8, 8)
+    kept = {"1.weight": (twice, None), "1.bias": (twice,), "2.weight": (None, twice)}
+    patch = patches.Patch(models.fingerprint(model), kept=kept)
+    with pytest.raises(FileProblem, match="ascending, from 0 to 3"):
+        patches.load_patch(patches.save_patch(patch, tmp_path), model)
+
+
 def test_channels_that_one_layer_alone_lacks_are_no_patch(original, tmp_path):
     kept = {"fc.weight": (None, torch.arange(3))}  # the layers before it give more
     patch = patches.Patch(models.fingerprint(original), kept=kept)

@@ -528,5 +528,6 @@ def test_p_values_where_there_is_nothing_to_test():
     assert statistics.p_value([[4.0]]) == 1
     assert statistics.p_value([[1.0, -1.0]]) == 1
     assert statistics.p_value([[2.0, 2.0], [2.0, 2.0]]) < 1e-9, "without any spread"
+    assert statistics.p_value(np.ones((3, 3, 2))) == 1e-12, "and never below"
     with pytest.raises(InputError, match="at least 100 draws"):
         statistics.p_value([[1.0, 2.0]], repeats=10)

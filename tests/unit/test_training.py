@@ -193,6 +193,19 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(cfg, dataset, s
         fit(on(cfg.device, small()), split.retain, dataset, SHORT, seed=0, checkpoint=path)
 
 
+def test_a_setting_that_one_of_both_does_not_have_is_another(cfg, dataset, split, tmp_path):
+    path, part = tmp_path / "checkpoint.safetensors", split.retain.sample(64)
+    for kept, own, said in (({"rank": 4}, {}, "rank was 4 and is None"),
+                            ({}, {"rank": 4}, "rank was None and is 4")):  # fmt: skip
+        path.unlink(missing_ok=True)
+        with pytest.raises(Interrupted):
+            fit(on(cfg.device, small()), part, dataset, SHORT, seed=0, checkpoint=path,
+                settings=kept, after_step=PressStop(1))  # fmt: skip
+        with pytest.raises(FileProblem, match=said):
+            fit(on(cfg.device, small()), part, dataset, SHORT, seed=0, checkpoint=path,
+                settings=own)  # fmt: skip
+
+
 @pytest.mark.parametrize("change", ["shape", "dtype", "index"])
 def test_a_checkpoint_that_says_the_impossible_is_refused(cfg, dataset, split, tmp_path, change):
     """With a digest that fits: nobody's accident, but the fused step reads what it is given."""
@@ -321,6 +334,19 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_images(cfg, dataset, split):
     assert [row["loss"] for row in history] == pytest.approx([wanted] * 2, rel=1e-4)
 
 
+def test_the_share_that_is_done_counts_no_batch_that_is_left_out(cfg, dataset, split):
+    shares = []
+
+    def objective(model, images, labels, share):
+        shares.append(share)
+        return training.cross_entropy(model, images, labels)
+
+    part, recipe = split.retain.sample(33), Recipe(epochs=3, lr=0.01, batch_size=16)
+    done = fit(on(cfg.device, small()), part, dataset, recipe, seed=0, objective=objective)
+    assert done.steps == 6, "the last image would be a batch of its own"
+    assert shares[:6] == pytest.approx([step / 6 for step in range(6)])
+
+
 def test_every_step_of_every_seed_draws_numbers_of_its_own(cfg, dataset, split):
     def drawn(seed):
         found = []
@@ -445,6 +471,8 @@ def test_counting_leaves_no_trace(cfg, dataset, split):
             model = on(cfg.device, small())
             fit(model, split.retain, dataset, SHORT, seed=0)
             found[kind] = model.state_dict()
+        if kind is not Plain:
+            assert all(p.grad is None for p in model.parameters()), "of the count, too"
     one, other = found.values()
     assert all(torch.equal(one[k], other[k]) for k in one)
 
@@ -680,15 +708,20 @@ def test_of_large_images_few_are_counted_and_the_number_is_that_of_all(
     assert counted[2] == counted[3] > 0
 
 
-def test_a_short_rest_does_not_count_as_much_as_the_others(cfg, dataset, monkeypatch):
+@pytest.mark.parametrize(
+    ("count", "most", "parts"), [(33, 16, [11, 11, 11]), (10, 3, [3, 3, 2, 2])]
+)
+def test_a_short_rest_does_not_count_as_much_as_the_others(
+    cfg, dataset, monkeypatch, count, most, parts
+):
     norm = nn.BatchNorm2d(1)
     model = on(cfg.device, nn.Sequential(norm, nn.Flatten(), nn.Linear(64, 10)))
-    part, sizes = dataset.train.sample(33), []
-    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    monkeypatch.setattr(training, "at_most", lambda *_: 16)
-    assert training.recalibrate_batchnorm(model, part, dataset) == 33
-    assert sizes == [11, 11, 11]
-    mean = dataset.normalise(part.images).mean().item()
+    part, batched = dataset.train.sample(count), []
+    model.register_forward_pre_hook(lambda _, inputs: batched.append(inputs[0]))
+    monkeypatch.setattr(training, "at_most", lambda *_: most)
+    assert training.recalibrate_batchnorm(model, part, dataset) == count
+    assert [len(images) for images in batched] == parts
+    mean = sum(images.mean().item() for images in batched) / len(parts)
     assert norm.running_mean.item() == pytest.approx(mean, abs=1e-5)
 
 
