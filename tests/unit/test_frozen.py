@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import weakref
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,24 @@ def test_a_network_that_trains_from_its_first_layer_cannot_be_cut():
     made, trained = adapted(model, "all")
     with pytest.raises(InputError, match="nothing of SmallResNet lies before"):
         frozen.cut(model, made.get_base_model(), trained)
+
+
+def test_a_weight_that_trains_is_in_the_tail_wherever_it_is_read():
+    class Reads(nn.Module):
+        input_shape = (1, 4, 4)
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.head = (nn.Linear(16, 16) for _ in range(3))
+
+        def forward(self, x):
+            x = self.first(x.flatten(1))
+            return self.head(nn.functional.linear(x, self.second.weight))
+
+    model = Reads()
+    cut = frozen.cut(model, model, ["second", "head"])
+    assert any(p is model.second.weight for p in cut.tail.parameters())
+    assert not any(p is model.second.weight for p in cut.front.parameters())
 
 
 def test_a_network_with_its_own_control_flow_is_refused_in_words():
@@ -269,6 +288,15 @@ def test_the_cache_keeps_to_its_limit(cfg, dataset, original):
     assert cache.features(cut, other, dataset) is not again, "other labels are another set"
     changed = copy.deepcopy(dataset).with_std(torch.tensor(2.0))
     assert not torch.equal(cache.features(cut, parts[2], changed).images, again.images)
+    cache.features(cut, dataset.validation.sample(31), dataset)
+    assert not cache._kept, "larger than the limit"
+
+
+def test_what_is_kept_is_given_up_before_another_is_made():
+    cache, left = frozen.Cache(0), []
+    before = weakref.ref(cache.once((1,), lambda: nn.Linear(1, 1)))
+    cache.once((2,), lambda: left.append(before()))
+    assert left == [None], "networks are large"
 
 
 def test_features_are_not_normalised_again(dataset):

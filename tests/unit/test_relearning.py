@@ -443,3 +443,18 @@ def test_a_logit_masked_after_the_classifier_plays_no_role(dataset, split, origi
               for m in (original, Taped(original))]  # fmt: skip
     assert curves[0] == pytest.approx(curves[1], abs=0.03)
     assert curves[1][-1] > 0.8
+
+
+def test_where_the_classifier_answers_for_each_place_the_network_is_asked():
+    class Places(nn.Module):
+        input_shape = (1, 8, 8)
+
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(8, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.head(self.body(x[:, 0]).relu()).mean(1)
+
+    model, images = Places(), torch.rand(5, 1, 8, 8)
+    assert torch.equal(relearning._Bare(model)(images), model(images))
