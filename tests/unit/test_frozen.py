@@ -233,8 +233,9 @@ def test_where_it_cannot_be_it_is_not(why, cfg, dataset, original):
     assert not unlearning.unlearn(original, dataset, cfg.but(epochs=1, **why)).frozen_once
 
 
-def test_augmented_images_are_not_kept(cfg, dataset, original):
-    recipe = Recipe(epochs=1, lr=0.01, augment="crop")
+@pytest.mark.parametrize("how", [{"augment": "crop"}, {"mixup": 0.2}], ids=lambda d: next(iter(d)))
+def test_augmented_images_are_not_kept(how, cfg, dataset, original):
+    recipe = Recipe(epochs=1, lr=0.01, **how)
     assert not unlearning.unlearn(original, dataset, cfg, recipe=recipe).frozen_once
 
 
