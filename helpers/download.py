@@ -307,10 +307,14 @@ def _append(url: str, part: Path, bar: Any) -> bool:
             return True
         raise
     with answer:
-        if start and not (answer.headers["Content-Range"] or "").startswith(f"bytes {start}-"):
-            start = 0  # the server cannot go on in the middle, and sends everything
         # what is left of it; unknown if the header is missing or no number, as after a way by FTP
         length = getattr(answer, "length", None)
+        if start and not (answer.headers["Content-Range"] or "").startswith(f"bytes {start}-"):
+            if length is not None and length < start:  # a network's page to log in, for example
+                raise files.FileProblem(f"{url} sends {length:,} bytes in all, fewer than the "
+                                        f"{start:,} of {part}: log in to the network; if that file "
+                                        "is wrong, delete it")  # fmt: skip
+            start = 0  # the server cannot go on in the middle, and sends everything
         bar.reset(total=None if length is None else start + length)
         bar.n = bar.initial = start  # the speed is that of this connection
         for chunk in iter(lambda: answer.read(1 << 16), b""):

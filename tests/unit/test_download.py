@@ -159,6 +159,17 @@ def test_a_part_that_is_whole_or_too_long_ends_well(server, tmp_path, extra):
     fetch(server, tmp_path)
 
 
+def test_a_page_to_log_in_does_not_replace_what_has_arrived(server, tmp_path):
+    part, page = tmp_path / "x.part", b"log in to the hotel's network"
+    part.write_bytes(CONTENT[:200_000])
+    server.files["/x"], server.ranges = page, False
+    with pytest.raises(files.FileProblem, match="sends 29 bytes in all, fewer than the 200,000"):
+        fetch(server, tmp_path)
+    assert part.read_bytes() == CONTENT[:200_000]
+    server.files["/x"] = CONTENT
+    fetch(server, tmp_path)
+
+
 def test_a_redirected_download_keeps_its_place(server, tmp_path):
     server.files["/y"] = CONTENT
     server.faults["/x"] = ["to /y", "to /y"]
