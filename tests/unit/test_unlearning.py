@@ -280,6 +280,13 @@ def test_that_a_second_request_prunes_nothing_is_said_once_a_run(
         assert not said or said in lines[0]
 
 
+def test_an_original_is_trained_before_any_request(cfg, dataset):
+    later = cfg.but(method="prunelora", forget=8, earlier=(5,))
+    for method, gone in (("original", 0), ("prunelora", int((dataset.train.labels == 5).sum()))):
+        every, _ = unlearning._seen(dataset, later.but(method=method))
+        assert len(every) == len(dataset.train) - gone
+
+
 def test_a_pruned_network_is_found_again_for_the_same_settings_alone(cfg, dataset, original):
     one, part = cfg.but(pruning="mask_unstructured"), dataset.split(3).retain
     changes = [
