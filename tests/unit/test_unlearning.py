@@ -17,7 +17,7 @@ from helpers import (
     training,
     unlearning,
 )
-from helpers.config import InputError
+from helpers.config import InputError, Recipe
 from helpers.unlearning import METHODS, unlearn
 
 # what the paper compares; the baselines and cheats have tests of their own
@@ -278,6 +278,13 @@ def test_that_a_second_request_prunes_nothing_is_said_once_a_run(
         lines = [r.getMessage() for r in caplog.records if "nothing new" in r.getMessage()]
         assert len(lines) == bool(said)
         assert not said or said in lines[0]
+
+
+def test_the_choice_of_what_may_move_costs_three_passes_an_image(dataset, split, original):
+    """One forward, and a backward of twice as much."""
+    recipe = Recipe(epochs=1, lr=0.01)
+    _, spent = unlearning._hold(original, None, split.forget, dataset, recipe, {})
+    assert spent.macs == 3 * unlearning._macs(original, len(split.forget), dataset) > 0
 
 
 def test_an_original_is_trained_before_any_request(cfg, dataset):
