@@ -15,7 +15,6 @@ to the output, as peft does it, with the rows of B masked.
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import re
 from collections import Counter
@@ -205,7 +204,7 @@ def attach(
     )  # fmt: skip
     if dropout == 0:
         config._register_custom_module(_weight_form())
-    masked = copy.deepcopy(model)
+    masked = models.copy_of(model)
     apply_masks(masked, masks)
     wanted = _answers(masked) if audited else None
     with turns.own_random_state(), _hidden(masked, "config"):

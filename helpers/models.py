@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.overrides import TorchFunctionMode
 
 from helpers import files, turns
 from helpers.config import TARGETS, InputError, check, choose, reason
@@ -524,6 +525,35 @@ def unmoved(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(before[name])
 
 
+class _WithoutHistory(TorchFunctionMode):
+    """Lets a copy take a tensor that a pass made, which torch does not copy, as plain numbers."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not Tensor.__deepcopy__ or args[0].is_leaf:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        return memo.setdefault(id(tensor), tensor.detach().clone())
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """Copy a network, also one that keeps what its last pass made.
+
+    Args:
+        model: The network; stays as it is.
+
+    Returns:
+        The copy. What the network keeps of a pass, such as features in an attribute or a weight
+        that the old ``weight_norm`` computed, has the same values in it, and no gradient.
+
+    Source: :func:`copy.deepcopy`, which refuses tensors that are not leaves.
+    Lesson: 05_evaluation, "Audit your own model".
+    """
+    with _WithoutHistory():
+        return copy.deepcopy(model)
+
+
 def check_float32(name: str, model: nn.Module) -> None:
     """Refuse weights of another type: images are float32, and torch's own message names neither.
 
@@ -698,7 +728,7 @@ def check_training(name: str, model: nn.Module, images: Tensor, classes: int) ->
     Source: this project.
     Lesson: 04_class_unlearning, "A table of methods".
     """
-    trial, cards = copy.deepcopy(model).train(), [images.device] if images.is_cuda else []
+    trial, cards = copy_of(model).train(), [images.device] if images.is_cuda else []
     for module in trial.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()  # it may not measure so few images
@@ -855,7 +885,7 @@ def fresh(model: nn.Module, seed: int = 0) -> nn.Module:
     Source: the random teacher of Chundawat et al. 2022 (arXiv 2205.08096).
     Lesson: 05_evaluation, "Where the answers go".
     """
-    copied = copy.deepcopy(model).cpu()
+    copied = copy_of(model).cpu()
     with turns.own_random_state():
         torch.default_generator.manual_seed(seed)
         drawn: set[int] = set()
@@ -1063,13 +1093,17 @@ def load(folder: Path | str, base: nn.Module | None = None) -> nn.Module:
             with torch.device("meta"):  # shapes only: an absurd blueprint costs no memory
                 outline = build_model(**_blueprint(plain["blueprint"]))
         else:
-            outline = copy.deepcopy(base).to("meta")
-        shapes = {name: tuple(shape) for name, shape in plain["shapes"].items()}
-        _check_shapes(files.tensor_shapes(path), outline, shapes)
+            outline = copy_of(base).to("meta")
+        found = files.tensor_shapes(path)
+        same = {} if base is None else _same_tensors(base, found)
+        found |= {name: found[other] for name, other in same.items()}
+        stated = {n: s for n, (s, _) in found.items()} if plain is None else plain["shapes"]
+        shapes = {name: tuple(shape) for name, shape in stated.items()}
+        _check_shapes(found, outline, shapes)
         resize(outline, shapes)
         check_float32("model", outline)
         tried = check_fit(outline)
-        model = copy.deepcopy(base) if base is not None else build_model(**plain["blueprint"])
+        model = copy_of(base) if base is not None else build_model(**plain["blueprint"])
         resize(model, shapes)
         tensors, _ = files.load_tensors(path)
         put_state(model, tensors)
@@ -1096,7 +1130,7 @@ def check_fit(model: nn.Module) -> bool:
     Source: PyTorch's meta device.
     Lesson: 02_pruning, "Channels that are gone".
     """
-    outline = copy.deepcopy(model).to("meta").eval()
+    outline = copy_of(model).to("meta").eval()
     shape = getattr(model, "input_shape", None)
     check("input_shape", shape, shape is not None, "the (channels, height, width) that it takes")
     try:

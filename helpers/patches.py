@@ -7,7 +7,6 @@ unlearned network; the base itself never changes, or is restored bit for bit.
 
 from __future__ import annotations
 
-import copy
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -200,7 +199,7 @@ def apply(base: nn.Module, patch: Patch) -> nn.Module:
     Lesson: 03_lora_adaptation, "Patches".
     """
     _check_base(base, patch)
-    made, state = copy.deepcopy(base), _state(base, patch)
+    made, state = models.copy_of(base), _state(base, patch)
     models.resize(made, {name: tuple(t.shape) for name, t in state.items()})
     models.put_state(made, state)
     return made.eval()

@@ -7,7 +7,6 @@ of each tensor, so that the smaller network can be cut out of the original again
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 import warnings
@@ -102,7 +101,7 @@ def prune(
     Lesson: 02_pruning, "Four kinds of pruning".
     """
     names = _check_request(model, sparsity, kind, part, dataset, names)
-    started, made = time.perf_counter(), Pruned(copy.deepcopy(model).eval())
+    started, made = time.perf_counter(), Pruned(models.copy_of(model).eval())
     looked: dict[nn.Module, int] = {}  # images passed forward, a backward pass counted as two
     if criterion == "taylor":
         check("criterion", criterion, part is not None, "needs images")
@@ -494,7 +493,7 @@ def _left_whole(
 @torch.no_grad()
 def _can_be_built(found: Tensor, whole: nn.Module, smaller: Mapping[str, Tensor]) -> None:
     """Refuse what could not be read back: shapes make a network again, and nothing is pickled."""
-    built = copy.deepcopy(whole)
+    built = models.copy_of(whole)
     models.resize(built, {name: tuple(tensor.shape) for name, tensor in smaller.items()})
     models.put_state(built, smaller)
     with models.evaluating(built):
@@ -708,7 +707,7 @@ def semi_structured(model: nn.Module) -> tuple[nn.Module, str]:
         return model, "not available: the 2:4 units are on CUDA devices only"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return model, f"not available: {torch.cuda.get_device_name(device)} has no 2:4 units"
-    fast = copy.deepcopy(model).half().requires_grad_(False)
+    fast = models.copy_of(model).half().requires_grad_(False)
     moved = 0
     for layer in fast.modules():
         if isinstance(layer, nn.Linear) and _two_of_four(layer.weight):

@@ -98,7 +98,7 @@ def relearn(
     chosen = [part.where(part.labels == c).sample(per_class, seed) for c in part.labels.unique()]
     images = dataset.normalise(torch.cat([few.images[:] for few in chosen]))
     labels, unseen = torch.cat([few.labels for few in chosen]), dataset.normalise(test.images[:])
-    student = _Bare(copy.deepcopy(model)).eval()
+    student = _Bare(models.copy_of(model)).eval()
     for parameter in student.parameters():
         parameter.requires_grad_(True)
         parameter.grad = None

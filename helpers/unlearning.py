@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import time
@@ -500,7 +499,7 @@ def unlearn(
     else:
         # a copy, where what was pruned is kept for other runs or is the caller's
         ours = chosen.start == "scratch" and chosen.prune == "none"
-        model = pruned.model if ours else copy.deepcopy(pruned.model)
+        model = pruned.model if ours else models.copy_of(pruned.model)
         fit, trainable, spent = _train_itself(
             model, pruned.masks, split.forget, part, dataset, cfg, recipe, stage, monitor
         )
@@ -508,6 +507,7 @@ def unlearn(
         _let_learn(model, learns)
         note("trained", model)
     fit.peak_memory += before.bytes
+    model = models.copy_of(model)  # without what it may keep of its last step
     return Outcome(model, fit, trainable, pruned.masks, rows, patch, once, before, start)
 
 
@@ -592,7 +592,7 @@ def _objective(
         return builder(None), 0
     asked, teachers = objectives.TEACHERS.get(name, ()), dict.fromkeys(("original", "stranger"))
     if "original" in asked:
-        teachers["original"] = copy.deepcopy(original).eval()
+        teachers["original"] = models.copy_of(original).eval()
     if "stranger" in asked:
         teachers["stranger"] = _stranger(original, dataset, cfg)
     networks = [one.requires_grad_(False) for one in teachers.values() if one is not None]
@@ -626,7 +626,7 @@ def _edit(
     pruned: pruning.Pruned, split: ClassSplit, dataset: Dataset, cfg: RunConfig, recipe: Recipe
 ) -> tuple[pruning.Pruned, Spent]:
     """Do what a method changes without training, and say what it cost."""
-    model = copy.deepcopy(pruned.model)
+    model = models.copy_of(pruned.model)
     started = time.perf_counter()
     images = edits.EDITS[method(cfg.method).edit](model, split, dataset, recipe.strength)
     pruning.apply_masks(model, pruned.masks)
@@ -681,11 +681,11 @@ def _used_weight(adapted: nn.Module, name: str) -> torch.Tensor:
 def _prune(model: nn.Module, part: ImageSet, dataset: Dataset, cfg: RunConfig) -> pruning.Pruned:
     layers, kind, started = models.layers(model), pruning_of(cfg), time.perf_counter()
     if cfg.mode == "paper":  # prune.remove: the zeros are there, and nothing will hold them
-        masked = copy.deepcopy(model)
+        masked = models.copy_of(model)
         pruning.mask_structured(masked, cfg.sparsity, layers.paper_prunable)
         return pruning.Pruned(masked, seconds=ledger.since(started, masked))
     if cfg.earlier:  # pruned at the first request; what is gone stays gone
-        again = copy.deepcopy(model)
+        again = models.copy_of(model)
         masks = {} if kind == "channels" else pruning.zeros_as_masks(again, layers.prunable)
         images = training.recalibrate_batchnorm(again, part, dataset, seed=cfg.seed)
         seconds = ledger.since(started, again)

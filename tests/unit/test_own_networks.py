@@ -840,3 +840,55 @@ def test_folders_may_be_text(short, dataset, tmp_path):
     patched = patches.apply(model, patches.load_patch(f"{tmp_path}/patch", model))
     images = models.example(model)
     assert torch.equal(again(images), patched(images))
+
+
+class Keeping(nn.Module):
+    """A network that holds what its last pass made, as some do to show it."""
+
+    def __init__(self, training):
+        super().__init__()
+        self.body, self.head = network()[:-1], nn.Linear(16, 10)
+        self.input_shape, self.only, self.kept = (1, 8, 8), training, {}
+
+    def forward(self, x):
+        x = self.body(x)
+        if self.training or not self.only:
+            self.kept["last"] = [x]
+        return self.head(x)
+
+
+def old_weight_norm():
+    made = network()
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        nn.utils.weight_norm(made[-1])
+    return made
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Keeping(False), lambda: Keeping(True), old_weight_norm],
+    ids=["kept", "kept in training", "weight_norm"],
+)  # fmt: skip
+def test_a_network_that_holds_what_a_pass_made_is_copied(short, dataset, make):
+    model = moved_to(make(), dataset)
+    images = models.example(model)
+    wanted = model.train()(images).detach()
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(model)
+    copied = models.copy_of(model)
+    assert torch.equal(copied(images), wanted)
+    assert not {id(t) for t in copied.parameters()} & {id(t) for t in model.parameters()}
+    pruning.prune(model, 0.5)
+    lora.attach(model, 2, ["body.2" if hasattr(model, "body") else "2"], alpha=4)
+    for method in ("finetune", "lora"):
+        made = unlearning.unlearn(model, dataset, short.but(method=method, rank=1)).model
+        with torch.no_grad():
+            assert torch.equal(models.copy_of(made)(images), made(images))
+
+
+@pytest.mark.parametrize("method", ["finetune", "lora", "prunelora", "scrub", "retrain"])
+@pytest.mark.parametrize("training", [True, False])
+def test_an_outcome_can_be_copied_by_everybody(short, dataset, method, training):
+    model = moved_to(Keeping(training), dataset)
+    made = unlearning.unlearn(model, dataset, short.but(method=method, rank=1)).model
+    with torch.no_grad():
+        assert torch.equal(copy.deepcopy(made)(models.example(model)), made(models.example(model)))
