@@ -10,6 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from helpers import features, models, outputs
 from helpers.config import check
@@ -99,6 +103,7 @@ def relearn(
     images = dataset.normalise(torch.cat([few.images[:] for few in chosen]))
     labels, unseen = torch.cat([few.labels for few in chosen]), dataset.normalise(test.images[:])
     student = _Bare(models.copy_of(model)).eval()
+    _plain_head(student)
     for parameter in student.parameters():
         parameter.requires_grad_(True)
         parameter.grad = None
@@ -167,6 +172,23 @@ def _check_parts(part: ImageSet, test: ImageSet, gone: set[int], per_class: int)
     found = sorted(set(test.labels.tolist()))
     ok = bool(found) and set(found) <= gone
     check("test", f"images of {found}", ok, f"test images of {sorted(gone)} alone, at least one")
+
+
+def _plain_head(model: nn.Module) -> None:
+    """Give the classifier parameters of its own where they are computed from others. In place.
+
+    What is written to a weight that ``weight_norm`` computes is gone at the next pass, and a row
+    that was overwritten could not be reset.
+    """
+    name = models.layers(model).head
+    head = model.get_submodule(name)
+    for own in list(head.parametrizations) if is_parametrized(head) else ():
+        remove_parametrizations(head, own, leave_parametrized=True)
+    for key, hook in list(head._forward_pre_hooks.items()):
+        if isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):
+            hook.remove(head)
+            del head._forward_pre_hooks[key]
+    models.check_weights(model, [name])
 
 
 @torch.no_grad()

@@ -458,3 +458,25 @@ def test_where_the_classifier_answers_for_each_place_the_network_is_asked():
 
     model, images = Places(), torch.rand(5, 1, 8, 8)
     assert torch.equal(relearning._Bare(model)(images), model(images))
+
+
+def _old_prune(head):
+    nn.utils.prune.identity(head, "weight")
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm, _old_prune],
+    ids=["parametrized", "by a hook", "pruned"],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_the_row_of_a_computed_weight_is_reset_as_well(dataset, split, original, norm):
+    with torch.no_grad():
+        original.fc.weight[3] *= 1e-6
+        original.fc.bias[3] = -1e4
+    computed = copy.deepcopy(original)
+    norm(computed.fc)
+    names = [n for n, _ in computed.named_parameters()]
+    wanted, found = (curve_of(m, dataset, split).accuracies for m in (original, computed))
+    assert wanted[-1] > 0.5, "else nothing is seen"
+    assert found == pytest.approx(wanted, abs=0.05)
+    assert [n for n, _ in computed.named_parameters()] == names
