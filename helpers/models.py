@@ -1065,7 +1065,7 @@ def load(folder: Path | str, base: nn.Module | None = None) -> nn.Module:
 
     Args:
         folder: The folder that :func:`save` wrote; or a plain safetensors file, whose shapes are
-            then taken from the file itself.
+            then taken from the file itself, and which may name tied weights once.
         base: A network of the original size and of the same architecture; it stays as it is. None
             builds one of ours from the stored blueprint, which a plain file does not have, nor a
             network that was changed after :func:`build_model` made it.
@@ -1085,9 +1085,9 @@ def load(folder: Path | str, base: nn.Module | None = None) -> nn.Module:
         path = folder / "model.safetensors"
         plain = files.read_json(folder / "architecture.json", ("blueprint", "shapes"))
     else:
-        path, shapes_found = folder, files.tensor_shapes(folder)
+        path, plain = folder, None
+        files.tensor_shapes(folder)  # one that cannot be read is said first
         check("base", base, base is not None, "a network of the architecture, for a plain file")
-        plain = {"shapes": {name: shape for name, (shape, _) in shapes_found.items()}}
     try:
         if base is None:
             with torch.device("meta"):  # shapes only: an absurd blueprint costs no memory
@@ -1106,7 +1106,7 @@ def load(folder: Path | str, base: nn.Module | None = None) -> nn.Module:
         model = copy_of(base) if base is not None else build_model(**plain["blueprint"])
         resize(model, shapes)
         tensors, _ = files.load_tensors(path)
-        put_state(model, tensors)
+        put_state(model, tensors | {name: tensors[other] for name, other in same.items()})
         if not tried:
             _pass("model", model.eval(), example(model))
     except (InputError, TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
@@ -1159,6 +1159,17 @@ def _blueprint(plain: Any) -> dict[str, Any]:
         ok = type(plain[field]) is int and 1 <= plain[field] <= most
         check(field, plain[field], ok, f"from 1 to {most}")
     return plain
+
+
+def _same_tensors(base: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Map names that a file lacks to one that it has, where both are one tensor of a network.
+
+    ``safetensors.torch.save_model`` writes tied weights under one of their names.
+    """
+    state = base.state_dict(keep_vars=True)
+    there = {id(state[name]): name for name in names if name in state}
+    return {name: there[id(tensor)] for name, tensor in state.items()
+            if id(tensor) in there and name not in there.values()}  # fmt: skip
 
 
 def _check_shapes(

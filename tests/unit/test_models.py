@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import nn
 
 from helpers import models, pruning
@@ -322,6 +322,28 @@ def test_a_plain_file_with_fewer_channels_says_so_itself(original, split, datase
     images = models.example(smaller)
     with torch.no_grad():
         assert torch.equal(found(images), smaller(images))
+
+
+def _tied(seed):
+    torch.manual_seed(seed)
+    made = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(4, 10),
+    ).eval()  # fmt: skip
+    made[2].weight, made.input_shape = made[1].weight, (1, 8, 8)
+    return made
+
+
+def test_a_plain_file_may_name_tied_weights_once(tmp_path):
+    model, path = _tied(0), tmp_path / "tied.safetensors"
+    save_model(model, str(path))
+    found = models.load(path, _tied(1))
+    assert models.fingerprint(found) == models.fingerprint(model)
+    assert found[2].weight is found[1].weight
+    state = {n: t.clone() for n, t in model.state_dict().items() if n not in ("1.bias", "1.weight")}
+    save_file(state, path)
+    with pytest.raises(FileProblem, match=r"by the same names; it lacks '1\.bias'"):
+        models.load(path, _tied(1))
 
 
 def _raises(error):
