@@ -579,13 +579,15 @@ def check_not_compiled(name: str, model: nn.Module) -> None:
         model: The network.
 
     Raises:
-        InputError: If the network or a part of it is one of ``torch.compile`` or ``torch.jit``.
+        InputError: If the network or a part of it is one of ``torch.compile`` or ``torch.jit``,
+            or was compiled in place.
 
     Source: this project.
     Lesson: 03_lora_adaptation, "Which layers".
     """
     compiled = [n or "as a whole" for n, m in model.named_modules()
-                if isinstance(m, torch.jit.ScriptModule) or "_orig_mod" in m._modules]  # fmt: skip
+                if isinstance(m, torch.jit.ScriptModule) or "_orig_mod" in m._modules
+                or getattr(m, "_compiled_call_impl", None) is not None]  # fmt: skip
     check(name, f"{type(model).__name__}, compiled: {', '.join(compiled[:1])}", not compiled,
           "the network before torch.compile, torch.jit.script or torch.jit.trace")  # fmt: skip
 

@@ -446,8 +446,9 @@ def test_channels_that_cannot_be_found_are_not_left_without_a_word(dataset, capl
         torch.jit.script,
         lambda part: torch.jit.trace(part, torch.ones(2, 1, 8, 8)),
         lambda part: torch.compile(part, backend="eager"),
+        lambda part: (part, part.compile(backend="eager"))[0],
     ],
-    ids=["script", "trace", "compile"],
+    ids=["script", "trace", "compile", "in place"],
 )
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
 def test_what_is_compiled_is_refused(dataset, by, parts):
