@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import itertools
 import logging
 import math
@@ -311,7 +312,8 @@ def example(model: nn.Module, count: int = 2) -> Tensor:
     shape = getattr(model, "input_shape", None)
     hint = "the (channels, height, width) that the network takes: set model.input_shape"
     check("input_shape", shape, shape is not None, hint)
-    images = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(count, *shape, generator=generator, dtype=torch.float32)
     held = next(itertools.chain(model.parameters(), model.buffers()), images)
     return images.to(held.device)
 
@@ -877,8 +879,9 @@ def fresh(model: nn.Module, seed: int = 0) -> nn.Module:
 
     Args:
         model: Any network; stays as it is. Layers draw their weights as they do when they are made;
-            a parameter that no layer draws, such as a class token, is drawn from a normal
-            distribution of its own mean and deviation.
+            a parameter that no layer draws, such as a class token, or one whose layer cannot draw
+            it without being told how, is drawn from a normal distribution of its own mean and
+            deviation.
         seed: Of the weights; the global random state is left as it was.
 
     Returns:
@@ -893,7 +896,7 @@ def fresh(model: nn.Module, seed: int = 0) -> nn.Module:
         drawn: set[int] = set()
         for module in copied.modules():
             reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
-            if reset is not None:
+            if reset is not None and _needs_nothing(reset):
                 own = {id(p): (p._version, p.detach().clone())
                        for p in module.parameters(recurse=False)}  # fmt: skip
                 reset()
@@ -906,6 +909,15 @@ def fresh(model: nn.Module, seed: int = 0) -> nn.Module:
                     parameter.normal_(float(parameter.mean()), float(parameter.std()))
             _follow_norms(copied)
     return copied.to(next(model.parameters()).device).eval()
+
+
+def _needs_nothing(function: Callable) -> bool:
+    """Say whether a function can be called without arguments."""
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return False
+    return True
 
 
 def _follow_norms(model: nn.Module) -> None:

@@ -402,3 +402,34 @@ def test_buffers_are_put_back_those_that_a_network_replaces_too():
         assert model.mean == model.norm.num_batches_tracked == 1
     assert model.mean == model.norm.num_batches_tracked == model.norm.running_mean.sum() == 0
     assert model.last is images, "it was not there before"
+
+
+def test_examples_are_float32_whatever_is_made_by_default():
+    model = models.build_model("digits_resnet", 10, 1, 8)
+    wanted = models.example(model)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = models.example(model)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, wanted)
+
+
+class Gain(nn.Module):
+    """A layer that has to be told how to draw its weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(64.0))
+
+    def reset_parameters(self, scale):
+        nn.init.constant_(self.weight, scale)
+
+
+def test_a_layer_that_has_to_be_told_how_is_drawn_like_what_no_layer_draws():
+    model = nn.Sequential(nn.Linear(4, 64), Gain())
+    gain = models.fresh(model, 1)[1].weight.detach()
+    assert not torch.equal(gain, model[1].weight)
+    assert abs(float(gain.mean()) - 31.5) < 10
+    assert torch.equal(gain, models.fresh(model, 1)[1].weight)
