@@ -65,7 +65,7 @@ def prototype(
         Images that had to be passed through the network.
 
     Raises:
-        InputError: If the classifier has no bias.
+        InputError: If the classifier has no bias, or is not given a row for each image.
 
     Source: a cheat: the features, and with them all knowledge, stay as they are.
     Lesson: 05_evaluation, "Four classic numbers".
@@ -76,6 +76,10 @@ def prototype(
         for images, _ in batches(split.forget, per_pass(split.forget.images)):
             model(dataset.normalise(images))
     features = torch.cat(kept)
+    check("classifier's inputs", tuple(features.shape), len(features) == len(split.forget),
+          f"a row for each of the {len(split.forget)} images")  # fmt: skip
+    if features.ndim > 2:  # of each token, say: their mean
+        features = features.flatten(1, -2).mean(1)
     others = [c for c in range(len(head.bias)) if c not in split.forgotten]
     for row in split.forget.labels.unique().tolist():  # of earlier requests no image is left
         against = -features[split.forget.labels == row].mean(0)

@@ -893,3 +893,31 @@ def test_an_outcome_can_be_copied_by_everybody(short, dataset, method, training)
     made = unlearning.unlearn(model, dataset, short.but(method=method, rank=1)).model
     with torch.no_grad():
         assert torch.equal(copy.deepcopy(made)(models.example(model)), made(models.example(model)))
+
+
+class Tokens(nn.Module):
+    """A network that classifies each token, and averages the answers."""
+
+    def __init__(self, turned=False):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(1, 16, 2, 2), nn.Linear(16, 10)
+        self.input_shape, self.turned = (1, 8, 8), turned
+
+    def forward(self, x):
+        tokens = self.body(x).relu().flatten(2)
+        if self.turned:
+            return self.head(tokens.permute(2, 0, 1)).mean(0)
+        return self.head(tokens.transpose(1, 2)).mean(1)
+
+
+def test_the_mean_feature_of_tokens_is_that_of_images(short, dataset, split):
+    model = moved_to(Tokens(), dataset)
+    made = unlearning.unlearn(model, dataset, short.but(method="prototype")).model
+    with torch.no_grad():
+        images = dataset.normalise(split.forget.images[:])
+        mean = model.body(images).relu().mean((0, 2, 3))
+    row = made.head.weight[3]
+    assert torch.allclose(row / row.norm(), -mean / mean.norm(), atol=1e-5)
+    told = r"classifier's inputs = .* is not allowed: a row for each of the"
+    with pytest.raises(InputError, match=told):
+        unlearning.unlearn(Tokens(True), dataset, short.but(method="prototype"))
