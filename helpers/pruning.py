@@ -327,6 +327,7 @@ def _scores(model: nn.Module, name: str, criterion: str, generator: torch.Genera
     return weight.detach()
 
 
+@torch.enable_grad()
 def _gradients(model: nn.Module, part: ImageSet, dataset: Dataset, seed: int) -> int:
     """Leave the mean gradient of the loss on some images in every parameter; how many. In place."""
     chosen = part.sample(SCORED, seed)
@@ -405,6 +406,7 @@ def remove_channels(
     return kept
 
 
+@torch.enable_grad()
 def _take_out(model: nn.Module, sparsity: float, criterion: str, seed: int) -> None:
     """Let Torch-Pruning cut the weakest channels; each entry that is left says where it was.
 

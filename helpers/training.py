@@ -264,6 +264,7 @@ def fit(
     random = turns.own_random_state(_cuda_devices(model), _waiting_for_a_turn)
     stack = contextlib.ExitStack()
     with random, _stop_requested() as stop, parallel.whole_batch_norms(model), stack:
+        stack.enter_context(torch.enable_grad())  # the caller may have switched it off
         parallel.as_first([*model.parameters(), *model.buffers()])
         device = str(part.images.device)
         loop = _Loop(model, recipe, device, precision, frozen, compile, graphs)

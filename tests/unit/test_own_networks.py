@@ -921,3 +921,16 @@ def test_the_mean_feature_of_tokens_is_that_of_images(short, dataset, split):
     told = r"classifier's inputs = .* is not allowed: a row for each of the"
     with pytest.raises(InputError, match=told):
         unlearning.unlearn(Tokens(True), dataset, short.but(method="prototype"))
+
+
+@pytest.mark.parametrize(
+    "method", ["finetune", "prunelora", "prunelora_channels", "boundary_shrink", "salun", "ssd"]
+)
+def test_gradients_are_taken_where_the_caller_switched_them_off(short, dataset, method):
+    model, chosen = moved_to(network(), dataset), short.but(method=method, rank=1)
+    if method.startswith("prunelora"):
+        chosen = chosen.but(criterion="taylor")
+    wanted = unlearning.unlearn(model, dataset, chosen).model
+    with torch.no_grad():
+        found = unlearning.unlearn(model, dataset, chosen).model
+    assert models.fingerprint(found) == models.fingerprint(wanted)
