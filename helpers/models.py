@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.overrides import TorchFunctionMode
@@ -754,6 +755,25 @@ def check_training(name: str, model: nn.Module, images: Tensor, classes: int) ->
     )
 
 
+def check_has_weights(name: str, model: nn.Module) -> None:
+    """Refuse lazy layers that were never called: they have no weights yet.
+
+    Args:
+        name: What the network is called in the message.
+        model: The network.
+
+    Raises:
+        InputError: If a parameter or buffer waits for the first images.
+
+    Source: ``torch.nn.modules.lazy``.
+    Lesson: 05_evaluation, "Audit your own model".
+    """
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    lazy = [key for key, tensor in tensors if is_lazy(tensor)]
+    check(name, f"lazy, without {', '.join(lazy[:1])}", not lazy, "one whose layers have their "
+          "weights: call it once with images before")  # fmt: skip
+
+
 def check_state(name: str, model: nn.Module) -> None:
     """Refuse a network whose state holds more than tensors, which no file and no patch can hold.
 
@@ -762,11 +782,13 @@ def check_state(name: str, model: nn.Module) -> None:
         model: The network.
 
     Raises:
-        InputError: If an entry of its state is no tensor, as ``get_extra_state`` may make them.
+        InputError: If an entry of its state is no tensor, as ``get_extra_state`` may make them, or
+            a tensor is not there yet.
 
     Source: https://huggingface.co/docs/safetensors; nothing is pickled.
     Lesson: 03_lora_adaptation, "Patches".
     """
+    check_has_weights(name, model)
     state = model.state_dict()
     other = [key for key, value in state.items() if not isinstance(value, Tensor)]
     check(f"state of {name}", ", ".join(other), not other, "tensors alone: none of another kind "

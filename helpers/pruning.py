@@ -142,6 +142,7 @@ def _check_request(
     check(
         "names", names, names is None or kind != "channels", "None: what is coupled goes together"
     )
+    models.check_has_weights("model", model)
     models.check_float32("model", model)
     names = None if names is None else list(dict.fromkeys(names))
     known = {name: module for name, module in model.named_modules()

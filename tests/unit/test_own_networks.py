@@ -934,3 +934,14 @@ def test_gradients_are_taken_where_the_caller_switched_them_off(short, dataset, 
     with torch.no_grad():
         found = unlearning.unlearn(model, dataset, chosen).model
     assert models.fingerprint(found) == models.fingerprint(wanted)
+
+
+def test_lazy_layers_are_refused_until_they_have_weights(dataset):
+    model = network()
+    model[-1] = nn.LazyLinear(10)
+    moved_to(model, dataset)
+    for act in (lambda: pruning.prune(model, 0.5), lambda: models.fingerprint(model)):
+        with pytest.raises(InputError, match=r"lazy, without 6\.weight.*call it once"):
+            act()
+    model(models.example(model))
+    assert len(models.fingerprint(pruning.prune(model, 0.5).model)) == 64
