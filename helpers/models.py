@@ -1016,8 +1016,9 @@ def _set_sizes(module: nn.Module) -> None:
         module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
-    elif isinstance(module, _COUNT_FEATURES) and weight is not None:
-        module.num_features = len(weight)
+    elif isinstance(module, _COUNT_FEATURES):
+        counted = module.running_mean if weight is None else weight
+        module.num_features = module.num_features if counted is None else len(counted)
     elif isinstance(module, nn.GroupNorm) and weight is not None:
         module.num_channels = len(weight)
     elif isinstance(module, nn.LayerNorm) and weight is not None:

@@ -373,7 +373,8 @@ def remove_channels(
     requires = {n: p.requires_grad for n, p in model.named_parameters()}
     before = {k: v.clone() for k, v in model.state_dict().items()}
     try:
-        zeroed = copy.deepcopy(model)
+        models.check_weights(model, [models.layers(model).head])  # prune looks at the others
+        zeroed = models.copy_of(model)
         with torch.no_grad():
             shape = model(models.example(model)).shape
         model.requires_grad_(True)  # Torch-Pruning traces with autograd
@@ -424,6 +425,10 @@ def _take_out(model: nn.Module, sparsity: float, criterion: str, seed: int) -> N
     attention = [m for m in model.modules() if isinstance(m, models.Attention)]
     heads = {layer: a.heads for a in attention for layer in (a.query, a.key, a.value)}
     roots = [nn.Conv2d, nn.Linear]
+    # of an InstanceNorm with statistics, too, which Torch-Pruning does not cut as a BatchNorm's
+    instance = {type(m): tp.pruner.function.BatchnormPruner() for m in model.modules()
+                if isinstance(m, nn.modules.instancenorm._InstanceNorm)
+                and m.track_running_stats}  # fmt: skip
 
     def pruner(most: Mapping[nn.Module, float]) -> tp.pruner.BasePruner:
         return tp.pruner.BasePruner(
@@ -431,6 +436,7 @@ def _take_out(model: nn.Module, sparsity: float, criterion: str, seed: int) -> N
             pruning_ratio_dict=most,
             ignored_layers=[model.get_submodule(n) for n in models.layers(model).fixed],
             num_heads=heads, prune_head_dims=True, root_module_types=roots,
+            customized_pruners=instance,
             in_channel_groups={}, out_channel_groups={},  # its own hold each that it has seen
         )  # fmt: skip
 

@@ -59,6 +59,29 @@ def test_an_instance_norm_gets_the_size_that_is_left(short, dataset, tmp_path):
     assert torch.equal(models.load(tmp_path / "whole", model)(images), made.model(images))
 
 
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("kind", [nn.InstanceNorm2d, nn.BatchNorm2d])
+@pytest.mark.filterwarnings("error:input's size at dim=1")
+def test_statistics_of_removed_channels_go_with_them(dataset, kind, affine):
+    norm = kind(16, affine=affine, track_running_stats=True)
+    norm.running_mean.copy_(torch.arange(16.0))
+    smaller = pruning.prune(moved_to(network(norm), dataset), 0.5, "channels")
+    (left,) = smaller.kept["1.running_mean"]
+    assert torch.equal(left, smaller.kept["0.weight"][0])
+    assert smaller.model[1].running_mean.tolist() == left.tolist()
+    again = network(kind(16, affine=affine, track_running_stats=True))
+    models.resize(again, {n: t.shape for n, t in smaller.model.state_dict().items()})
+    assert again[1].num_features == len(left) == 8
+
+
+def test_channels_of_a_network_with_a_computed_classifier_are_refused_in_words(dataset):
+    model = network()
+    nn.utils.parametrizations.weight_norm(model[-1])
+    told = r"6\.weight = 'computed from other parameters'.*remove_parametrizations.*use a mask"
+    with pytest.raises(InputError, match=told):
+        pruning.prune(moved_to(model, dataset), 0.5, "channels")
+
+
 class Encoder(nn.Module):
     """Attention of PyTorch's own, whose size is no tensor's."""
 
