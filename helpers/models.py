@@ -711,9 +711,10 @@ def check_answers(name: str, model: nn.Module, images: Tensor, classes: int) -> 
 
 
 def _refusal(name: str, images: Tensor, error: Exception) -> InputError:
+    folders = " (those of a folder have three channels, grey ones too)"
     return InputError(
         f"{name} cannot take images of {tuple(images.shape[1:])}: {reason(error)}; give it the "
-        "images that it was trained for"
+        f"images that it was trained for{folders if images.shape[1] == 3 else ''}"
     )
 
 

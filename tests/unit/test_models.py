@@ -433,3 +433,13 @@ def test_a_layer_that_has_to_be_told_how_is_drawn_like_what_no_layer_draws():
     assert not torch.equal(gain, model[1].weight)
     assert abs(float(gain.mean()) - 31.5) < 10
     assert torch.equal(gain, models.fresh(model, 1)[1].weight)
+
+
+def test_of_three_channels_it_is_said_that_folders_have_them(dataset):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                          nn.Linear(4, 10))  # fmt: skip
+    told = "those of a folder have three channels, grey ones too"
+    with pytest.raises(InputError, match=told):
+        models.check_answers("original", model, torch.zeros(2, 3, 8, 8), 10)
+    with pytest.raises(InputError, match=r"trained for$"):
+        models.check_answers("original", model, torch.zeros(2, 2, 8, 8), 10)
