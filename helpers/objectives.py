@@ -335,13 +335,15 @@ def fisher(model: nn.Module, part: ImageSet, dataset: Dataset) -> dict[str, Tens
         with the labels of the data.
 
     Raises:
-        InputError: If there are no images.
+        InputError: If there are no images, or the gradient of one alone cannot be had.
 
     Source: Foster et al. 2023, SSD (arXiv 2308.07707), section 4; one gradient an image, not one a
         batch as in the published code.
     Lesson: 04_class_unlearning, "A table of methods".
     """
     check("images", len(part), len(part) > 0, "at least one")
+    check("model", "nn.DataParallel", not isinstance(model, nn.DataParallel), "for ssd the network "
+          "in it: hand over model.module")  # fmt: skip
     weights = {n: p.detach() for n, p in model.named_parameters()}
     buffers = dict(model.named_buffers())
 

@@ -968,3 +968,10 @@ def test_lazy_layers_are_refused_until_they_have_weights(dataset):
             act()
     model(models.example(model))
     assert len(models.fingerprint(pruning.prune(model, 0.5).model)) == 64
+
+
+def test_ssd_says_what_to_hand_over(short, dataset):
+    model = nn.DataParallel(moved_to(network(), dataset))
+    model.input_shape = (1, 8, 8)
+    with pytest.raises(InputError, match=r"hand over model\.module"):
+        unlearning.unlearn(model, dataset, short.but(method="ssd"))
