@@ -38,7 +38,8 @@ def test_networks_like_the_oracles_cannot_be_told_from_them():
 
 def test_networks_far_from_the_oracles_are_always_found():
     found = shadows._judge(margins(0, mean=30), margins(1), GROUPS)
-    assert (found["auc"], found["tpr"], found["auc_interval"]) == (1, 1, [1, 1])
+    assert (found["auc"], found["tpr"]) == (1, 1)
+    assert found["auc_interval"] == pytest.approx([1, 1], abs=1e-12)
     assert found["klom"] > 3 * found["klom_oracles"]
     same = shadows._judge(margins(0), margins(1), GROUPS)
     assert found["klom_oracles"] == same["klom_oracles"], "it is about the oracles alone"

@@ -665,7 +665,7 @@ def test_a_dying_worker_does_not_end_the_sweep(calm, home, caplog):
 
 def test_workers_that_always_die_are_given_up(home, monkeypatch):
     class Engine:
-        workers, rounds = 1, 0
+        workers, rounds, boss = 1, 0, None
 
         def do(self, pieces):
             Engine.rounds += 1
