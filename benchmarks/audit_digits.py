@@ -9,7 +9,8 @@ What is finished is kept in ``artifacts/``; run again to go on. The records are
 
 Equal epochs are not equal cost: fine-tuning and retraining are audited a second time with as many
 epochs as PruneLoRA's multiply-accumulates pay for, and with recipes tuned for that many. And
-PruneLoRA is audited a second time with adapters in every block, as published, by the same recipe.
+PruneLoRA is audited a second time by the same recipe with adapters in every block, where BatchNorm
+then trains, too.
 """
 
 from __future__ import annotations
