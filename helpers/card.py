@@ -23,7 +23,7 @@ from textwrap import shorten
 from typing import Any
 
 from helpers import audit, files
-from helpers.config import check, one_line
+from helpers.config import one_line
 
 PAGE, RECORD, TEXT = NAMES = ("report.html", "report.json", "report.md")
 SUPPORTED, REFUTED, UNTESTED = "supported", "not supported", "not tested"
@@ -63,17 +63,6 @@ COSTS = {
     "file_bytes": ("size of the network's file", lambda v: f"{v / 1e3:,.1f} kB"),
 }
 
-KEYS = {
-    "record": ("about", "networks", "how", "metrics", "costs", "hardware", "versions", "date"),
-    "about": ("forgotten", "classes", "data", "data_sha256", "images", "seed", "level"),
-    "images": ("forget", "retain", "test_forget", "test_retain"),
-    "networks": ("model", "original", "oracles"),
-    "network": ("sha256", "architecture", "parameters", "zeros"),
-    "how": ("method", "summary", "config"),
-    "metric": ("name", "title", "group", "what", "value", "interval", "band", "oracles",
-               "original", "inside", "original_inside", "side"),
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Table:
@@ -111,42 +100,6 @@ class Section:
     paragraphs: list[str]
     tables: list[Table] = dataclasses.field(default_factory=list)
     figure: str = ""
-
-
-# ------------------------------------------------------------------------------- what may come in
-
-
-def _need(field: str, value: object, kind: str) -> None:
-    known = isinstance(value, Mapping)
-    missing = [key for key in KEYS[kind] if not known or key not in value]
-    received = sorted(map(str, value)) if known else type(value).__name__
-    lack = f"it lacks {', '.join(missing)}; audit the network again"
-    check(field, received, not missing, lack)
-
-
-def _checked(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the record if every part that the page needs is there and none belies another."""
-    _need("record", record, "record")
-    about, networks = record["about"], record["networks"]
-    _need("about", about, "about")
-    _need("about.images", about["images"], "images")
-    _need("networks", networks, "networks")
-    for name, network in _networks(record):
-        _need(name, network, "network")
-    if record["how"] is not None:
-        _need("how", record["how"], "how")
-    ok = set() < set(about["forgotten"]) < set(range(len(about["classes"])))
-    allowed = "indices into about.classes: at least one, and not of all"
-    check("about.forgotten", about["forgotten"], ok, allowed)
-    for metric in record["metrics"]:
-        _need("metrics", metric, "metric")
-        for key, value in (("inside", metric["value"]), ("original_inside", metric["original"])):
-            beyond = abs(_beyond(metric, value))
-            ok = beyond <= 1e-9 if metric[key] else beyond > 0  # inside by a rounding, or out
-            allowed = f"{value!r} and the band {_bounds(metric)} say otherwise; "
-            allowed += "audit the network again"
-            check(f"metrics.{metric['name']}.{key}", metric[key], ok, allowed)
-    return record
 
 
 def _networks(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -249,20 +202,16 @@ def claims(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     What no such evidence supports stands last.
 
     Args:
-        record: From the audit: plain data with the keys in ``KEYS``.
+        record: From :func:`helpers.audit.audit`, with ``how``, ``costs`` and the parts of
+            :func:`helpers.runs.environment`, as :func:`helpers.study.audit_run` adds them.
 
     Returns:
         Rows with ``claim``, ``status`` ("supported", "not supported" or "not tested"), ``because``
         (one sentence with values and bands) and ``metrics`` (names of those used).
 
-    Raises:
-        InputError: If the record lacks a key, names a class that is not there, or says of a value
-            that it lies inside a band, or outside, where it does not.
-
     Source: this project; why attacks on a population do not suffice: arXiv 2403.01218 (U-LiRA).
     Lesson: 05_evaluation, "Audit your own model".
     """
-    _checked(record)
     return [_claim(record, text, names) for text, names in CLAIMS.items()] + _never(record)
 
 
@@ -632,9 +581,6 @@ def markdown(record: Mapping[str, Any]) -> str:
     Returns:
         The page; the figure is told in words.
 
-    Raises:
-        InputError: As :func:`claims`.
-
     Source: GitHub-flavoured Markdown.
     Lesson: 05_evaluation, "Audit your own model".
     """
@@ -709,9 +655,6 @@ def html(record: Mapping[str, Any]) -> str:
     Returns:
         The page; style and figure are inside, it runs no script and loads nothing.
 
-    Raises:
-        InputError: As :func:`claims`.
-
     Source: HTML Living Standard; WCAG 2.2 for contrast, headings of tables and text of the figure.
     Lesson: 05_evaluation, "Audit your own model".
     """
@@ -785,7 +728,6 @@ def write(record: Mapping[str, Any], folder: Path) -> dict[str, Path]:
         ``report.md``, by name.
 
     Raises:
-        InputError: As :func:`claims`; nothing is written then.
         ValueError: If a number is not finite; nothing is written then.
         FileProblem: If the folder cannot be written.
 

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from helpers import audit, card, files
-from helpers.config import InputError
 from tests.seen import Page, contrast
 
 # name, group, one-sided?, band, oracles, value of the original
@@ -628,36 +627,10 @@ def test_every_colour_of_text_has_contrast_enough_in_light_dark_and_print():
 # ----------------------------------------------------------------------------------------- damage
 
 
-def paths_of(value, path=()):
-    """Every key of a record, nested."""
-    if isinstance(value, dict):
-        for key, part in value.items():
-            yield (*path, key)
-            yield from paths_of(part, (*path, key))
-    elif isinstance(value, list) and value and isinstance(value[0], dict):
-        yield from paths_of(value[0], (*path, 0))
-
-
-FREE = ("config", "costs", "hardware", "versions")  # keys inside of these are free
-REQUIRED = [p for p in paths_of(record()) if not set(p[:-1]) & set(FREE)]
-
-
 def reach(value, path):
     for key in path:
         value = value[key]
     return value
-
-
-@pytest.mark.parametrize("path", REQUIRED, ids=lambda p: ".".join(map(str, p)))
-def test_a_record_without_a_key_is_refused(path):
-    rec = record()
-    del reach(rec, path[:-1])[path[-1]]
-    with pytest.raises(InputError, match=rf"it lacks {path[-1]}; audit the network again"):
-        card.claims(rec)
-
-
-def test_the_keys_of_the_test_are_all_keys():
-    assert len(REQUIRED) == 8 + 7 + 4 + 3 + 3 * 4 + 3 + 12
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
@@ -669,31 +642,9 @@ def test_the_keys_of_the_test_are_all_keys():
 def test_numbers_that_are_not_finite_are_not_written(path, number, tmp_path):
     rec = record()
     reach(rec, path[:-1])[path[-1]] = number
-    with pytest.raises(ValueError, match=r"not JSON compliant|say otherwise"):
+    with pytest.raises(ValueError, match="not JSON compliant"):
         card.write(rec, tmp_path / "new")
     assert not (tmp_path / "new").exists(), "nothing is half-written"
-
-
-@pytest.mark.parametrize(("path", "value", "message"), [
-    (("metrics", 0, "inside"), False, r"metrics\.UA\.inside = False .* say otherwise"),
-    (("metrics", 0, "value"), 1 - 1e-6, r"metrics\.UA\.inside = True .* say otherwise"),
-    (("metrics", 1, "original_inside"), True, r"UA_test\.original_inside = True .* say otherwise"),
-    (("metrics", 1), "UA", "it lacks name, title"),
-    (("networks", "original"), "b" * 64, "original = 'str' .* it lacks sha256"),
-    *[(("about", "forgotten"), wrong, r"^about.forgotten = \[.*\] is not allowed: indices into "
-       "about.classes: at least one, and not of all$") for wrong in ([10], [-1], [], [*range(10)])],
-])  # fmt: skip
-def test_a_record_that_belies_itself_is_refused(path, value, message):
-    rec = record()
-    reach(rec, path[:-1])[path[-1]] = value
-    with pytest.raises(InputError, match=message):
-        card.claims(rec)
-
-
-def test_something_else_than_a_record_is_refused():
-    for thing in (None, [], "record", {}):
-        with pytest.raises(InputError, match="it lacks about, networks"):
-            card.html(thing)
 
 
 def test_a_page_that_cannot_be_written_to_its_end_leaves_the_old_one(tmp_path, monkeypatch):
