@@ -65,7 +65,6 @@ def prune(
     scope: str = "global",
     part: ImageSet | None = None,
     dataset: Dataset | None = None,
-    names: Iterable[str] | None = None,
     seed: int = 0,
     measured: bool = True,
 ) -> Pruned:
@@ -85,8 +84,6 @@ def prune(
             unlearning those to retain, because a mask chosen with the forget set leaks it. None
             leaves BatchNorm as it was.
         dataset: Gives the normalisation of ``part``; needed with it.
-        names: The layers, each with a weight of two dimensions or more; None takes the prunable
-            ones. Not for ``channels``, where what is coupled goes together.
         seed: Of ``random`` and of the choice of images.
         measured: Whether to fill the ledger.
 
@@ -94,13 +91,12 @@ def prune(
         The pruned copy with its masks or kept indices and its ledger.
 
     Raises:
-        InputError: If a name is no such layer, the sparsity is not one that the kind allows, or
-            ``taylor`` has no images.
+        InputError: If the sparsity is not one that the kind allows, or ``taylor`` has no images.
 
     Source: arXiv 2411.11907, section 3; Torch-Pruning (arXiv 2301.12900) for the removal.
     Lesson: 02_pruning, "Four kinds of pruning".
     """
-    names = _check_request(model, sparsity, kind, part, dataset, names)
+    names = _check_request(model, sparsity, kind, part, dataset)
     started, made = time.perf_counter(), Pruned(models.copy_of(model).eval())
     looked: dict[nn.Module, int] = {}  # images passed forward, a backward pass counted as two
     if criterion == "taylor":
@@ -132,36 +128,21 @@ def prune(
 
 
 def _check_request(
-    model: nn.Module, sparsity: float, kind: str, part: ImageSet | None, dataset: Dataset | None,
-    names: Iterable[str] | None,
-) -> list[str]:  # fmt: skip
-    """Refuse what cannot be pruned so; return the layers, by default all that can be pruned."""
+    model: nn.Module, sparsity: float, kind: str, part: ImageSet | None, dataset: Dataset | None
+) -> list[str]:
+    """Refuse what cannot be pruned so; return the layers that can be pruned."""
     choose("pruning", kind, KINDS)
     number = isinstance(sparsity, int | float) and not isinstance(sparsity, bool)
     check("sparsity", sparsity, number, "a share in [0, 1)")
-    check(
-        "names", names, names is None or kind != "channels", "None: what is coupled goes together"
-    )
     models.check_has_weights("model", model)
     models.check_float32("model", model)
-    names = None if names is None else list(dict.fromkeys(names))
-    known = {name: module for name, module in model.named_modules()
-             if getattr(getattr(module, "weight", None), "ndim", 0) > 1}  # fmt: skip
-    unknown = [name for name in names or () if name not in known]
-    check("names", unknown, not unknown, f"layers of {type(model).__name__} with a weight matrix")
-    turned = [name for name in names or () if kind in ("mask_structured", "mask_nm")
-              and isinstance(known[name], nn.modules.conv._ConvTransposeNd)]  # fmt: skip
-    check("names", turned, not turned, f"no transposed convolution for {kind}: the rows of its "
-          "weight are inputs")  # fmt: skip
     check("dataset", None, part is None or dataset is not None, "the one that part is of")
-    models.check_weights(model, models.layers(model).prunable if names is None else names)
+    names = list(models.layers(model).prunable)
+    models.check_weights(model, names)
     if part is not None:
         models.check_head(model, len(dataset.classes))
         few = dataset.normalise(part.images[:2])
         models.check_answers("model", model, few, len(dataset.classes))
-    if names is not None:
-        return names
-    names = list(models.layers(model).prunable)
     models.say_if_little(model, names, "pruned")
     return names
 

@@ -169,11 +169,6 @@ def test_a_training_of_such_a_network_goes_on(short, dataset, tmp_path):
     assert models.fingerprint(found) == models.fingerprint(wanted)
 
 
-def test_names_may_come_one_by_one():
-    made = pruning.prune(network(), 0.5, names=(name for name in ("0", "2")))
-    assert pruning.sparsity(made.model, ["0", "2"]) == 0.5
-
-
 @pytest.mark.parametrize("affine", [True, False])
 def test_a_norm_without_parameters_belongs_to_the_patch_as_well(short, dataset, affine):
     torch.manual_seed(0)
@@ -835,13 +830,6 @@ def test_images_come_with_the_dataset_that_they_are_of(dataset):
     part = dataset.split(3).retain
     with pytest.raises(InputError, match="dataset = None is not allowed: the one that part is of"):
         pruning.prune(moved_to(network(), dataset), 0.5, part=part)
-
-
-@pytest.mark.parametrize("kind", ["mask_structured", "mask_nm"])
-def test_of_a_transposed_convolution_the_rows_are_inputs(dataset, kind):
-    model = moved_to(network(nn.ConvTranspose2d(16, 16, 1)), dataset)
-    with pytest.raises(InputError, match=r"names = \['1'\] is not allowed: no transposed"):
-        pruning.prune(model, 0.5, kind, names=["1"])
 
 
 def test_a_ledger_of_a_network_with_two_answers_says_so(dataset):

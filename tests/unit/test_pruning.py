@@ -380,15 +380,6 @@ def test_unknown_names_list_the_known_ones(wrong, original):
         pruning.prune(original, 0.5, **wrong)
 
 
-@pytest.mark.parametrize("kind", ["mask_structured", "mask_unstructured", "mask_nm"])
-def test_names_of_layers_without_a_weight_matrix_are_refused(kind, original):
-    for wrong in ("layer1", "bn1", "nowhere"):
-        with pytest.raises(InputError, match=rf"names = \['{wrong}'\] is not allowed: layers of"):
-            pruning.prune(original, 0.5, kind, names=["fc", wrong])
-    once, twice = (pruning.prune(original, 0.5, kind, names=n) for n in (["fc"], ["fc", "fc"]))
-    assert torch.equal(once.masks["fc"], twice.masks["fc"])
-
-
 def test_depthwise_networks_lose_channels_and_come_back(tmp_path):
     import torchvision
 
@@ -479,11 +470,11 @@ def test_shared_weights_are_refused_where_channels_go(original):
 def test_a_weight_of_two_layers_is_scored_once(kind, scope, original):
     one, other, last = names = ["layer1.0.conv1", "layer1.0.conv2", "layer3.0.conv2"]
     original.layer1[0].conv2.weight = original.layer1[0].conv1.weight
-    made = pruning.prune(original, 0.5, kind, criterion="random", scope=scope, names=names,
-                         measured=False)  # fmt: skip
-    assert [*made.masks] == names
-    assert torch.equal(made.masks[one], made.masks[other])
-    assert pruning.sparsity(made.model, [one, last]) == 0.5
+    how = {"criterion": "random"} | ({"scope": scope} if kind == "mask_unstructured" else {})
+    masks = getattr(pruning, kind)(original, 0.5, names, **how)
+    assert [*masks] == names
+    assert torch.equal(masks[one], masks[other])
+    assert pruning.sparsity(original, [one, last]) == 0.5
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
@@ -511,17 +502,9 @@ def test_it_is_said_where_little_can_be_pruned(caplog):
     assert "12.0 % of the weights of Mixed are in layers that can be pruned" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"names": ["nope"]}, r"names = \['nope'\] is not allowed"),
-        ({"sparsity": "x"}, "sparsity = 'x'"),
-        ({"kind": "channels", "names": ["conv1"]}, "coupled goes together"),
-    ],
-)
-def test_calls_that_make_no_sense_are_refused(wrong, message, original):
-    with pytest.raises(InputError, match=message):
-        pruning.prune(original, **{"sparsity": 0.5, **wrong})
+def test_a_sparsity_that_is_no_number_is_refused(original):
+    with pytest.raises(InputError, match="sparsity = 'x'"):
+        pruning.prune(original, "x")
 
 
 def test_nothing_removed_is_nothing_kept_apart(original):
