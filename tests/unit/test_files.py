@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -152,6 +153,67 @@ def test_a_folder_that_is_replaced_is_old_or_new_or_not_whole_wherever_it_is_kil
             break
     assert seen == {"old", "new", "same"}
     assert sorted(p.name for p in folder.iterdir()) == ["a", "deep", "same", "whole"]
+
+
+def test_a_file_is_old_or_new_wherever_its_writer_is_killed_and_of_several_the_first_is(
+    tmp_path, monkeypatch
+):
+    writer, paths = Writer(monkeypatch), [tmp_path / "first", tmp_path / "second"]
+    for several, moment in itertools.product((paths[:1], paths), range(4)):
+        for text in ("old", "new"):
+            writer.left = 1000 if text == "old" else moment
+            with contextlib.suppress(Killed):
+                files.write_together({path: files.as_text(text) for path in several})
+        assert paths[0].read_text() in ("old", "new"), (several, moment)
+
+
+def test_of_files_that_belong_together_the_content_says_whether_one_is_the_same(tmp_path):
+    """Not its size and its time, which a writer that copies may take over."""
+
+    def write(text):
+        def one(part):
+            part.write_text(text)
+            os.utime(part, (1, 1))
+
+        files.write_together({tmp_path / "a": one, tmp_path / "b": one})
+
+    write("old")
+    write("new")
+    assert {(tmp_path / name).read_text() for name in "ab"} == {"new"}
+
+
+def test_what_a_killed_process_left_does_not_come_into_a_folder(tmp_path):
+    files.write_json(tmp_path / files.NEW / "half.json", {})
+    with files.replaced(tmp_path, "whole") as new:
+        files.write_json(new / "whole", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+
+
+def test_two_may_write_one_file_at_once(tmp_path):
+    path = tmp_path / "a"
+
+    def write(part):
+        files.write_atomically(path, files.as_text("of the one"))
+        part.write_text("of the other")
+
+    assert files.write_atomically(path, write).read_text() == "of the other"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_tensors_are_written_as_they_were_when_the_file_was_prepared(tmp_path):
+    tensor = torch.ones(3)
+    write = files.as_tensors({"w": tensor})
+    tensor.zero_()
+    tensors, _ = files.load_tensors(files.write_atomically(tmp_path / "a.safetensors", write))
+    assert tensors["w"].tolist() == [1, 1, 1]
+
+
+def test_a_writer_that_says_itself_what_is_the_matter_is_left_its_words(tmp_path):
+    def write(part):
+        raise FileProblem("b.npy is damaged")
+
+    with pytest.raises(FileProblem, match=r"^b\.npy is damaged$"):
+        files.write_atomically(tmp_path / "a", write)
 
 
 def test_an_error_of_the_writer_itself_is_not_disguised(tmp_path):
