@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import os
+import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -138,6 +142,44 @@ def test_a_file_that_takes_less_at_once_gets_the_rest(tmp_path):
     made._file = Slow(made._file)
     made.put(0, rows)
     assert torch.equal(made[:], rows)
+
+
+def test_two_threads_do_not_move_each_other_s_place_in_the_file(tmp_path):
+    class Late:
+        def __init__(self, file):
+            self.file = file
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def seek(self, place):
+            self.file.seek(place)
+            time.sleep(0.01)  # now the other one may come
+
+    rows, halves = torch.randn(6, 3), (slice(0, 3), slice(3, 6))
+    made = store.Spilled(6, rows[0], tmp_path)
+    made._file = Late(made._file)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(made.put, (0, 3), (rows[half] for half in halves)))
+        assert torch.equal(torch.cat([*threads.map(made.__getitem__, halves)]), rows)
+
+
+def test_images_travel_as_a_path_and_pass_one_by_one_if_they_are_large(tmp_path, monkeypatch):
+    shade = np.zeros((3, 40, 40), np.uint8)
+
+    def fill(put):
+        for row in range(3):
+            put(row, shade + row)
+        return {"skipped": [], "form": None}
+
+    store.create(tmp_path / "x.npy", {"train": {"a": 2, "b": 1}}, 40, fill)
+    images, _ = store.read(tmp_path / "x.npy", 40).parts["train"]
+    assert len(images[:]) == 3
+    sent = pickle.dumps(images)
+    assert len(sent) < images.nbytes / 4
+    assert torch.equal(pickle.loads(sent)[:], images[:])
+    monkeypatch.setattr(store, "PIECE", 100)
+    assert [int(some.max()) for some in store.pieces(images)] == [0, 1, 2]
 
 
 def test_what_is_in_memory_worked_out_by_hand(tmp_path):
