@@ -121,6 +121,15 @@ def test_a_network_that_draws_in_python_is_refused(repeated):
     assert "\n" not in str(seen.value)
 
 
+def test_repeated_passes_that_give_no_numbers_are_refused(repeated, monkeypatch):
+    def make(module, example, **how):
+        return lambda images: module(images) * torch.nan
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", make)
+    with pytest.raises(InputError, match="answers otherwise than a plain one, by nan"):
+        Recorded(network().train(), None).record(batch())
+
+
 def test_one_that_cannot_be_recorded_is_refused_in_one_line(repeated, monkeypatch, dataset, split):
     def refuse(*arguments, **how):
         raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
