@@ -77,6 +77,9 @@ def test_what_is_kept_for_the_way_back_is_that_of_training():
     before = torch.get_rng_state()
     assert ledger.saved_bytes(dropping, images) > ledger.saved_bytes(plain, images), "its mask"
     assert torch.equal(torch.get_rng_state(), before)
+    kept = ledger.saved_bytes(plain, images)
+    with torch.no_grad():
+        assert ledger.saved_bytes(plain, images) == kept > 0
 
 
 def test_latency_is_the_median_of_passes_in_evaluation_mode_after_one_that_is_not_timed(
