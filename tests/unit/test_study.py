@@ -764,6 +764,9 @@ def test_only_the_repetitions_of_both_are_compared():
     far = [(*row[:3], 1, *(0.0 for _ in row[4:])) for row in cells if row[0] == "lora"]
     found = difference(made([*cells, *far]), "lora", "logit_mask", "UA")
     assert found == difference(SMALL, "lora", "logit_mask", "UA")
+    later = [(*row[:3], 2, *row[4:]) for row in cells]  # whichever of them these are
+    found = difference(made([*later, *far]), "lora", "logit_mask", "UA")
+    assert found == difference(SMALL, "lora", "logit_mask", "UA")
 
 
 def test_the_standing_names_no_winner_inside_an_interval():
@@ -1058,3 +1061,21 @@ def test_an_oracle_is_checked_before_the_next_one_is_trained(cfg, dataset, monke
     with pytest.raises(InputError, match="oracle 2"):
         study.audit_run(cfg, 4, dataset, progress=False)
     assert trained == [(cfg.method, 0), ("original", 0), ("retrain", 1000), ("retrain", 1001)]
+
+
+def test_a_run_in_paper_mode_is_audited_on_what_it_is_fed(cfg, dataset, monkeypatch):
+    paper, seen = cfg.but(mode="paper"), []
+
+    class Trained:
+        def model(self, dataset):
+            return None
+
+    def check_one(name, network, split, **_):
+        seen.append(split.dataset.std.tolist())
+        raise InputError("that is all")
+
+    monkeypatch.setattr(runs, "run", lambda *_, **__: Trained())
+    monkeypatch.setattr(audit, "check_one", check_one)
+    with pytest.raises(InputError, match="that is all"):
+        study.audit_run(paper, 3, dataset, progress=False)
+    assert seen == [runs.as_evaluated(dataset, paper).std.tolist()] != [dataset.std.tolist()]
