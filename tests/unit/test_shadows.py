@@ -302,6 +302,10 @@ def test_paper_mode_judges_with_the_published_normalisation(tiny, home):
         wanted = attacks.scaled_logit(training.predict(model, part, images), part.labels)
         assert torch.allclose(seen, wanted, atol=1e-3)
     assert (found[0] - found[1]).abs().max() > 0.1, "one network, two normalisations"
+    tuned = paper.but(method="finetune", epochs=1)  # which trains with the published one, too
+    part, model = fed.split(3).forget, runs.run(tuned, dataset, progress=False).model(dataset)
+    wanted = attacks.scaled_logit(training.predict(model, part, fed), part.labels)
+    assert torch.allclose(margin(tuned), wanted, atol=1e-3)
 
 
 def test_margins_are_those_of_the_network_that_the_configuration_starts_from(
