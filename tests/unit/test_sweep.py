@@ -678,6 +678,36 @@ def test_workers_that_always_die_are_given_up(home, monkeypatch):
     assert Engine.rounds == sweep.TRIES
 
 
+def test_workers_that_die_but_finish_something_in_between_are_not_given_up(home):
+    class Engine:
+        workers, rounds, boss = 1, 0, None
+
+        def do(self, pieces):
+            Engine.rounds += 1
+            if Engine.rounds % sweep.TRIES == 0:
+                number = pieces[0][0][0][0]
+                yield {number: {"row": {"number": number}, "from_disk": False}}
+            raise sweep._Died("out of memory")
+
+    work = sweep._Work(Engine(), "")
+    found = work.do(sweep.plan(GRID, "smoke").points, False)
+    assert [row["number"] for row in found] == [*range(8)]
+    assert (work.done, Engine.rounds) == (8, 8 * sweep.TRIES)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there a worker cannot tell")
+def test_a_worker_whose_sweep_was_killed_does_no_more(home, monkeypatch):
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(sweep, "_outcome", lambda *_: {})
+    for boss in (os.getpid(), os.getppid(), None):
+        assert sweep._piece([(7, None, "")], "", str(home), boss, False) == {7: {}}
+    with pytest.raises(SystemExit):
+        sweep._piece([(7, None, "")], "", str(home), -1, False)
+
+
 def test_on_ray_a_dying_worker_is_retried(calm, home):
     pytest.importorskip("ray", reason="Ray is not installed: pip install ray[default]")
     with killing_one("ray::_piece", 3.0) as killed:
