@@ -393,11 +393,13 @@ def test_a_mirror_file_that_was_damaged_once_is_fetched_again(server, cifar):
     assert ("GET", "/original", 0) not in server.asked
 
 
-@pytest.mark.parametrize("change", ["other counts", "other sizes", "no parquet"])
+@pytest.mark.parametrize("change", ["other counts", "other labels", "other sizes", "no parquet"])
 def test_a_mirror_with_other_images_is_not_believed(server, cifar, change, caplog):
     images, labels = cifar.parts["train"]
+    one_more = np.where(np.arange(50) == 0, (labels + 1) % 10, labels)
     server.files[mirror(server)[0]] = {
         "other counts": lambda: parquet(images[:49], labels[:49]),
+        "other labels": lambda: parquet(images, one_more),
         "other sizes": lambda: parquet(images, labels, side=31),
         "no parquet": lambda: b"no parquet at all",
     }[change]()
