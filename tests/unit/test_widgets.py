@@ -992,6 +992,10 @@ def test_too_many_pins_are_refused_where_the_visitor_sees_it(panel):
     assert "at most 6; unpin one first" in panel.refused.value
     assert panel.refused in parts_of(panel.widget), "it is shown"
     assert "Trains exactly this point" in panel.note.value
+    move(panel, method="lora", rank=8)  # which is pinned already
+    panel.pin.click()
+    assert not panel.refused.value
+    assert len(panel.pins) == widgets.MOST_PINS
     panel.unpin.click()
     assert not panel.refused.value
 
