@@ -115,6 +115,14 @@ def test_the_metrics_of_a_point_worked_out_by_hand(stored):
         stored.metrics(POINT, 7)
 
 
+def test_a_value_stands_beside_the_band_of_its_original():
+    whole, wider = grids.made(), grids.BAND | {"TA": (0.5, 1.0, 0.75)}
+    bands = {c: {0: grids.BAND, 1: wider} for c in grids.CLASSES}
+    several = grid.Grid(study.Study(whole.table, bands, 5, whole.about))
+    found = [{row["name"]: row["band"] for row in several.metrics(POINT, seed)} for seed in (0, 1)]
+    assert [one["TA"] for one in found] == [[0.9, 1.0], [0.5, 1.0]]
+
+
 def test_inside_agrees_with_the_study(stored):
     told = stored.study.inside()
     for point in stored.points:
@@ -141,6 +149,7 @@ def test_a_point_that_does_not_exist_has_no_numbers(stored):
     assert stored.predicted(gone) is None
     assert stored.reason(gone) == "rank = 8 is not allowed: from 1 to 6"
     assert stored.reason(POINT) is None
+    assert stored.reason(Point("prunelora_channels", 3, 1, 0.5)) is None, "of another rank"
     never = Point("lora", 3, 99)
     assert stored.rows(never).empty
     assert stored.predicted(never) is None
@@ -156,6 +165,8 @@ def test_the_distance_counts_on_the_bad_side_alone():
     assert grid.away("relearn_steps", 4, lower) == pytest.approx(3)
     assert grid.away("UA", 1.0, (1.0, 1.0, 1.0)) == 0
     assert grid.away("UA", 0.99, (1.0, 1.0, 1.0)) == math.inf
+    alike = (10.0, math.inf, 10.0)  # of oracles that all come back at the same step
+    assert [grid.away("relearn_steps", n, alike) for n in (9, 10, 11)] == [math.inf, 0, -math.inf]
 
 
 def test_one_seed_has_no_interval():
@@ -229,6 +240,15 @@ def test_the_tradeoff_knows_the_front(stored):
     assert stored.tradeoff(3, "head_refit", "macs")["cost"].unique().tolist() == [2.0], "millions"
     with pytest.raises(InputError, match="cost = 'joules' is not allowed: measured are utility, g"):
         stored.tradeoff(3, "head_refit", "joules")
+
+
+def test_better_than_the_oracles_centre_is_no_reason_to_be_on_the_front():
+    whole = grids.made()
+    table = whole.table.assign(head_refit=0.3 - 0.01 * whole.table["rank"].fillna(0))
+    found = grid.Grid(study.Study(table, whole.bands, 5, whole.about))
+    shown = found.tradeoff(3, "head_refit", "gmacs")
+    assert (shown["away"] < 0).all()
+    assert shown["front"].tolist() == (shown["cost"] == shown["cost"].min()).tolist()
 
 
 def test_what_the_other_classes_pay_is_a_distance_as_well(stored):
