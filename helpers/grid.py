@@ -321,7 +321,7 @@ class Grid:
         else:
             band = self.study.band(point.forget, "TA")
             found = math.nan if band is None else away("TA", value, band)
-        return found if math.isnan(found) else min(max(float(found), 0.0), FAR)
+        return found if math.isnan(found) else min(float(found), FAR)
 
     def costs(self, point: Point) -> dict[str, float]:
         """Return what a point weighs and costs: means over its seeds, seconds those of the fastest.
@@ -444,7 +444,7 @@ class Grid:
         mine.sort(key=lambda p: self.methods.index(p.method))
         table, (values, away_from) = self._laid_out(mine, metric), self._means
         if cost == "utility":
-            table["cost"] = away_from.loc[mine, "TA"].clip(0, FAR).to_numpy()
+            table["cost"] = away_from.loc[mine, "TA"].clip(upper=FAR).to_numpy()
         else:
             table["cost"] = COSTS[cost][2] * values.loc[mine, cost].to_numpy()
         table = table.dropna(subset=["cost", "away"]).reset_index(drop=True)
