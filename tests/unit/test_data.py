@@ -379,6 +379,7 @@ def test_sixteen_bits_mean_the_same_in_every_file(tmp_path, suffix, mode, bright
         assert file.mode == mode
         image = np.asarray(folders.to_rgb(file, 8))
     assert np.abs(image.astype(int) - brightest * 255 // 65535).max() <= 1
+    assert (image == 255).all() == (brightest == 65535), "white stays white"
 
 
 @pytest.mark.parametrize(("most", "white"), [(255, 255), (256, 256), (4095, 4095)])
@@ -549,6 +550,20 @@ def test_images_in_the_place_of_others_are_noticed_whatever_their_size_and_date(
     assert load(root).fingerprint == after
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps no such time")
+@pytest.mark.parametrize("place", ["", "in", "in/it"])
+def test_folders_that_change_places_are_noticed_though_their_files_are_of_one_moment(
+    tmp_path, home, monkeypatch, place
+):
+    monkeypatch.setattr(folders, "_stamp", lambda stat: "the same")
+    for name in ("a", "b"):
+        folder(tmp_path / "set", {f"{name}/{place}".rstrip("/"): 5}, "bmp")
+    paint(tmp_path / "set" / "b" / place / "0.bmp", color=(7, 7, 7))
+    before = load(tmp_path / "set").fingerprint
+    exchange(tmp_path / "set" / "a" / place, tmp_path / "set" / "b" / place)
+    assert load(tmp_path / "set").fingerprint != before
+
+
 def test_an_archive_in_the_place_of_another_one_is_noticed_whatever_its_size_and_date(
     tmp_path, home
 ):
@@ -587,7 +602,10 @@ def test_corrupt_images_stop_the_run_or_are_left_out(tmp_path, home, caplog):
     for _ in range(2):  # decoded, then from the cache
         caplog.clear()
         found = load(root, on_corrupt="skip")
-        assert sum(len(getattr(found, p)) for p in PARTS) == 16
+        parts = [getattr(found, p) for p in PARTS]
+        assert sum(map(len, parts)) == 16
+        for part in parts:  # those of class a are red
+            assert torch.equal(part.images[:, 0].amax((1, 2)) > 0, part.labels == 0)
         assert [s.split(" ")[0] for s in found.skipped] == ["a/broken.png", "b/cut.PNG"]
         assert "2 of 18" in caplog.text
     with pytest.raises(InputError, match="2 of 18"):
@@ -806,6 +824,8 @@ def test_files_are_listed_folder_by_folder_where_their_names_stand(tmp_path):
     assert [
         name for name, _ in folders._walk(tmp_path, "a", collections.Counter(), {}, [])
     ] == order
+    packed = [*reversed(order), "z/1.png"]  # an archive has its files in any order
+    assert folders._arrange(packed, {"a", "z"}, tmp_path)["train"]["a"] == order
 
 
 def test_folders_may_lie_deeper_in_each_other_than_functions_may_call_each_other(tmp_path, home):
@@ -1179,12 +1199,14 @@ def test_an_archive_is_decoded_once_and_of_a_file_that_is_twice_the_last_counts(
     tmp_path, home, monkeypatch
 ):
     root = folder(tmp_path / "set", {"a": 5, "b": 5})
+    (root / "b" / "2.png").write_bytes(b"broken")
     archive = pack(root, tmp_path / "x.tar")
     paint(root / "a" / "0.png", color=(7, 7, 7))
     (root / "b" / "1.png").write_bytes(b"broken")
+    paint(root / "b" / "2.png")
     with tarfile.open(archive, "a") as tar:
-        tar.add(root / "a" / "0.png", "a/0.png")
-        tar.add(root / "b" / "1.png", "b/1.png")
+        for name in ("a/0.png", "b/1.png", "b/2.png"):
+            tar.add(root / name, name)
     found, unpacked = (load(where, on_corrupt="skip") for where in (archive, root))
     assert found.fingerprint == unpacked.fingerprint
     assert found.skipped == unpacked.skipped
@@ -1193,6 +1215,21 @@ def test_an_archive_is_decoded_once_and_of_a_file_that_is_twice_the_last_counts(
     assert load(archive, on_corrupt="skip").fingerprint == found.fingerprint
     with pytest.raises(InputError, match=r"1 of 10 images in .*x\.tar cannot be read: b/1\.png"):
         load(archive)
+
+
+def test_an_archive_that_changes_while_it_is_read_is_refused(tmp_path, home, monkeypatch):
+    archive = pack(folder(tmp_path / "set", {"a": 5, "b": 5}), tmp_path / "x.tar")
+    members = folders._members
+
+    def fewer(path, wanted, *rest):
+        for name, *more in members(path, wanted, *rest):
+            if not (wanted and name.endswith("b/0.png")):
+                yield name, *more
+
+    monkeypatch.setattr(folders, "_members", fewer)
+    with pytest.raises(InputError, match=r"x\.tar changed while it was read; run the same again"):
+        load(archive)
+    assert not [*home.rglob("*.npy")]
 
 
 def entry(name, kind, target="", content=b""):
