@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import html
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -244,11 +247,14 @@ def test_solutions_are_made_from_the_folded_text():
 
 def test_pages_take_the_description_of_a_figure_as_its_alternative_text():
     picture = v4.new_output("display_data", {"image/png": "iVBORw0KGgo="})
-    page = tutorial._page(lesson(
+    made = lesson(
         v4.new_code_cell("draw()", outputs=[picture]),
-        v4.new_markdown_cell("*Figure: a rising\nline.* It rises."),
-    ))  # fmt: skip
-    assert 'alt="a rising line."' in page
+        v4.new_markdown_cell('*Figure: a rising\nline, "y < 1".* It rises.'),
+    )
+    before = copy.deepcopy(made)
+    ((_, text),) = re.findall(r"<img alt=(['\"])(.*?)\1", tutorial._page(made))
+    assert html.unescape(text) == 'a rising line, "y < 1".'
+    assert made == before, "what is written to the clone keeps its pictures"
 
 
 def test_pages_have_the_figure_beside_a_slider_but_no_slider_that_cannot_answer():
