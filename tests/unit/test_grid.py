@@ -259,6 +259,9 @@ def test_what_the_other_classes_pay_is_a_distance_as_well(stored):
     table = stored.tradeoff(3, "head_refit", "utility")
     assert table["cost"].tolist() == pytest.approx([0.4] * len(table))
     assert table.loc[table["front"], "away"].unique().tolist() == pytest.approx([1.0])
+    whole = grids.made()
+    far = grid.Grid(study.Study(whole.table.assign(TA=0.0), whole.bands, 5, whole.about))
+    assert {*far.tradeoff(3, "head_refit", "utility")["cost"]} == {grid.FAR}
 
 
 def test_differences_are_live_minus_stored(stored):
