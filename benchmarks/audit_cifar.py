@@ -10,12 +10,12 @@ on CIFAR-10 (JPEG)), then, with recipes that ``tune_cifar.py`` found, every
 method and its audit. A cell is a class and the training seed of an original; ``--cells 1`` takes
 the first one alone. The record is ``results/audit-cifar.json``; it grows by half of a cell's
 settings at a time. ``--settings`` takes those that are named alone: after a stop, what is done
-enters at once. The figure beside it, and figure and tables of the README, are made from it. Other
-images than CIFAR-10 (JPEG) have a record and a figure of their own, ``audit-cifar-NAME``, and
-networks of another kind, such as those that a GPU trained, are not added to a record. One whose
-metrics were measured in another way (``helpers.audit.VERSION``) is begun anew: the unlearned
-networks are kept, too, so that it takes no training. What is audited already, of cells that are
-not finished, is kept in ``benchmarks/audits/``, to come with the project.
+enters at once. The figure beside it, the README's figure and the tables of ``benchmarks/README.md``
+are made from it. Other images than CIFAR-10 (JPEG) have a record and a figure of their own,
+``audit-cifar-NAME``, and networks of another kind, such as those that a GPU trained, are not added
+to a record. One whose metrics were measured in another way (``helpers.audit.VERSION``) is begun
+anew: the unlearned networks are kept, too, so that it takes no training. What is audited already,
+of cells that are not finished, is kept in ``benchmarks/audits/``, to come with the project.
 
 ``--longer EPOCHS`` does none of this: it trains one original for that many epochs, compiled, to
 tell what a longer schedule would bring, and keeps that in ``results/longer-cifar.json``.

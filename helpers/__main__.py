@@ -611,7 +611,7 @@ def _add_tutorial(parser: argparse.ArgumentParser) -> None:
     add("--html", default="html", metavar="DIR", help="where the HTML pages go")
     add("--write", action="store_true",
         help="also write the outputs into the notebooks, and the measured costs and the comparison "
-        "into results/ and the README: how the committed ones are made")  # fmt: skip
+        "into results/ and the Markdown pages: how the committed ones are made")  # fmt: skip
     parser.set_defaults(command=_tutorial)
 
 

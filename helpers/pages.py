@@ -524,12 +524,12 @@ def keep_figure(figure: Figure, path: Path, *records: Path) -> None:
 # page -> marker -> what makes the text between
 PAGES: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "README.md": {
-        "verdict": _verdict, "budget": lambda: report.budget("all"), "comparison": _comparison,
-        "photographs": photographs, "protocol": _protocol, "limits": _limits,
+        "verdict": _verdict, "budget": lambda: report.budget("all"), "limits": _limits,
     },
     "helpers/README.md": {"methods": _methods, "glossary": report.glossary},
     "benchmarks/README.md": {
-        "audits": _audits, "controls": _controls, "savings": _savings, "images": _images,
-        "marks": _marks,
+        "audits": _audits, "comparison": _comparison, "controls": _controls,
+        "photographs": photographs, "marks": _marks, "protocol": _protocol,
+        "savings": _savings, "images": _images,
     },
 }  # fmt: skip

@@ -54,8 +54,8 @@ def play(
         notebooks: Folder of the notebooks.
         pages: Folder for the HTML pages.
         write: Also write the outputs into the notebooks, and the measured costs and the comparison
-            into ``results/`` and the README. Everything is then trained anew, in an empty folder,
-            so that the costs are those of a first run.
+            into ``results/`` and the Markdown pages. Everything is then trained anew, in an empty
+            folder, so that the costs are those of a first run.
         say: Called with each line to show.
 
     Raises:
