@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from helpers import runs
     from helpers.data import Dataset
 
 log = logging.getLogger("helpers")
@@ -362,9 +363,19 @@ def _run(options: argparse.Namespace) -> int:
     _say(f"class {names} of {len(dataset.classes)}")
     if cfg.earlier:
         _say(f"seconds, memory and GMACs of {cfg.method} are those of the last request alone")
+    if lines := [_validated(run) for run in done if run.history]:
+        _say(f"validation accuracy, of the class and of the others: {'; '.join(lines)}")
     asked = next(run for run in done if run.config.method == cfg.method)
     _say(f"{'read back from' if asked.from_disk else 'kept in'} {asked.folder}")
     return 0
+
+
+def _validated(run: runs.Run) -> str:
+    from helpers import audit
+
+    of = {name: run.history[-1][name] for name in ("forget", "retain")}
+    text = {n: audit.shown("TA", None if math.isnan(v) else v) for n, v in of.items()}
+    return f"{run.config.method} {text['forget']} and {text['retain']}"
 
 
 def _remark(points: Sequence[RunConfig], options: argparse.Namespace) -> None:

@@ -46,6 +46,16 @@ def test_a_run_prints_its_row_and_then_the_same_again(home, capsys):
     assert again[-1] == first[-1].replace("kept in", "read back from")
 
 
+def test_a_run_says_how_right_it_is_on_validation_images(home, capsys):
+    assert main([*RUN, "--method", "prunelora"]) == 0
+    printed = next(line for line in capsys.readouterr().out.splitlines() if "validation" in line)
+    for kept in (json.loads(path.read_text()) for path in home.rglob("run.json")):
+        shares = [kept["history"][-1][str(c)] for c in range(10)]
+        mine, others = shares.pop(3), sum(shares) / 9
+        method = kept["config"]["method"]
+        assert f"{method} {100 * mine:.1f} % and {100 * others:.1f} %" in printed
+
+
 def test_the_original_in_the_table_is_what_the_method_started_from(home, capsys):
     assert main([*RUN, "--method", "logit_mask", "--original-seed", "1"]) == 0
     row = capsys.readouterr().out.splitlines()[2].split()
