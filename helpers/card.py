@@ -29,13 +29,22 @@ PAGE, RECORD, TEXT = NAMES = ("report.html", "report.json", "report.md")
 SUPPORTED, REFUTED, UNTESTED = "supported", "not supported", "not tested"
 UTILITY = ("RA", "TA")  # here the original is expected to lie inside the band
 ENOUGH = 5  # oracles; with fewer the page says how wide the bands are
+# Oracles are suspected if the middle one has AS_MUCH of what the original has by MOST metrics of
+# features and relearning. Chosen from results/audit-digits.json, every class, any three to five of
+# its networks in the place of oracles: of retrained ones it was so by at most half of the metrics
+# (beside an original trained three times as long, by 4 of 7); of those with a masked logit, or with
+# a new classifier on old features, by at least 7 of 8 (6 of 7). Bands that hold the original do not
+# separate them: those of three retrained networks can all do so. Beside an original trained for too
+# short, which knows hardly more than they do, honest oracles of an easy class are suspected, too.
+AS_MUCH, MOST = 0.9, 0.7
 
 UNNAMED = "It no longer names the class"  # the least, which a cheat does, too
+USEFUL = "On the other classes it works like a network that never saw the class"
 ANSWERS = ("TV", "JS", "activation", "ZRF")
 # claim -> names of the metrics that can support it ("*" stands for any ending)
 CLAIMS: dict[str, tuple[str, ...]] = {
     UNNAMED: ("UA", "UA_test"),
-    "On the other classes it works like a network that never saw the class": UTILITY,
+    USEFUL: UTILITY,
     "Its answers to images of the class are those of a network that never saw it": ANSWERS,
     "By the probes used here its features hold no more of the class than those of a network that "
     "never saw it": (
@@ -168,19 +177,38 @@ def _blind(metric: Mapping[str, Any]) -> bool:
     return metric["original_inside"] and metric["name"] not in UTILITY
 
 
-def _doubtful(record: Mapping[str, Any]) -> bool:
-    """Tell whether oracles whose training is not known seem to hold the class as the original does.
+def _known(record: Mapping[str, Any]) -> tuple[int, int]:
+    """Count the metrics that look for the class inside, and those that find it in the oracles.
 
-    All that looks for the class inside a network, and could tell, finds as much in them.
+    Found is at least ``AS_MUCH`` of what the original has, in the middle one of the oracles: how
+    wide their band is, or whether the original lies a hair outside, counts for nothing. Likeness
+    of layers (CKA) does not say what they hold.
     """
-    telling = [
-        m for m in record["metrics"] if m["group"] in ("features", "relearning") and _decides(m)
-    ]
-    found = bool(telling) and all(m["original_inside"] for m in telling)
-    return found and record["how"] is None
+    found = []
+    for m in record["metrics"]:
+        if m["group"] not in ("features", "relearning") or m["name"].startswith("CKA_"):
+            continue
+        theirs, most = median(m["oracles"]), m["original"]
+        if m["side"] == "lower":  # the less, the more is known
+            theirs, most = most, theirs
+        if most > 0:
+            found.append(theirs >= AS_MUCH * most)
+    return sum(found), len(found)
+
+
+def _doubtful(record: Mapping[str, Any]) -> bool:
+    """Tell whether oracles whose training is not known seem to hold the class as the original."""
+    found, of = _known(record)
+    return record["how"] is None and found > 0 and found >= MOST * of
+
+
+def _powerless(metric: Mapping[str, Any]) -> bool:
+    """Tell whether a metric is inside and would be for the original, or for any network."""
+    return metric["inside"] and (_blind(metric) or not _decides(metric))
 
 
 def _decides(metric: Mapping[str, Any]) -> bool:
+    """Tell whether anything could lie outside the band."""
     low, high = _bounds(metric)
     ends = -math.inf if low is None else low, math.inf if high is None else high
     return audit.decides(metric["name"], *ends)
@@ -314,7 +342,19 @@ def _verdict(record: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> s
               for status in (SUPPORTED, REFUTED, UNTESTED)}  # fmt: skip
     what = _forgotten(record)
     it = "it" if len(record["about"]["forgotten"]) == 1 else "them"
-    if judged[REFUTED] and UNNAMED in judged[SUPPORTED]:
+    metrics, oracles = record["metrics"], record["networks"]["oracles"]
+    outside = sum(not m["inside"] for m in metrics)
+    missed = [one.get("missed") for one in oracles]
+    usual = None not in missed and 0 < outside <= max(missed)  # as an honest network does
+    if judged[REFUTED] == [USEFUL] and judged[SUPPORTED]:
+        text = f"No claim on {what} that was tested tells this network from one that never saw "
+        text += f"{it}, but on the other classes it works differently"
+        text += ", though it misses no more bands than the worst of the oracles." if usual else "."
+    elif judged[REFUTED] and usual:
+        text = f"This evidence does not settle whether this network has forgotten {what}: not "
+        text += "every claim is supported, but it misses no more bands than the worst of the "
+        text += "oracles."
+    elif judged[REFUTED] and UNNAMED in judged[SUPPORTED]:
         text = f"This network no longer names {what}, but it is not like one that never saw {it}: "
         text += f"this evidence does not support calling {it} forgotten."
     elif judged[REFUTED]:
@@ -332,30 +372,34 @@ def _verdict(record: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> s
             quoted = "; ".join(f"“{claim}”" for claim in listed)
             head = f"{status.capitalize()} ({len(listed)} of {len(CLAIMS)} claims)"
             text += f" {head}: {quoted}."
-    inside, of = sum(m["inside"] for m in record["metrics"]), len(record["metrics"])
-    oracles = record["networks"]["oracles"]
     trained = "said to be trained" if record["how"] is None else "trained"
     text += (
-        f" In all, {inside} of {_count(of, 'metric')} lie inside the band of "
-        f"{_count(len(oracles), 'oracle')}, networks {trained} in the same way without these "
-        "images."
+        f" In all, {len(metrics) - outside} of {_count(len(metrics), 'metric')} lie inside the "
+        f"band of {_count(len(oracles), 'oracle')}, networks {trained} in the same way without "
+        "these images"
     )
+    powerless = sum(map(_powerless, metrics))
+    text += (
+        f"; {powerless} of those inside could not have caught anything: the band holds the "
+        "original, too, or every value." if powerless else "."
+    )  # fmt: skip
     if _doubtful(record):
+        known, of = _known(record)
         text += (
-            " But these oracles may have seen the class themselves: by every metric of features "
-            "and of relearning that could tell, they hold as much of it as the original. Nothing "
-            "is refuted or supported by them; find out how they were trained, or take more of them."
+            f" But these oracles may have seen the class themselves: by {known} of {of} metrics of "
+            "features and of relearning the middle one of them holds as much of it as the "
+            "original, or nearly. Nothing is refuted or supported by them; find out how they were "
+            "trained."
         )
-    missed = [one.get("missed") for one in oracles]
     if None not in missed:  # how often the page would be wrong about one that never saw the class
         text += (
             f" Judged in the same way by the others, {missed.count(0)} of these "
             f"{len(missed)} oracles are inside every band, and the worst of them misses "
             f"{max(missed)}."
         )
-        if 0 < of - inside <= max(missed):
+        if usual:
             text += (
-                f" This network misses {of - inside}, no more than the worst of them: their number "
+                f" This network misses {outside}, no more than the worst of them: their number "
                 "alone refutes nothing; look at how far outside."
             )
     return (
@@ -457,20 +501,23 @@ def _cautions(record: Mapping[str, Any]) -> list[str]:
             "anything here."
         )
     oracles = len(record["networks"]["oracles"])
-    if oracles < ENOUGH:
+    if oracles < ENOUGH or not all(map(_decides, record["metrics"])):
         texts.append(_width(record["metrics"], oracles))
     return texts
 
 
 def _width(metrics: Sequence[Mapping[str, Any]], oracles: int) -> str:
-    """Say how wide bands from few oracles are."""
-    text = f"The bands rest on {_count(oracles, 'oracle')} alone, fewer than {ENOUGH}."
+    """Say how wide the bands are, and which hold everything."""
+    few = f" alone, fewer than {ENOUGH}" if oracles < ENOUGH else ""
+    text = f"The bands rest on {_count(oracles, 'oracle')}{few}."
+    if vain := [m["title"] for m in metrics if not _decides(m)]:
+        text += f" Nothing at all could lie outside that of {_joined(vain)}."
     spans = {m["title"]: m["band"][1] - m["band"][0] for m in metrics
              if None not in _bounds(m) and audit.form(m["name"]).unit}  # fmt: skip
     if spans:
         widest = max(spans, key=spans.__getitem__)
         half = _size("", median(spans.values()))
-        text += f" Among shares the band is therefore {half} wide in the middle case and "
+        text += f" Among shares the band is {half} wide in the middle case and "
         text += f"{_size('', spans[widest])} in the widest ({widest})."
     text += " A difference smaller than its band would not be seen."
     if oracles <= audit.LEAST_ORACLES:
