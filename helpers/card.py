@@ -31,11 +31,12 @@ UTILITY = ("RA", "TA")  # here the original is expected to lie inside the band
 ENOUGH = 5  # oracles; with fewer the page says how wide the bands are
 # Oracles are suspected if the middle one has AS_MUCH of what the original has by MOST metrics of
 # features and relearning. Chosen from results/audit-digits.json, every class, any three to five of
-# its networks in the place of oracles: of retrained ones it was so by at most half of the metrics
-# (beside an original trained three times as long, by 4 of 7); of those with a masked logit, or with
-# a new classifier on old features, by at least 7 of 8 (6 of 7). Bands that hold the original do not
-# separate them: those of three retrained networks can all do so. Beside an original trained for too
-# short, which knows hardly more than they do, honest oracles of an easy class are suspected, too.
+# its networks in the place of oracles: of retrained ones it was so by at most half of the metrics;
+# of those with a masked logit, or with a new classifier on old features, by at least 7 of 8. Beside
+# an original trained three times as long (in no record; eight classes, one seed, without IDI) it
+# was by at most 4 and at least 6 of 7. Of AS_MUCH 0.8 to 0.95, 0.9 left the widest gap. Bands that
+# hold the original do not separate them: those of three retrained networks can all do so. Beside an
+# original trained for too short honest oracles of an easy class are suspected, too.
 AS_MUCH, MOST = 0.9, 0.7
 
 UNNAMED = "It no longer names the class"  # the least, which a cheat does, too
