@@ -163,6 +163,7 @@ def execute(path: Path, preset: str) -> tuple[NotebookNode, dict[str, float]]:
 
 def _client(notebook: NotebookNode, **settings: Any) -> NotebookClient:
     """Make a client that can be stopped by Ctrl-C, for which ``asyncio.run`` cancels it."""
+    from jupyter_core.paths import jupyter_data_dir
     from nbclient import NotebookClient
     from nbclient.exceptions import DeadKernelError
 
@@ -191,13 +192,17 @@ def _client(notebook: NotebookNode, **settings: Any) -> NotebookClient:
                     await manager.cleanup_resources()
 
         async def _start(self, kwargs: dict[str, Any]) -> None:
+            advice = "set the environment variable HOME to the folder below which Jupyter finds it"
             try:
+                jupyter_data_dir()  # fails without a home, as jupyter kernelspec list would
+                advice = ("see where its kernelspec is with jupyter kernelspec list, and repair or "
+                          "remove it")  # fmt: skip
                 await self.async_start_new_kernel(**kwargs)
                 await self.async_start_new_kernel_client()
             except Exception as error:  # a kernelspec may be broken in any way
+                why = whole_reason(error).removesuffix(".")
                 raise DeadKernelError(
-                    f"the kernelspec {self.kernel_name} does not start: {whole_reason(error)}; see "
-                    "where it is with jupyter kernelspec list, and repair or remove it"
+                    f"the kernel {self.kernel_name} does not start: {why}; {advice}"
                 ) from error
 
     return Client(notebook, **settings)

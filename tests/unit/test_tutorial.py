@@ -4,6 +4,7 @@ import contextlib
 import copy
 import html
 import json
+import pwd
 import re
 import signal
 import subprocess
@@ -152,11 +153,30 @@ def test_a_kernel_that_does_not_start_is_one_line(
         tutorial.execute(path, "smoke")
     assert get_logger().level == level, "what others log is theirs"
     said = str(caught.value)
-    assert said.startswith("x.ipynb failed: the kernelspec python3 does not start: ")
+    assert said.startswith("x.ipynb failed: the kernel python3 does not start: ")
     assert reason in said
     assert "\n" not in said
     assert "Traceback" not in caplog.text + "".join(capfd.readouterr())
     assert not caplog.records
+
+
+def test_where_there_is_no_home_no_kernelspec_is_blamed(tmp_path, monkeypatch):
+    """As in a container whose user has neither HOME nor an entry among the users."""
+
+    def no_entry(_):
+        raise KeyError("no such user")
+
+    for name in ("HOME", "JUPYTER_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    path = tmp_path / "x.ipynb"
+    tutorial.save(lesson(v4.new_code_cell("1")), path)
+    with pytest.raises(InputError) as caught:
+        tutorial.execute(path, "smoke")
+    assert str(caught.value) == (
+        "x.ipynb failed: the kernel python3 does not start: RuntimeError: Could not determine home "
+        "directory; set the environment variable HOME to the folder below which Jupyter finds it"
+    )
 
 
 @pytest.mark.parametrize(
