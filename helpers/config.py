@@ -252,7 +252,8 @@ def home() -> Path:
 
     Raises:
         InputError: If the variable holds nothing but spaces, or a path that cannot be; or if the
-            path is not UTF-8, which safetensors writes to, but does not read from.
+            path is not UTF-8, or Python reads names as ASCII and it is not that: safetensors writes
+            to it, but does not read from it.
 
     Source: this project.
     Lesson: 00_start_here, "Where results are kept".
@@ -265,8 +266,15 @@ def home() -> Path:
         above = (p for p in (here, *here.parents) if (p / "pyproject.toml").is_file())
         found = next(above, here)
     ok = str(found).encode("utf-8", "ignore").decode() == str(found)
-    check("home", str(found), ok, "a folder whose path is UTF-8, or no network can be read back; "
-          "name one with the environment variable HELPERS_HOME or --home")  # fmt: skip
+    allowed = ("a folder whose path is UTF-8, or no network can be read back; name one with the "
+               "environment variable HELPERS_HOME or --home")  # fmt: skip
+    if not ok:
+        with contextlib.suppress(UnicodeError):  # the folder may be right, and Python misled
+            os.fsencode(found).decode("utf-8")
+            allowed = ("its path is UTF-8, but Python reads names as "
+                       f"{sys.getfilesystemencoding()} here; set the environment variable "
+                       "PYTHONUTF8=1")  # fmt: skip
+    check("home", str(found), ok, allowed)
     return found
 
 

@@ -403,6 +403,28 @@ def test_a_home_from_which_no_network_can_be_read_back_is_refused(tmp_path, monk
         config.home()
 
 
+def test_where_names_are_read_as_ascii_it_is_said_how_python_reads_them_as_utf_8(tmp_path):
+    code = (
+        "import sys; from helpers import config; print(sys.getfilesystemencoding())\n"
+        "try: print(ascii(config.home()))\nexcept config.InputError as error: print(error)"
+    )
+    found = {}
+    for utf8 in "01":
+        ours = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": utf8}
+        ours["HELPERS_HOME"] = str(tmp_path / "n\xe9")
+        found[utf8] = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | ours, capture_output=True, text=True,
+            check=True,
+        ).stdout.splitlines()  # fmt: skip
+    if found["0"][0] == "utf-8":
+        pytest.skip("Python reads names as UTF-8 here, whatever the locale")
+    assert found["0"][1].endswith(
+        f"n\\udcc3\\udca9' is not allowed: its path is UTF-8, but Python reads names as "
+        f"{found['0'][0]} here; set the environment variable PYTHONUTF8=1"
+    )
+    assert found["1"] == ["utf-8", ascii(tmp_path / "n\xe9")]
+
+
 @pytest.mark.parametrize("data", ["digits", "cifar10", "nonsense", "folder:", "folder:/a/../b"])
 def test_a_source_without_a_relative_path_stays_as_it_is(data):
     assert config.anchored(data) == data
