@@ -296,7 +296,7 @@ def as_text(text: str) -> Callable[[Path], object]:
     """Prepare a file of text.
 
     Args:
-        text: The whole of it, written as UTF-8.
+        text: The whole of it, written as UTF-8 with the line breaks that it has.
 
     Returns:
         What writes it to the path it is given, as for :func:`write_together`.
@@ -304,7 +304,8 @@ def as_text(text: str) -> Callable[[Path], object]:
     Source: this project.
     Lesson: 00_start_here, "Where results are kept".
     """
-    return lambda part: part.write_text(text, encoding="utf-8")
+    # else Windows breaks lines in its own way: the same text had other bytes, and another digest
+    return lambda part: part.write_text(text, encoding="utf-8", newline="\n")
 
 
 def as_link(content: bytes, kind: str = "image/png") -> str:

@@ -372,7 +372,7 @@ def save_patch(patch: Patch, folder: Path | str) -> Path:
         plain["digest"] = _digest(plain)
 
     def write_about(part: Path) -> None:
-        part.write_text(files.as_json(about, plain), encoding="utf-8")
+        files.as_text(files.as_json(about, plain))(part)
 
     # the last one last: a folder with it is whole
     files.write_together({path: write_tensors, about: write_about})

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import _pyio
 import contextlib
 import errno
+import io
 import itertools
 import os
 import pickle
@@ -44,6 +46,15 @@ def test_tensors_that_were_read_stay_when_the_file_changes(tmp_path):
         file.write(other.read_bytes())
     assert files.load_tensors(path)[0]["w"].sum() == 0
     assert tensors["w"].sum() == 5000
+
+
+def test_text_has_the_same_bytes_where_lines_break_otherwise(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "linesep", "\r\n")
+    monkeypatch.setattr(io, "open", _pyio.open)  # which asks for it, as Windows does in C
+    (tmp_path / "as there").write_text("ä\n")
+    assert (tmp_path / "as there").read_bytes().endswith(b"\r\n")
+    files.as_text("ä\n")(tmp_path / "ours")
+    assert (tmp_path / "ours").read_bytes() == "ä\n".encode()
 
 
 def test_a_dtype_that_safetensors_does_not_have_is_named(tmp_path):
