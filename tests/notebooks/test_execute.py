@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
+import pandas as pd
 import pytest
 
-from helpers import tutorial
+from helpers import models, plots, pruning, runs, tutorial
 from tests import pictures
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
@@ -47,3 +49,21 @@ def colour(tmp_path_factory):
 def test_the_notebook_runs_on_colour_images_and_a_network_of_torchvision(path, colour):
     """As the preset ``gpu`` does at full size: other layers, shapes, class names and recipes."""
     run(path, "smoke_gpu", colour, HELPERS_DATA=f"folder:{colour / 'pictures'}")
+
+
+@pytest.mark.parametrize("sparsity", [0.02, 0.3])  # of 16 filters none, and 5
+def test_what_is_said_of_zeros_holds_where_layers_round_them_differently(
+    cfg, dataset, original, sparsity
+):
+    cfg = cfg.but(sparsity=sparsity)
+    done = {
+        method: runs.run(cfg.but(method=method), dataset, progress=False)
+        for method in ("prunelora", "prunelora_channels")
+    }
+    names = {"cfg": cfg, "dataset": dataset, "done": done, "model": original, "models": models,
+             "pd": pd, "plots": plots, "prunelora": done["prunelora"], "pruning": pruning,
+             "runs": runs}  # fmt: skip
+    cells = nbformat.read(FOLDER / "04_class_unlearning.ipynb", as_version=4).cells
+    start = next(i for i, cell in enumerate(cells) if cell.source.startswith("same = cfg.but("))
+    for cell in (cells[start], cells[start + 2]):
+        exec(cell.source, names)
