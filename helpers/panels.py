@@ -229,6 +229,21 @@ def line(text: str) -> str:
     return f"<p>{escape(text)}</p>"
 
 
+class Whole(widgets.VBox):
+    """All of what is shown, one part below the other.
+
+    Where nothing can show it, as in a page made of the notebook, a sentence stands in its place
+    instead of a list of what it is made of.
+
+    Source: ipywidgets, which writes the ``repr`` beside every view.
+    Lesson: 02_pruning, "How much can go".
+    """
+
+    def __repr__(self) -> str:
+        """Say what stood here."""
+        return "A panel of sliders: it needs a running kernel."
+
+
 class Panel:
     """Controls, what they draw, and a line that says what is shown.
 
@@ -261,7 +276,7 @@ class Panel:
         self.says = widgets.HTML(line(text))
         self.says.add_class(SAYS)
         row = widgets.HBox(list(self.inputs.values()), layout=widgets.Layout(flex_flow="row wrap"))
-        self.widget = widgets.VBox([row, self.says, *self.outputs])
+        self.widget = Whole([row, self.says, *self.outputs])
         for control in self.inputs.values():
             control.observe(self._update, names="value")
 

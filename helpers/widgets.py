@@ -833,7 +833,7 @@ class Explorer:
 
         return guarded
 
-    def _arranged(self) -> core.VBox:
+    def _arranged(self) -> panels.Whole:
         def row(*parts: core.Widget) -> core.HBox:
             return core.HBox(parts, layout=core.Layout(flex_flow="row wrap", align_items="center"))
 
@@ -852,7 +852,7 @@ class Explorer:
         )
         words = core.HTML(f"<details><summary>What the metrics are</summary><dl>{meanings}</dl>"
                           f"</details>")  # fmt: skip
-        whole = core.VBox([
+        whole = panels.Whole([
             inputs, self.panel.says, row(self.run, self.halt, self.bar, self.steps), self.note,
             pictures,
             part("Every metric", tables, words), ledger,

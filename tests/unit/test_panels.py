@@ -105,6 +105,10 @@ def test_what_is_displayed_is_the_script_and_the_widget(panel, monkeypatch):
     assert widget is panel.widget
 
 
+def test_where_no_widget_can_be_shown_a_sentence_stands_in_its_place(panel):
+    assert repr(panel.widget) == "A panel of sliders: it needs a running kernel."
+
+
 def test_the_line_is_written_last(panel):
     order = []
     for name, part in (("picture", panel.outputs[0]), ("number", panel.outputs[1]),

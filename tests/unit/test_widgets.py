@@ -39,6 +39,10 @@ def panel(cfg, dataset, original_run):
     return widgets.explorer(cfg, grids.made())
 
 
+def test_where_no_widget_can_be_shown_a_sentence_stands_in_its_place(panel):
+    assert repr(panel.widget) == "A panel of sliders: it needs a running kernel."
+
+
 def says(panel):
     return re.sub(r"<[^>]+>", "", panel.panel.says.value).replace("&#x27;", "'")
 
