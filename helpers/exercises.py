@@ -14,12 +14,13 @@ OPEN = "Not answered yet."
 RIGHT = "Right."
 
 
-def verdict(answer: Any, right: Callable[[Any], bool], otherwise: str) -> str:
+def verdict(answer: Any, right: Callable[[Any], bool | str], otherwise: str) -> str:
     """Say whether an answer is right.
 
     Args:
         answer: The reader's; None or ``...`` means that it is still open.
-        right: Says whether an answer is right.
+        right: Says whether an answer is right; a text says what to look at in place of
+            ``otherwise``.
         otherwise: What to look at if it is not.
 
     Returns:
@@ -31,10 +32,11 @@ def verdict(answer: Any, right: Callable[[Any], bool], otherwise: str) -> str:
     if answer is None or answer is ...:
         return OPEN
     try:
-        ok = bool(right(answer))
+        said = right(answer)
+        wrong = said if isinstance(said, str) else "" if said else otherwise
     except Exception as error:  # an answer of any type may come in; its error is part of the reply
         return f"Not yet: {otherwise} (the check stopped with {type(error).__name__}: {error})"
-    return RIGHT if ok else f"Not yet: {otherwise}"
+    return f"Not yet: {wrong}" if wrong else RIGHT
 
 
 def message_of(call: Callable[[], Any]) -> str:
