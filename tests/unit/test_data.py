@@ -373,12 +373,14 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path, home):
 
 
 @pytest.mark.parametrize("brightest", [1, 200, 255, 256, 1000, 65535])
-@pytest.mark.parametrize(("suffix", "mode"), [("png", "I;16"), ("tif", "I;16"), ("pgm", "I")])
-def test_sixteen_bits_mean_the_same_in_every_file(tmp_path, suffix, mode, brightest):
-    values = np.full((8, 8), brightest, dtype=np.uint16)
-    Image.fromarray(values).save(tmp_path / f"x.{suffix}")
-    with Image.open(tmp_path / f"x.{suffix}") as file:
-        assert file.mode == mode
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_sixteen_bits_mean_the_same_in_every_file(tmp_path, suffix, brightest):
+    values, path = np.full((8, 8), brightest, dtype=np.uint16), tmp_path / f"x.{suffix}"
+    if suffix == "pgm":  # Pillow 10.0 reads it, but does not write it
+        path.write_bytes(b"P5 8 8 65535\n" + values.astype(">u2").tobytes())
+    else:
+        Image.fromarray(values).save(path)
+    with Image.open(path) as file:
         image = np.asarray(folders.to_rgb(file, 8))
     assert np.abs(image.astype(int) - brightest * 255 // 65535).max() <= 1
     assert (image == 255).all() == (brightest == 65535), "white stays white"

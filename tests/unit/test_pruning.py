@@ -129,7 +129,7 @@ def test_which_images_choose_is_explicit(kind, dataset, split, original):
     """Other images of the forgotten class: nothing changes unless they are asked for."""
     noise = dataset.train.images.clone()
     mine = dataset.train.labels == 3
-    noise[mine] = torch.randint_like(noise[mine], 0, 256, generator=None)
+    noise[mine] = torch.randint_like(noise[mine], 0, 256)
     other = dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, images=noise))
 
     def state(source, part):
