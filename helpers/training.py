@@ -619,9 +619,12 @@ def _compiler_named() -> Iterator[None]:
         reason = " ".join(
             lines[: 2 if lines[0].endswith(":") else 1]
         )  # "backend raised:", and what
+        needs = "a C++ compiler (on CUDA a C compiler and Triton)"
+        if "setuptools" in reason:  # which torch does not bring everywhere
+            needs = "setuptools"
         raise InputError(
-            f"compile = True is not allowed: {reason}; torch.compile needs a C++ compiler (on CUDA "
-            "a C compiler and Triton): install one, or leave compile out"
+            f"compile = True is not allowed: {reason}; torch.compile needs {needs}: install it, or "
+            "leave compile out"
         ) from error
 
 
