@@ -134,6 +134,37 @@ def test_the_tested_versions_cover_every_dependency_and_name_no_address():
     assert {re.split(r"[>=\[]", d)[0] for d in wanted} <= pinned
 
 
+DISTRIBUTIONS = {"IPython": "ipython", "PIL": "pillow", "huggingface_hub": "huggingface-hub",
+                 "jupyter_client": "jupyter-client", "markdown_it": "markdown-it-py",
+                 "sklearn": "scikit-learn", "torch_pruning": "torch-pruning",
+                 "yaml": "pyyaml"}  # fmt: skip
+DEV_ROOMS = {"tutorial", "stamp"}  # of helpers, whose imports come with the extra dev
+
+
+def imported(path):
+    """The top names of all packages that a file imports, wherever it does."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("folder", ["helpers", "benchmarks", "tests"])
+def test_what_is_imported_is_a_declared_dependency(folder):
+    project = PROJECT["project"]
+    needed, dev = (
+        {re.split(r"[>=\[]", line)[0] for line in lines}
+        for lines in (project["dependencies"], project["optional-dependencies"]["dev"])
+    )
+    here = {path.stem for path in (ROOT / "benchmarks").rglob("*.py")}  # they import each other
+    here |= {*sys.stdlib_module_names, "helpers", "tests"}
+    for path in (ROOT / folder).rglob("*.py"):
+        used = {DISTRIBUTIONS.get(name, name) for name in imported(path) if name not in here}
+        declared = needed if folder == "helpers" and path.stem not in DEV_ROOMS else needed | dev
+        assert used <= declared, f"{path.relative_to(ROOT)}: {used - declared}"
+
+
 def test_the_commands_of_the_readme_exist():
     readme, makefile = ((ROOT / name).read_text() for name in ("README.md", "Makefile"))
     for target in ("tutorial", "test", "lab"):
