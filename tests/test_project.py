@@ -134,10 +134,8 @@ def test_the_tested_versions_cover_every_dependency_and_name_no_address():
     assert {re.split(r"[>=\[]", d)[0] for d in wanted} <= pinned
 
 
-DISTRIBUTIONS = {"IPython": "ipython", "PIL": "pillow", "huggingface_hub": "huggingface-hub",
-                 "jupyter_client": "jupyter-client", "markdown_it": "markdown-it-py",
-                 "sklearn": "scikit-learn", "torch_pruning": "torch-pruning",
-                 "yaml": "pyyaml"}  # fmt: skip
+DISTRIBUTIONS = {"IPython": "ipython", "PIL": "pillow", "markdown_it": "markdown-it-py",
+                 "sklearn": "scikit-learn", "yaml": "pyyaml"}  # fmt: skip
 DEV_ROOMS = {"tutorial", "stamp"}  # of helpers, whose imports come with the extra dev
 
 
@@ -160,7 +158,10 @@ def test_what_is_imported_is_a_declared_dependency(folder):
     here = {path.stem for path in (ROOT / "benchmarks").rglob("*.py")}  # they import each other
     here |= {*sys.stdlib_module_names, "helpers", "tests"}
     for path in (ROOT / folder).rglob("*.py"):
-        used = {DISTRIBUTIONS.get(name, name) for name in imported(path) if name not in here}
+        used = {
+            DISTRIBUTIONS.get(name, name.replace("_", "-"))
+            for name in imported(path) if name not in here
+        }  # fmt: skip
         declared = needed if folder == "helpers" and path.stem not in DEV_ROOMS else needed | dev
         assert used <= declared, f"{path.relative_to(ROOT)}: {used - declared}"
 
