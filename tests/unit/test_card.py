@@ -745,11 +745,11 @@ def test_a_disk_that_is_full_leaves_three_old_files(tmp_path, monkeypatch, at):
     changed, write, written = record(), Path.write_text, []
     changed["about"]["forgotten"] = [4]
 
-    def fails(part, text, encoding):
+    def fails(part, text, **how):
         written.append(part)
         if len(written) > at:
             raise OSError(28, "No space left on device")
-        write(part, text, encoding)
+        write(part, text, **how)
 
     monkeypatch.setattr(Path, "write_text", fails)
     with pytest.raises(files.FileProblem, match=r"No space left .* nothing was left half-written"):
