@@ -351,7 +351,7 @@ def _verdict(record: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> s
         text = f"No claim on {what} that was tested tells this network from one that never saw "
         text += f"{it}, but on the other classes it works differently"
         text += ", though it misses no more bands than the worst of the oracles." if usual else "."
-    elif judged[REFUTED] and usual:
+    elif judged[REFUTED] and usual and UNNAMED not in judged[REFUTED]:
         text = f"This evidence does not settle whether this network has forgotten {what}: not "
         text += "every claim is supported, but it misses no more bands than the worst of the "
         text += "oracles."

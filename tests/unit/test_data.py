@@ -381,6 +381,7 @@ def test_sixteen_bits_mean_the_same_in_every_file(tmp_path, suffix, brightest):
     else:
         Image.fromarray(values).save(path)
     with Image.open(path) as file:
+        assert file.mode in ("I;16", "I"), "older releases of Pillow call both I"
         image = np.asarray(folders.to_rgb(file, 8))
     assert np.abs(image.astype(int) - brightest * 255 // 65535).max() <= 1
     assert (image == 255).all() == (brightest == 65535), "white stays white"
