@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 GAP_METRICS = ("UA", "RA", "TA", "MIA")  # what Avg Gap averages over
 CLASSIC = ("UA", "UA_test", "RA", "TA", "MIA")
-VERSION = 4  # of what the metrics measure: numbers of another one are not comparable
+VERSION = 5  # of what the metrics measure: numbers of another one are not comparable
 LEAST_ORACLES = 3
 APART = 0.01  # of its norm: closer in every tensor, two networks are one and the same
 ATTACKS = 5  # draws, at least, of the images that membership attacks learn from, for an interval
@@ -151,9 +151,9 @@ METRICS: dict[str, Metric] = {
         **_PLAIN, most=math.inf,
     ),
     "prototype_attack": Metric(
-        "relearning", "few-image recall", "upper",
-        "share recognised after the classifier's row was pointed at a few images' mean feature, "
-        "away from the other classes'",
+        "relearning", "one-image recall", "upper",
+        "share recognised after the classifier's row was pointed at a single image, with the bias "
+        "at which 1 % of the other classes' test images are taken for the class",
         "test_forget",
     ),
     "relearn_steps": Metric(
@@ -307,15 +307,18 @@ def _probe(
             features.information(rows[0], sides[0], rows[1], sides[1], one) for one in seeds
         ]
     labels = found.labels
-    train = [torch.cat([of[name] for name in PARTS[:2]]) for of in (inputs, labels)]
-    known = *train, inputs["test_forget"], labels["test_forget"]
+    train, test = (
+        [torch.cat([of[name] for name in names]) for of in (inputs, labels)]
+        for names in (PARTS[:2], PARTS[2:])
+    )
+    known = *train, *test
     own["linear_probe"] = features.linear_probe(*known, split.forgotten)
     own["knn_probe"] = features.knn_probe(*known, split.forgotten, seed=seed)
     own["head_refit"] = features.refit_head(*known, split.forgotten, seed=seed)
     own["whitened_probe"] = features.whitened_probe(*known, split.forgotten, seed=seed)
     head = model.get_submodule(models.layers(model).head)
     own["prototype_attack"] = features.prototype_attack(
-        *train, head.weight, head.bias, *known[2:], split.forgotten, seed=seed
+        *train, head.weight, head.bias, *test, split.forgotten, seed=seed
     )
 
 

@@ -69,9 +69,10 @@ def relearn(
     learn. BatchNorm keeps its statistics: those of a few images would hide everything else. What a
     pruned network has as zero stays zero. Filters before a BatchNorm and the classifier are brought
     to a common scale first, but the same function can be written in other ways, whose weights
-    change more slowly or blow up. So in the second the classifier learns alone, on features that
-    are divided by their deviations: whatever scales them does not matter. Both use SGD with
-    momentum 0.9, all images at every step.
+    change more slowly or blow up. So in the second the classifier learns alone, on features from
+    which the mean of the retained images is taken and that are divided by their deviations:
+    whatever moves or scales them does not matter. Both use SGD with momentum 0.9, all images at
+    every step.
 
     Args:
         model: The network; stays as it is. Frozen parameters learn here too.
@@ -107,8 +108,9 @@ def relearn(
     for parameter in student.parameters():
         parameter.requires_grad_(True)
         parameter.grad = None
-    _reset_head(student, images, labels, sorted(gone))
-    alone = _head_alone(student, images, labels, unseen, test.labels, steps)
+    retained = ~torch.isin(labels, torch.tensor([*gone], device=labels.device))
+    _reset_head(student, images[retained], sorted(gone))
+    alone = _head_alone(student, images, labels, retained, unseen, test.labels, steps)
     _unit_variance(student, images)
     kept = [(p, p != 0) for p in student.parameters() if p.ndim > 1 and not bool((p != 0).all())]
     optimizer = torch.optim.SGD(student.parameters(), lr=lr, momentum=0.9)
@@ -120,9 +122,13 @@ def relearn(
 
 
 def _head_alone(
-    model: nn.Module, images: Tensor, labels: Tensor, unseen: Tensor, truth: Tensor, steps: int
-) -> list[float]:
-    """Train the classifier alone on scaled features; return the accuracies. The network stays."""
+    model: nn.Module, images: Tensor, labels: Tensor, retained: Tensor, unseen: Tensor,
+    truth: Tensor, steps: int,
+) -> list[float]:  # fmt: skip
+    """Train the classifier alone, on features moved and scaled; return the accuracies.
+
+    The network stays as it is.
+    """
     head, caught = model.get_submodule(models.layers(model).head), []
     hook = head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0].double()))
     with hook, torch.no_grad():
@@ -130,12 +136,13 @@ def _head_alone(
         few = caught.pop()
         for batch in unseen.split(per_pass(unseen)):
             model(batch)
-    scale = features.scale(few)
+    scale, centre = features.scale(few), few[retained].mean(0)
+    few, rows = few - centre, torch.cat(caught) - centre
     scale = scale / (few * scale).square().sum(1).mean().sqrt().clamp_min(1e-300)
-    few, rows = few * scale, torch.cat(caught) * scale
-    weight = torch.where(scale > 0, head.weight.detach().double() / scale, 0.0).requires_grad_()
-    bias = torch.zeros(len(weight)).to(weight) if head.bias is None else head.bias.detach().double()
-    learning = [weight] if head.bias is None else [weight, bias.requires_grad_()]
+    few, rows, weight = few * scale, rows * scale, head.weight.detach().double()
+    bias = weight @ centre + (0 if head.bias is None else head.bias.detach().double())
+    weight = torch.where(scale > 0, weight / scale, 0.0)
+    learning = [weight.requires_grad_(), bias.requires_grad_()]
     optimizer = torch.optim.SGD(learning, lr=HEAD_RATE, momentum=0.9)
     accuracies = [_recognised(rows @ weight.detach().T + bias.detach(), truth)]
     for _ in range(steps):
@@ -228,21 +235,20 @@ def _pairs(model: nn.Module, images: Tensor) -> list[tuple[nn.Module, nn.Module]
 
 
 @torch.no_grad()
-def _reset_head(model: nn.Module, images: Tensor, labels: Tensor, gone: list[int]) -> None:
+def _reset_head(model: nn.Module, retained: Tensor, gone: list[int]) -> None:
     """Give the forgotten classes the mean row of the others, and all rows a common scale. In place.
 
     A row that was overwritten, or a bias of -1e4, would cost hundreds of steps although everything
     else in the network still knows the class; with the mean row every network starts from the same
     ignorance. Larger weights mean the same answers but slower change, so that merely multiplying
-    the classifier would look like forgetting: hence the scale.
+    the classifier would look like forgetting: hence the scale. It is measured on retained images.
     """
     head = model.get_submodule(models.layers(model).head)
     others = [c for c in range(len(head.weight)) if c not in gone]
     for tensor in (head.weight, head.bias):
         if tensor is not None:
             tensor[gone] = tensor[others].mean(0)
-    retained = ~torch.isin(labels, torch.tensor(gone, device=labels.device))
-    spread = model(images[retained])[:, others].std(1, correction=0).mean()
+    spread = model(retained)[:, others].std(1, correction=0).mean()
     check("logits", "nan or inf", bool(spread.isfinite()), "every logit must be finite")
     if spread > 0:
         for tensor in (head.weight, head.bias):

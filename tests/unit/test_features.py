@@ -210,8 +210,8 @@ def test_only_the_forgotten_class_is_judged_and_nothing_is_left_to_chance(probe)
     assert 0 < value < 1, "or the test would say nothing"
     assert probe(x, y, t, u, 1) == value
     assert torch.equal(state, torch.random.get_rng_state())
-    mine = u == 1
-    assert probe(x, y, t[mine], u[mine], 1) == value
+    if probe is not PROBES["prototype"]:  # which sets its bias by the others
+        assert probe(x, y, t[u == 1], u[u == 1], 1) == value
     both = probe(x, y, t, u, [1, 2])
     # in these the second class gets another row, or is not among the retained ones any more
     if probe not in (PROBES["prototype"], PROBES["whitened"]):
@@ -315,36 +315,47 @@ def test_the_prototype_attack_never_reads_the_own_row(row):
 
 
 def test_the_prototype_by_hand():
-    """Divided by the deviations, 1 to 3, the row of class 2 is (0, 1) times the mean length, 2."""
+    """Divided by the deviations, 1 to 3, the row of class 2 is (0, 2/3) in the features as given.
+
+    Of 100 retained images at (0, 0.03 j) one may be taken for the class, so its logit must be above
+    2/3 * 2.94 where the others' are those at the origin, and 2 more where the first feature is 1.
+    """
     x = torch.tensor([[1.0, 0], [-1, 0], [0, 3], [0, 5]])
     y = torch.tensor([0, 1, 2, 2])
     weight, bias = torch.tensor([[2.0, 0], [-2, 0], [9, 9]]), torch.tensor([1.0, 1, 9])
-    t = torch.tensor([[1.0, 3.3], [1.0, 2.7], [-1, 3.3], [-1, 2.7]])
-    u = torch.full((4,), 2)
+    mine = torch.tensor([[0.0, 2.95], [0, 2.93], [1, 5.95], [-1, 5.93]])
+    rest = torch.stack([torch.zeros(100), 0.03 * torch.arange(100)], 1)
+    t, u = torch.cat([rest, mine]), torch.tensor([0] * 100 + [2] * 4)
     attack = features.prototype_attack
-    assert attack(x, y, weight, bias, t, u, 2, k=2) == 0.5
-    assert attack(x, y, weight, None, t, u, 2, k=2) == 0.5
+    for k in (1, 2):
+        assert attack(x, y, weight, bias, t, u, 2, k=k) == 0.5
+    assert attack(x, y, weight, None, t, u, 2) == 0.5
     scales = torch.tensor([1.0, 1000])
-    assert attack(x * scales, y, weight / scales, bias, t * scales, u, 2, k=2) == 0.5
-    assert attack(x, y, weight, torch.tensor([5.0, -3, 0]), t, u, 2, k=2) == 0.25
+    assert attack(x * scales, y, weight / scales, bias, t * scales, u, 2) == 0.5
+    by = torch.tensor([50.0, -8])
+    assert attack(x + by, y, weight, bias - weight @ by, t + by, u, 2) == 0.5
+    assert attack(x, y, weight, torch.tensor([5.0, -3, 0]), t, u, 2) == 0.75
+    assert attack(x, y, weight, bias, t[1:], u[1:], 2) == 0, "of 99 images none is 1 %"
 
 
 @pytest.mark.parametrize("k", [3, 15])
 def test_the_prototype_equals_its_definition(k):
     """Rows of different lengths, fewer images than the class has, others that it never reads."""
     x, y = torch.randn(60, 4, generator=draw(0)), torch.arange(60) % 4
-    x[y == 2] += 2
-    x[y == 3] -= 1
-    t, u = torch.randn(4000, 4, generator=draw(1)), torch.full((4000,), 2)
-    weight, bias, others = torch.randn(4, 4, generator=draw(2)), torch.zeros(4), [0, 1, 3]
+    t, u = torch.randn(4000, 4, generator=draw(1)), torch.arange(4000) % 4
+    for rows, labels in ((x, y), (t, u)):
+        rows[labels == 2] += 2
+        rows[labels == 3] -= 1
+    weight, bias = (torch.randn(size, generator=draw(2)) for size in ((4, 4), (4,)))
+    others = [0, 1, 3]
     few = features._few(y, {2: k}, 0, 1)[0]
     spread = x.double().std(0, correction=0)
     own = (x[few] / spread).mean(0) - (x[y != 2] / spread).mean(0)
     lengths = (weight[others] * spread).norm(dim=1)
     row = own / own.norm() * lengths.mean() / spread
-    logits = t.double() @ weight.double().T
-    logits[:, 2] = t.double() @ row
-    wanted = (logits.argmax(1) == 2).double().mean().item()
+    logits = t.double() @ weight.double().T + bias
+    lead = t.double() @ row - logits[:, others].amax(1)
+    wanted = float((lead[u == 2] > lead[u != 2].quantile(0.99)).double().mean())
     assert 0.01 < wanted < 0.99
     found = features.prototype_attack(x, y, weight, bias, t, u, 2, k=k, draws=1)
     assert found == pytest.approx(wanted, abs=5e-4)
@@ -476,6 +487,8 @@ def test_settings_out_of_range_are_refused():
         (lambda: PROBES["prototype"](*GOOD, range(4)), "at least one that is not forgotten"),
         (lambda: features.prototype_attack(
             *GOOD[:2], torch.eye(5, 6), None, *GOOD[2:], range(4)), "some of retained"),
+        (lambda: PROBES["prototype"](*GOOD[:2], *(z[GOOD[3] == 1] for z in GOOD[2:]), 1),
+         "test images = 'all of forgotten classes' is not allowed: some of retained"),
         (lambda: features.prototype_attack(*GOOD[:2], torch.eye(4), None, *GOOD[2:], 1),
          "classifier"),
         (lambda: features.prototype_attack(*GOOD[:2], torch.eye(3, 6), None, *GOOD[2:], 1),

@@ -132,7 +132,7 @@ def test_the_scale_of_the_rows_is_that_of_retained_images(dataset, original):
     images, labels = dataset.normalise(dataset.train.images[:100]), dataset.train.labels[:100]
     models_, mine = [copy.deepcopy(original) for _ in range(2)], (labels == 3).view(-1, 1, 1, 1)
     for model, seen in zip(models_, (images, torch.where(mine, 50 * images, images)), strict=True):
-        relearning._reset_head(model, seen, labels, [3])
+        relearning._reset_head(model, seen[labels != 3], [3])
     assert torch.equal(models_[0].fc.weight, models_[1].fc.weight)
 
 
@@ -251,19 +251,22 @@ def test_the_classifier_alone_is_a_regression_on_features_of_length_one(dataset)
     layers = nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10)
     net, few = nn.Sequential(*layers).to(dataset.mean.device), dataset.train.sample(100)
     seen, unseen = (dataset.normalise(part.images) for part in (few, dataset.test))
-    found = relearning._head_alone(net, seen, few.labels, unseen, dataset.test.labels, 6)
+    rest, truth = few.labels != 3, dataset.test.labels
+    found = relearning._head_alone(net, seen, few.labels, rest, unseen, truth, 6)
     inside = [net[:3](images).detach().double() for images in (seen, unseen)]
+    centre = inside[0][rest].mean(0)
+    inside = [rows - centre for rows in inside]
     deviation = inside[0].std(0, correction=0)
     factor = torch.where(deviation > 1e-6, 1 / deviation, 0)
     factor /= (inside[0] * factor).square().sum(1).mean().sqrt()
     head = nn.Linear(20, 10).double().to(factor)
     with torch.no_grad():
         head.weight.copy_(torch.where(factor > 0, net[3].weight / factor, 0))
-        head.bias.copy_(net[3].bias)
+        head.bias.copy_(net[3].bias + net[3].weight @ centre.float())
     optimizer = torch.optim.SGD(head.parameters(), relearning.HEAD_RATE, momentum=0.9)
     wanted = []
     for _ in range(7):
-        right = head(inside[1] * factor).argmax(1) == dataset.test.labels
+        right = head(inside[1] * factor).argmax(1) == truth
         wanted.append(right.double().mean().item())
         optimizer.zero_grad()
         nn.functional.cross_entropy(head(inside[0] * factor), few.labels).backward()
@@ -389,7 +392,18 @@ def test_the_better_way_counts_after_each_step(dataset, split, original, monkeyp
     assert curve_of(original, dataset, split).accuracies == tuple(map(max, whole, alone))
 
 
-def test_the_classifier_alone_learns_the_same_however_its_features_are_scaled(dataset, split):
+class Moved(nn.Module):
+    def __init__(self, by):
+        super().__init__()
+        self.register_buffer("by", by)
+
+    def forward(self, x):
+        return x + self.by
+
+
+@pytest.mark.parametrize("by", [0.0, 100.0])
+def test_the_classifier_alone_learns_the_same_however_its_features_are_written(dataset, split, by):
+    """Scaled, and moved by constants that its biases take back."""
     torch.manual_seed(0)
     layers = nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10)
     model = nn.Sequential(*layers).to(dataset.mean.device)
@@ -400,8 +414,14 @@ def test_the_classifier_alone_learns_the_same_however_its_features_are_scaled(da
         other[3].weight.reciprocal_()
     train, test = dataset.train.sample(200), split.test_forget
     images = [dataset.normalise(part.images) for part in (train, test)]
+    far = by * torch.arange(20).to(factors) * factors
+    with torch.no_grad():
+        other[3].bias -= (other[3].weight.double() @ far.to(other[3].weight).double()).float()
+    other.insert(3, Moved(far.to(other[3].weight)))
     curves = [
-        relearning._head_alone(m, images[0], train.labels, images[1], test.labels, 20)
+        relearning._head_alone(
+            m, images[0], train.labels, train.labels != 3, images[1], test.labels, 20
+        )
         for m in (model, other)
     ]
     assert curves[0] == pytest.approx(curves[1], abs=0.03)
