@@ -128,6 +128,11 @@ METRICS: dict[str, Metric] = {
         "features", "head refit", "upper",
         "the same by a classifier fitted on 2 % of the training images", "test_forget",
     ),
+    "inner_refit": Metric(
+        "features", "inner refit", "upper",
+        "the best that such a classifier does on the output of any module of the last stage",
+        "test_forget",
+    ),
     "whitened_probe": Metric(
         "features", "whitened probe", "upper",
         "the same by the nearest mean of a few images, where no axis or scale of the features "
@@ -315,6 +320,11 @@ def _probe(
     own["linear_probe"] = features.linear_probe(*known, split.forgotten)
     own["knn_probe"] = features.knn_probe(*known, split.forgotten, seed=seed)
     own["head_refit"] = features.refit_head(*known, split.forgotten, seed=seed)
+    train_images = split.forget.with_all(split.retain)
+    inner = features.refit_inside(
+        model, train_images, split.test_forget, dataset, split.forgotten, seed=seed
+    )
+    own["inner_refit"] = max(inner.values())
     own["whitened_probe"] = features.whitened_probe(*known, split.forgotten, seed=seed)
     head = model.get_submodule(models.layers(model).head)
     own["prototype_attack"] = features.prototype_attack(

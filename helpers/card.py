@@ -49,7 +49,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     "Its answers to images of the class are those of a network that never saw it": ANSWERS,
     "By the probes used here its features hold no more of the class than those of a network that "
     "never saw it": (
-        "linear_probe", "knn_probe", "head_refit", "whitened_probe", "IDI",
+        "linear_probe", "knn_probe", "head_refit", "inner_refit", "whitened_probe", "IDI",
     ),
     # apart from the one before: layers that were pruned differ without holding anything
     "Its layers are as like to those of networks that never saw it as these are among themselves": (

@@ -8,6 +8,7 @@ a logit that was masked, changes nothing. Compare with oracles: their features k
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
@@ -247,15 +248,101 @@ def refit_head(
         oracle; with the ridge classifier of :func:`linear_probe`.
     Lesson: 05_evaluation, "What the features still know".
     """
-    check("share", share, 0 < share <= 1, "a share in (0, 1]")
     groups = train_features, train_labels, test_features, test_labels
     train, labels, test, truth = _checked(*groups, forgotten)
-    sizes = {c: max(2, round(share * n)) for c, n in _counts(labels).items()}
     found = [
         _right(_ridge(train[few], labels[few], test), truth)
-        for few in _few(labels, sizes, seed, draws)
+        for few in _very_few(labels, share, seed, draws)
     ]
     return sum(found) / len(found)
+
+
+def refit_inside(
+    model: nn.Module,
+    train: ImageSet,
+    test: ImageSet,
+    dataset: Dataset,
+    forgotten: int | Iterable[int],
+    share: float = 0.02,
+    seed: int = 0,
+    draws: int = 5,
+) -> dict[str, float]:
+    """Fit new classifiers, as :func:`refit_head` does, on the output of every module near the end.
+
+    What one layer erases before the classifier is still there before that layer. The modules are
+    the last but one of :func:`points` and all that end after it: further in front, what tells some
+    classes apart is there in every network. Where an output has positions, its mean over them
+    counts; of tokens the first one, too.
+
+    Args:
+        model: The network; stays as it is.
+        train: Training images of all classes.
+        test: Test images of the forgotten classes; others may be among them.
+        dataset: Gives the normalisation.
+        forgotten: Index of the forgotten class, or of several.
+        share: As for :func:`refit_head`.
+        seed: Of the choice of images; the same ones as by :func:`refit_head`.
+        draws: As for :func:`refit_head`.
+
+    Returns:
+        Name of a module -> the share of the forgotten classes' test images that the classifier on
+        its output gets right, in [0, 1], in the order in which the modules end. ``HEAD_INPUT``
+        stands where the classifier is called. From its second call on, a module has entries with
+        the number of the call.
+
+    Raises:
+        InputError: As :func:`refit_head` and :func:`points`.
+
+    Source: this project, after the probes of Alain & Bengio 2016 (arXiv 1610.01644).
+    Lesson: 05_evaluation, "What the features still know".
+    """
+    first = points(model, dataset.normalise(train.images[:2]))[-2:][0]
+    drawn = _very_few(train.labels.cpu(), share, seed, draws)
+    chosen = torch.cat(drawn).unique()
+    few = train.where(chosen)
+    seen, unseen = (_pooled(model, part, dataset, first) for part in (few, test))
+    places, found = [torch.searchsorted(chosen, picks) for picks in drawn], {}
+    for name, rows in seen.items():
+        groups = rows, few.labels, unseen[name], test.labels
+        rows, labels, others, truth = _checked(*groups, forgotten)
+        rights = [_right(_ridge(rows[some], labels[some], others), truth) for some in places]
+        found[name] = sum(rights) / len(rights)
+    return found
+
+
+@torch.no_grad()
+def _pooled(model: nn.Module, part: ImageSet, dataset: Dataset, first: str) -> dict[str, Tensor]:
+    """Compute the outputs of a module and of all that end after it, averaged over positions."""
+    kept: dict[str, list[Tensor]] = {}
+    caught: dict[str, Tensor] = {}  # of one batch
+    calls: Counter[str] = Counter()
+
+    def keep(name: str, out: object) -> None:
+        calls[name] += 1
+        if isinstance(out, Tensor) and out.ndim > 1 and len(out) == len(images) and out.numel():
+            caught[name if calls[name] == 1 else f"{name}, call {calls[name]}"] = _flat(out)
+
+    with ExitStack() as hooks, models.evaluating(model):
+        for name, module in model.named_modules():
+            if name:
+                hooks.enter_context(module.register_forward_hook(
+                    lambda _, __, out, name=name: keep(name, out)))  # fmt: skip
+        hooks.enter_context(model.get_submodule(models.layers(model).head).register_forward_pre_hook(
+            lambda _, inputs: keep(HEAD_INPUT, inputs[0])))  # fmt: skip
+        for images, _ in batches(part, per_pass(part.images)):
+            model(dataset.normalise(images))
+            for name in [*caught][[*caught].index(first) :]:
+                kept.setdefault(name, []).append(caught[name])
+            caught.clear()
+            calls.clear()
+    return {name: torch.cat(rows) for name, rows in kept.items()}
+
+
+def _flat(out: Tensor) -> Tensor:
+    """Average over positions; (N, K) float32 on the CPU."""
+    if out.ndim == 3:  # tokens: the first one is often the one that is read
+        out = torch.cat([out[:, 0], out.mean(1)], 1)
+    return out.flatten(2).mean(2).float().cpu() if out.ndim > 3 else out.float().cpu()
 
 
 def knn_probe(
@@ -513,6 +600,12 @@ def _check_head(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor) 
 def _counts(labels: Tensor) -> dict[int, int]:
     classes, counts = labels.unique(return_counts=True)
     return dict(zip(classes.tolist(), counts.tolist(), strict=True))
+
+
+def _very_few(labels: Tensor, share: float, seed: int, draws: int) -> list[Tensor]:
+    check("share", share, 0 < share <= 1, "a share in (0, 1]")
+    sizes = {c: max(2, round(share * n)) for c, n in _counts(labels).items()}
+    return _few(labels, sizes, seed, draws)
 
 
 def _few(labels: Tensor, sizes: dict[int, int], seed: int, draws: int) -> list[Tensor]:

@@ -31,6 +31,7 @@ from helpers import (
     unlearning,
 )
 from helpers.config import InputError, Recipe
+from tests import erasing
 
 # ------------------------------------------------------------------------------------------------
 # known answers: networks that never saw the class, one that did, and three that only hide it
@@ -156,6 +157,18 @@ def test_a_cheat_passes_the_classic_numbers_and_is_caught(inside, looks, cheat):
     assert {audit.METRICS[name].group for name in caught} >= {"features", "relearning"}
     for name in ("knn_probe", "prototype_attack"):  # as much is there as in the original
         assert looks[cheat].own[name] > looks["original"].own[name] - 0.1
+
+
+def test_a_layer_that_erases_the_class_is_looked_behind(networks, looks, limits, split, dataset):
+    """The input of the classifier holds less than an oracle's, what comes before it everything."""
+    network = erasing.erased(networks["original"], dataset, 3)
+    with torch.no_grad():
+        network.fc.bias[3] -= 10
+    found = audit.look(network, split).own
+    for name in ("linear_probe", "head_refit"):
+        assert limits[name].holds(found[name])
+    assert found["inner_refit"] >= looks["original"].own["head_refit"]
+    assert not limits["inner_refit"].holds(found["inner_refit"])
 
 
 def test_of_larger_data_a_sample_of_the_layers_has_to_do(networks, split, looks, monkeypatch):

@@ -14,6 +14,7 @@ from helpers import features, models, runs, training
 from helpers.config import InputError
 from helpers.data import Dataset, ImageSet, per_pass
 from helpers.features import HEAD_INPUT, LOGITS
+from tests import erasing
 
 
 def draw(seed):
@@ -498,6 +499,59 @@ def test_settings_out_of_range_are_refused():
     ):  # fmt: skip
         with pytest.raises(InputError, match=why):
             call()
+
+
+# ------------------------------------------------------------------------------------------------
+# every module of the last stage
+
+
+def test_inside_the_classifiers_input_counts_as_for_refit_head(dataset, original):
+    train, test = dataset.train, dataset.test
+    rows = (features.penultimate(original, part, dataset) for part in (train, test))
+    groups = next(rows), train.labels, next(rows), test.labels
+    inside = features.refit_inside(original, train, test, dataset, 3, seed=5)
+    assert inside[HEAD_INPUT] == features.refit_head(*groups, 3, seed=5)
+    ends = features._ends(original, dataset.normalise(train.images[:2]))
+    assert [n for n in inside if n != HEAD_INPUT] == ends[ends.index("layer2") :]
+    mine = test.where((test.labels == 3).nonzero().flatten())
+    assert features.refit_inside(original, train, mine, dataset, 3, seed=5) == inside
+
+
+def test_what_a_layer_erases_is_found_before_it(dataset, original):
+    erased = erasing.erased(original, dataset, 3)
+    whole, inside = (
+        features.refit_inside(model, dataset.train, dataset.test, dataset, 3)
+        for model in (original, erased)
+    )
+    assert inside["layer3.0"] == whole["layer3.0"] > 0.8
+    assert inside[HEAD_INPUT] < whole[HEAD_INPUT] / 2
+
+
+class Tokens(nn.Module):
+    """Rows of the images as tokens, each through the same layer twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.mix, self.fc = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.fc(self.mix(self.mix(self.enter(x.squeeze(1)))).mean(1))
+
+
+def test_outputs_are_averaged_over_positions_and_told_apart_by_call(dataset):
+    torch.manual_seed(0)
+    model, part = Tokens().to(dataset.mean.device), dataset.test.sample(20)
+    found = features._pooled(model, part, dataset, "enter")
+    assert list(found) == ["enter", "mix", "mix, call 2", HEAD_INPUT, "fc"]
+    with torch.no_grad():
+        tokens = model.mix(model.enter(dataset.normalise(part.images).squeeze(1)))
+        wanted = torch.cat([tokens[:, 0], tokens.mean(1)], 1).cpu()
+        again = model.mix(tokens).mean(1).cpu()
+    assert torch.allclose(found["mix"], wanted, atol=1e-6)
+    assert torch.allclose(found[HEAD_INPUT], again, atol=1e-6)
+    assert [*features._pooled(model, part, dataset, "mix")] == [*found][1:]
+    square = torch.arange(24.0).view(2, 3, 2, 2)
+    assert features._flat(square).tolist() == [[1.5, 5.5, 9.5], [13.5, 17.5, 21.5]]
 
 
 # ------------------------------------------------------------------------------------------------
