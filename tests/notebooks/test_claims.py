@@ -73,17 +73,17 @@ def unlike(found, one, other, metric):
     return less(found, one, other, metric) or more(found, one, other, metric)
 
 
-def test_held_out_oracles_are_inside_most_bands_and_half_of_them_inside_all(digits, cell):
+def test_held_out_oracles_are_inside_most_bands_and_two_in_five_inside_all(digits, cell):
     assert (cell.loc["retrain"].drop("MIA_m_entropy") > 0.85).all()
     alone = digits.inside()[digits.table["method"] == "retrain"].astype("boolean")
     assert alone["MIA_m_entropy"].count() <= 10, "elsewhere that band leaves nothing outside"
     alone = alone.fillna(True)
-    assert 0.4 < alone.all(axis=1).mean() < 0.6
+    assert 0.35 < alone.all(axis=1).mean() < 0.45
 
 
 def test_cheats_pass_the_classic_numbers_and_not_the_features_nor_relearning(cell):
     assert (cell.loc[CHEATS, ["UA", "TA"]] > 0.7).all(axis=None)
-    caught = ["head_refit", "IDI", "prototype_attack", "relearn_steps"]
+    caught = ["head_refit", "inner_refit", "IDI", "prototype_attack", "relearn_steps"]
     assert (cell.loc[CHEATS, caught] < 0.3).all(axis=None)
 
 
@@ -106,7 +106,7 @@ def test_methods_that_train_on_both_sets_learn_to_answer_otherwise(digits, cell,
 def test_neggrad_plus_tuned_is_nearly_fine_tuning(digits):
     for metric in ("TA", "linear_probe", "head_refit", "IDI", "relearn_steps"):
         assert not unlike(digits, "neggrad_plus", "finetune", metric), metric
-    assert more(digits, "neggrad_plus", "finetune", "prototype_attack")
+    assert more(digits, "neggrad_plus", "finetune", "inner_refit"), "but in front of its features"
     assert less(digits, "neggrad_plus", "finetune", "epsilon")
 
 
@@ -144,11 +144,26 @@ def test_prunelora_holds_less_than_its_rivals_and_about_as_much_as_oracles(digit
     assert more(digits, "prunelora", "lora", "epsilon")
 
 
-def test_prunelora_gives_more_back_to_a_few_images_than_full_length_rivals(digits, outcome):
-    for rival in ("finetune", "retrain"):
-        assert more(digits, "prunelora", rival, "prototype_attack")
-        assert outcome.loc["few-image recall", rival].startswith("further")
-    assert not unlike(digits, "prunelora", "finetune_sgd", "prototype_attack")
+@pytest.mark.parametrize("method", ANSWER_OTHERWISE)
+def test_a_single_image_finds_the_class_where_it_is_only_called_otherwise(digits, cell, method):
+    mean = digits.table.groupby("method")["prototype_attack"].mean()
+    assert mean[method] > 0.9 > 1.3 * mean["retrain"]
+    assert cell.loc[method, "prototype_attack"] < 0.3
+
+
+def test_prunelora_gives_no_more_back_to_a_single_image_than_oracles_and_less_than_lora(digits):
+    for rival in ("retrain", "finetune@3", "finetune"):
+        assert not unlike(digits, "prunelora", rival, "prototype_attack")
+    assert less(digits, "prunelora", "lora", "prototype_attack")
+    for rival in ("finetune", "finetune@3"):
+        assert more(digits, rival, "retrain", "prototype_attack")
+
+
+def test_no_module_of_prunelora_holds_more_than_oracles(digits):
+    assert not unlike(digits, "prunelora", "retrain", "inner_refit")
+    for rival in ("finetune@3", "finetune", "lora"):
+        assert less(digits, "prunelora", rival, "inner_refit")
+        assert more(digits, rival, "retrain", "inner_refit")
 
 
 def test_the_linear_probe_tells_prunelora_from_lora_and_not_from_fine_tuning(digits):
@@ -190,7 +205,7 @@ def test_on_average_fewer_are_inside_the_bands_than_at_equal_cost_and_it_is_deci
     apart = {g: statistics.bootstrap(study.apart(digits, "prunelora", "finetune@3", g, share))
              for g in groups}  # fmt: skip
     assert len(apart) == 5
-    assert all(one.mean < 0 for one in apart.values())
+    assert {g for g, one in apart.items() if one.mean >= 0} == {"relearning"}
     assert {g for g, one in apart.items() if one.high < 0} == {"outputs"}
 
 
@@ -202,21 +217,20 @@ def test_without_the_digits_of_the_tuning_most_verdicts_stay(digits, outcome):
     words = now.iloc[1:].map(lambda text: text.split()[0])
     before = outcome.iloc[1:].map(lambda text: text.split()[0])
     changed = words[words != before].stack().dropna()
-    assert words.size == 156
+    assert words.size == 162
     assert {(other, metric): f"{before.loc[metric, other]} -> {word}"
             for (metric, other), word in changed.items()} == {
         ("finetune", "linear probe"): "undecided -> further",
-        ("finetune", "few-image recall"): "further -> undecided",
         ("finetune", "ZRF"): "further -> undecided",
         ("retrain", "linear probe"): "further -> undecided",
         ("retrain", "TV"): "further -> undecided",
+        ("retrain", "JS"): "further -> undecided",
+        ("retrain", "inner refit"): "further -> undecided",
         ("retrain", "MIA entropy"): "undecided -> further",
         ("retrain@3", "kNN probe"): "further -> undecided",
-        ("retrain@3", "few-image recall"): "further -> undecided",
         ("retrain@3", "MIA-Eff."): "closer -> undecided",
         ("finetune_sgd", "ε"): "undecided -> closer",
         ("finetune_sgd@3", "ε"): "undecided -> closer",
-        ("finetune_sgd@3", "relearned"): "undecided -> further",
     }  # fmt: skip
     for rival in ("lora", "finetune@3", "finetune"):
         assert all(less(eight, "prunelora", rival, m) for m in ("TA", "head_refit", "IDI"))
@@ -242,7 +256,7 @@ def test_prunelora_is_closer_than_full_fine_tuning_and_retraining_in_nothing(out
     assert verdicts(outcome, "finetune", "closer") == set()
     assert verdicts(outcome, "retrain", "closer") == set()
     for rival in ("finetune", "retrain"):
-        further = {"activation", "CKA forget", "CKA retain", "few-image recall"}
+        further = {"activation", "CKA forget", "CKA retain"}
         assert further <= verdicts(outcome, rival, "further")
 
 
@@ -450,8 +464,6 @@ def test_the_price_in_accuracy_is_that_of_pruning_and_adapting_the_last_stage_al
         assert not unlike(digits, every, rival, "TA")
     spent = digits.table.groupby("method")["gmacs"].mean()
     assert 2.9 < spent[every] / spent["prunelora"] < 3.1
-    for rival in ("finetune", "retrain"):
-        assert more(digits, every, rival, "prototype_attack")
 
 
 def test_adapters_in_every_block_need_batchnorm_that_trains(both):
