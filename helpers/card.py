@@ -300,8 +300,8 @@ def _never(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     )  # fmt: skip
     because = {
         "Nothing of the class is left in the network": (
-            "Known probes and attacks looked, on clean images, at what the classifier receives and "
-            "at the ends of stages. A network that was made to pass them can hold the class "
+            "Known probes and attacks looked, on clean images, at what the classifier receives, at "
+            "the ends of stages and at every module of the last one. A network that was made to pass them can hold the class "
             "elsewhere, and the code of its architecture was trusted: judge the method and its "
             "log as well. It can also be stored where no behaviour shows it, cut off by zeros in "
             "the next layer or in the low bits of the weights: round the weights (for example to "
