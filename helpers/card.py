@@ -301,12 +301,12 @@ def _never(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     because = {
         "Nothing of the class is left in the network": (
             "Known probes and attacks looked, on clean images, at what the classifier receives, at "
-            "the ends of stages and at every module of the last one. A network that was made to pass them can hold the class "
-            "elsewhere, and the code of its architecture was trusted: judge the method and its "
-            "log as well. It can also be stored where no behaviour shows it, cut off by zeros in "
-            "the next layer or in the low bits of the weights: round the weights (for example to "
-            "bfloat16 and back) before release, and audit the rounded file. Weights alone prove "
-            "nothing about how they came about."
+            "the ends of stages and at every module of the last one. A network that was made to "
+            "pass them can hold the class elsewhere, and the code of its architecture was trusted: "
+            "judge the method and its log as well. It can also be stored where no behaviour shows "
+            "it, cut off by zeros in the next layer or in the low bits of the weights: round the "
+            "weights (for example to bfloat16 and back) before release, and audit the rounded "
+            "file. Weights alone prove nothing about how they came about."
         ),
         "No attack can tell whether one image of the class was used": (
             "Attacks on a whole population overstate privacy; an answer for one image needs the "

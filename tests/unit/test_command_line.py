@@ -370,7 +370,7 @@ def test_a_report_is_printed_and_written_in_three_forms(reported):
     assert len(record["networks"]["oracles"]) == 3
     told = {line.split("  ")[0]: line.split()[-1] for line in lines[2:-3]}
     assert told["UA"] == "yes"
-    assert told["few-image recall"] == "NO"
+    assert told["one-image recall"] == "NO"
     for row in record["metrics"]:
         assert told[row["title"]] == ("yes" if row["inside"] else "NO")
     html = (folder / "report.html").read_text()
