@@ -16,7 +16,8 @@ from scipy.stats import false_discovery_control, ttest_ind
 
 from helpers import audit, files, report, runs, statistics, study
 
-PROBES = ("linear_probe", "knn_probe", "head_refit", "whitened_probe")
+PROBES = ("linear_probe", "knn_probe", "head_refit", "inner_refit", "whitened_probe")
+HELD = (*PROBES, "IDI", "prototype_attack")  # of the class, with or without a new classifier
 CHEATS = ["logit_mask", "head_only", "prototype"]
 ANSWER_OTHERWISE = ("random_labels", "salun", "scrub", "bad_teacher")
 REBUILD = ("prune_finetune", "l1_sparse", "weight_negation")  # damage, then fine-tuning
@@ -337,14 +338,10 @@ def test_the_price_of_prunelora_and_its_distance_are_its_mark(both):
 
 
 def test_prunelora_takes_from_the_features_what_having_seen_the_class_brings_back(both):
-    for metric in (*PROBES, "IDI"):
+    for metric in HELD:
         assert mark(both, "prunelora", metric).high < 0 < adds(both, "prunelora", metric).low
         assert not decided(mark(both, "lora", metric))
         assert not decided(mark(both, "finetune@3", metric))
-    damage, memory = (of(both, "prunelora", "prototype_attack") for of in (mark, adds))
-    assert damage.low > 0
-    assert memory.low < 0
-    assert 0.4 < damage.mean / (damage.mean + memory.mean) < 0.6
 
 
 def test_having_seen_the_class_adds_as_much_as_after_fine_tuning_and_less_than_after_lora(both):
@@ -352,32 +349,32 @@ def test_having_seen_the_class_adds_as_much_as_after_fine_tuning_and_less_than_a
         return statistics.bootstrap(added(both, "prunelora", metric) - added(both, rival, metric))
 
     for rival in ("finetune@3", "finetune"):
-        for metric in (*PROBES, "IDI", "prototype_attack", "relearn_steps"):
+        for metric in (*HELD, "relearn_steps"):
             assert not decided(less_added(rival, metric))
-    for metric in ("knn_probe", "head_refit", "IDI", "prototype_attack"):
+    for metric in ("knn_probe", "head_refit", "inner_refit", "IDI", "prototype_attack"):
         assert less_added("lora", metric).high < 0
     for metric in ("linear_probe", "whitened_probe"):
         assert not decided(less_added("lora", metric))
 
 
-def test_corrected_for_the_number_of_metrics_that_the_class_brings_it_back_is_not_decided(both):
+def test_corrected_for_the_number_of_metrics_four_of_seven_say_that_the_class_brings_it_back(both):
     def corrected(of):
         chances = [statistics.p_value(of(metric)) for metric in both.metrics]
         return dict(zip(both.metrics, false_discovery_control(chances), strict=True))
 
     memory = corrected(lambda metric: added(both, "prunelora", metric))
-    assert all(memory[metric] > 0.05 for metric in (*PROBES, "IDI"))
-    assert min(memory.values()) < 0.1, "at the edge"
+    still = {metric for metric in HELD if memory[metric] <= 0.05}
+    assert still == {"inner_refit", "whitened_probe", "IDI", "prototype_attack"}
     never = f"prunelora{study.NEVER}"
     damage = corrected(lambda metric: study.apart(both, never, "retrain", metric, study.values))
-    assert all(damage[metric] <= 0.05 for metric in (*PROBES, "IDI"))
+    assert all(damage[metric] <= 0.05 for metric in HELD)
 
 
-def test_without_the_digits_of_the_tuning_that_the_class_brings_it_back_is_not_decided(both):
+def test_without_the_digits_of_the_tuning_four_of_seven_say_that_the_class_brings_it_back(both):
     eight = dataclasses.replace(both, table=both.table[~both.table["forget"].isin([1, 8])])
-    alone = {m for m in (*PROBES, "IDI") if decided(adds(eight, "prunelora", m))}
-    assert alone == {"knn_probe", "whitened_probe"}
-    assert all(decided(mark(eight, "prunelora", metric)) for metric in (*PROBES, "IDI"))
+    still = {metric for metric in HELD if decided(adds(eight, "prunelora", metric))}
+    assert still == {"knn_probe", "inner_refit", "whitened_probe", "prototype_attack"}
+    assert all(decided(mark(eight, "prunelora", metric)) for metric in HELD)
 
 
 def test_corrected_prunelora_holds_less_than_fine_tuning_by_idi_and_not_by_head_refit(digits):
@@ -420,20 +417,19 @@ def test_with_either_rate_prunelora_holds_less_than_lora_and_has_its_price(both,
     mine = f"prunelora{rate}"
     for other in RATES:
         assert less(both, mine, f"lora{other}", "TA")
-        for metric in ("linear_probe", "head_refit", "IDI"):
+        for metric in ("linear_probe", "head_refit", "inner_refit", "IDI", "prototype_attack"):
             assert less(both, mine, f"lora{other}", metric)
-        assert more(both, mine, f"finetune{other}", "prototype_attack")
     assert less(both, mine, "retrain", "TA")
-    assert more(both, mine, "retrain", "prototype_attack")
+    for metric in HELD:
+        assert not more(both, mine, "retrain", metric)
     for metric in ("activation", "CKA_forget", "CKA_retain"):
         assert difference(both, mine, f"finetune@3{rate}", metric).low > 0
 
 
 def test_with_the_largest_rates_nothing_is_decided_of_what_prunelora_and_fine_tuning_hold(both):
     mine, rival = (f"{name}{study.HIGH}" for name in ("prunelora", "finetune@3"))
-    for metric in (*PROBES, "IDI", "TA", "epsilon"):
+    for metric in (*HELD, "TA", "epsilon"):
         assert not unlike(both, mine, rival, metric)
-    assert more(both, mine, rival, "prototype_attack")
 
 
 def test_what_u_lira_recognises_hangs_on_the_rate(both, shadow):
