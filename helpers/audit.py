@@ -32,6 +32,7 @@ APART = 0.01  # of its norm: closer in every tensor, two networks are one and th
 ATTACKS = 5  # draws, at least, of the images that membership attacks learn from, for an interval
 ENOUGH = f"at least {LEAST_ORACLES} retrained networks, better five; train more seeds"
 PARTS = ("forget", "retain", "test_forget", "test_retain")
+BY_CLASS = "prototype_attack"  # of several classes each by itself, too: "prototype_attack:3"
 # Layers take much more room than images: of larger data a sample has to do, the same for everyone.
 LAYER_PIXELS, LAYER_IMAGES = 2**18, 200  # in each part, at most so many, at least so many
 LARGEST_GRAM = 512  # images whose likeness to each other is kept, for every layer
@@ -327,9 +328,11 @@ def _probe(
     own["inner_refit"] = max(inner.values())
     own["whitened_probe"] = features.whitened_probe(*known, split.forgotten, seed=seed)
     head = model.get_submodule(models.layers(model).head)
-    own["prototype_attack"] = features.prototype_attack(
-        *train, head.weight, head.bias, *test, split.forgotten, seed=seed
-    )
+    known = *train, head.weight, head.bias, *test, split.forgotten
+    own["prototype_attack"] = features.prototype_attack(*known, seed=seed)
+    if len(split.forgotten) > 1:
+        each = features.prototype_attack_by_class(*known, seed=seed)
+        own.update({f"{BY_CLASS}:{c}": share for c, share in each.items()})
 
 
 def _relearn(model: nn.Module, split: ClassSplit, found: Look, seeds: range) -> None:
@@ -432,7 +435,7 @@ def against(found: Look, oracles: Sequence[Look], original: Look) -> dict[str, f
 
     Returns:
         Every metric of ``METRICS``; IDI only if the layers of the original hold more information
-        than those of the oracles.
+        than those of the oracles. Of several forgotten classes, ``BY_CLASS`` of each as well.
 
     Source: the papers named at each metric.
     Lesson: 05_evaluation, "The oracle band".
@@ -445,7 +448,8 @@ def against(found: Look, oracles: Sequence[Look], original: Look) -> dict[str, f
     excess = sum(max(0.0, most - least) for most, least in zip(told[2], told[1], strict=True))
     if excess >= features.LEAST_INFORMATION:
         rows["IDI"] = features.idi(*told)
-    return {name: rows[name] for name in METRICS if name in rows}
+    by_class = (name for name in rows if name.startswith(f"{BY_CLASS}:"))
+    return {name: rows[name] for name in (*METRICS, *by_class) if name in rows}
 
 
 def _answers(found: Look, oracles: Sequence[Look]) -> dict[str, float]:
@@ -620,16 +624,23 @@ def bands(oracles: Sequence[Look], original: Look, split: ClassSplit) -> dict[st
 
 def _limits(held: Sequence[Mapping[str, float]], split: ClassSplit) -> dict[str, statistics.Band]:
     limits = {}
-    for name, metric in METRICS.items():
+    for name in held[0]:
         values = [row[name] for row in held if name in row]
         if len(values) == len(held):
-            resolution = 1 / len(getattr(split, metric.part)) if metric.part else 0.0
+            metric = form(name)
+            resolution = 1 / _images(name, split) if metric.part else 0.0
             resolution = 1.0 if name == "relearn_steps" else resolution
             limit = statistics.band(values, resolution=resolution, side=metric.side)
             if metric.part:  # a share
                 limit = replace(limit, low=max(limit.low, 0.0), high=min(limit.high, 1.0))
             limits[name] = limit
     return limits
+
+
+def _images(name: str, split: ClassSplit) -> int:
+    """Count the images that a metric is a share of."""
+    part, (_, _, of) = getattr(split, form(name).part), name.partition(":")
+    return int((part.labels == int(of)).sum()) if of else len(part)
 
 
 def decides(name: str, low: Any, high: Any) -> Any:
@@ -723,9 +734,10 @@ def audit(
     for name, limit in limits.items():
         if name not in found:
             continue
-        metric = METRICS[name]
+        metric, (_, _, of) = form(name), name.partition(":")
+        of = f" of {split.dataset.classes[int(of)]}" if of else ""
         rows.append({
-            "name": name, "title": metric.title, "group": metric.group, "what": metric.what,
+            "name": name, "title": metric.title + of, "group": metric.group, "what": metric.what,
             "value": found[name], "interval": ends[name],
             "band": [_finite(limit.low), _finite(limit.high)], "side": metric.side,
             "oracles": [row[name] for row in held], "original": known[name],
@@ -790,9 +802,9 @@ def _intervals(
     """
     value = against(found, oracles, original)
     ends = {}
-    for name, metric in METRICS.items():
-        if metric.part and name in value:
-            n = len(getattr(split, metric.part))
+    for name in value:
+        if form(name).part:
+            n = _images(name, split)
             interval = statistics.share_interval(round(value[name] * n), n)
             ends[name] = [interval.low, interval.high]
     single = len(found.votes["MIA"]) < ATTACKS
@@ -1066,7 +1078,8 @@ def form(name: str) -> Metric:
     """Return how a metric is written.
 
     Args:
-        name: One of ``METRICS``; or another one, as the record of another version may have.
+        name: One of ``METRICS``, alone or with the class that it is of (``prototype_attack:3``);
+            or another one, as the record of another version may have.
 
     Returns:
         The metric; for another name a share.
@@ -1074,4 +1087,4 @@ def form(name: str) -> Metric:
     Source: this project.
     Lesson: 05_evaluation, "The lie detector".
     """
-    return METRICS.get(name, Metric("", name, "both", ""))
+    return METRICS.get(name.partition(":")[0], Metric("", name, "both", ""))

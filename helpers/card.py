@@ -57,7 +57,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
         "CKA_*",
     ),
     "The class comes back no sooner than in a network that never saw it": (
-        "relearn_*", "prototype_attack",
+        "relearn_*", "prototype_attack*",
     ),
     "The membership attacks used here do not tell it from a network that never saw the class": (
         "MIA*", "epsilon",
@@ -184,11 +184,12 @@ def _known(record: Mapping[str, Any]) -> tuple[int, int]:
 
     Found is at least ``AS_MUCH`` of what the original has, in the middle one of the oracles: how
     wide their band is, or whether the original lies a hair outside, counts for nothing. Likeness
-    of layers (CKA) does not say what they hold.
+    of layers (CKA) does not say what they hold; of several classes the mean counts.
     """
     found = []
     for m in record["metrics"]:
-        if m["group"] not in ("features", "relearning") or m["name"].startswith("CKA_"):
+        skipped = m["name"].startswith(("CKA_", f"{audit.BY_CLASS}:"))
+        if skipped or m["group"] not in ("features", "relearning"):
             continue
         theirs, most = median(m["oracles"]), m["original"]
         if m["side"] == "lower":  # the less, the more is known
@@ -344,7 +345,8 @@ def _verdict(record: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> s
               for status in (SUPPORTED, REFUTED, UNTESTED)}  # fmt: skip
     what = _forgotten(record)
     it = "it" if len(record["about"]["forgotten"]) == 1 else "them"
-    metrics, oracles = record["metrics"], record["networks"]["oracles"]
+    metrics, networks = record["metrics"], record["networks"]
+    oracles = networks["oracles"]
     outside = sum(not m["inside"] for m in metrics)
     missed = [one.get("missed") for one in oracles]
     usual = None not in missed and 0 < outside <= max(missed)  # as an honest network does
@@ -404,6 +406,13 @@ def _verdict(record: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> s
                 f" This network misses {outside}, no more than the worst of them: their number "
                 "alone refutes nothing; look at how far outside."
             )
+    more = networks["model"]["parameters"] - networks["original"]["parameters"]
+    if more > 0:
+        text += (
+            f" It has {_count(more, 'parameter')} more than the original: what was added can hide "
+            f"{what} from every metric here, and whoever takes it out has {it} back. Find out what "
+            "it does."
+        )
     return (
         f"{text} This is evidence and no proof; what it can never show is listed with the claims."
     )

@@ -555,6 +555,60 @@ def prototype_attack(
         centred class means: Papyan et al. 2020 (arXiv 2008.08186), neural collapse.
     Lesson: 05_evaluation, "What the features still know".
     """
+    groups = train_features, train_labels, weight, bias, test_features, test_labels
+    found, _ = _recalled(*groups, forgotten, k, draws, seed)
+    return sum(one.double().mean().item() for one in found) / len(found)
+
+
+def prototype_attack_by_class(
+    train_features: Tensor,
+    train_labels: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    test_features: Tensor,
+    test_labels: Tensor,
+    forgotten: Iterable[int],
+    k: int = 1,
+    draws: int = 20,
+    seed: int = 0,
+) -> dict[int, float]:
+    """Say of each of several classes what :func:`prototype_attack` averages over them.
+
+    A mean hides it if one class of six was kept and the others are gone.
+
+    Args:
+        train_features: As for :func:`prototype_attack`, like the others.
+        train_labels: (N,) int64.
+        weight: (C, K) float.
+        bias: (C,) float, or None.
+        test_features: (M, K) float.
+        test_labels: (M,) int64.
+        forgotten: Indices of the forgotten classes.
+        k: Images of each of them.
+        draws: Over how many choices of images the results are averaged.
+        seed: Of the choice of images.
+
+    Returns:
+        Class -> the share of its test images that are recognised, in [0, 1].
+
+    Raises:
+        InputError: As :func:`prototype_attack`.
+
+    Source: as :func:`prototype_attack`.
+    Lesson: 05_evaluation, "What the features still know".
+    """
+    groups = train_features, train_labels, weight, bias, test_features, test_labels
+    found, truth = _recalled(*groups, forgotten, k, draws, seed)
+    shares = torch.stack(found).double().mean(0)
+    return {c: shares[truth == c].mean().item() for c in sorted(indices(forgotten))}
+
+
+def _recalled(
+    train_features: Tensor, train_labels: Tensor, weight: Tensor, bias: Tensor | None,
+    test_features: Tensor, test_labels: Tensor, forgotten: int | Iterable[int],
+    k: int, draws: int, seed: int,
+) -> tuple[list[Tensor], Tensor]:  # fmt: skip
+    """Tell which test images of the classes are found, a draw at a time, and their labels."""
     groups = train_features, train_labels, test_features, test_labels
     train, labels, test, truth = _checked(*groups, forgotten)
     weight = weight.detach().double().cpu()
@@ -584,8 +638,8 @@ def prototype_attack(
             alarms = (rest @ row - best).sort(descending=True).values
             over[:, place] = test @ row - beaten - alarms[int(FALSE_ALARMS * len(alarms))]
         own = over.argmax(1) == torch.searchsorted(torch.tensor(gone), truth)
-        found.append((own & (over.amax(1) > 0)).double().mean().item())
-    return sum(found) / len(found)
+        found.append(own & (over.amax(1) > 0))
+    return found, truth
 
 
 def _check_head(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor) -> None:

@@ -457,6 +457,39 @@ def test_hiding_the_class_outside_the_classifier_does_not_help(verdict, stranger
     assert found["prototype_attack"]["value"] > 0.8
 
 
+def test_one_of_two_classes_that_is_only_no_longer_named_is_seen_by_itself(networks, cfg, dataset):
+    """The first was never seen. The mean over both may pass; the second alone does not."""
+    both = [
+        runs.run(
+            cfg.but(method="retrain", forget=(3, 5), seed=study.ORACLE_SEED + i), dataset,
+            progress=False,
+        ).model(dataset)
+        for i in range(3)
+    ]  # fmt: skip
+    network = copy.deepcopy(networks["oracle 0"])
+    with torch.no_grad():
+        network.fc.weight[5], network.fc.bias[5] = 0, -1e4
+    found = audit.audit(network, networks["original"], both, dataset.split((3, 5)), draws=1)
+    rows = {row["name"]: row for row in found["metrics"]}
+    assert [*rows] == [n for n in audit.METRICS if n in rows] + [
+        "prototype_attack:3", "prototype_attack:5",
+    ]  # fmt: skip
+    gone, kept = rows["prototype_attack:3"], rows["prototype_attack:5"]
+    assert rows["UA_test"]["inside"]
+    assert gone["inside"]
+    assert not kept["inside"]
+    assert kept["value"] > 0.9
+    five = dataset.classes[5]
+    assert kept["title"] == f"one-image recall of {five}"
+    assert kept["interval"][0] < kept["value"] < kept["interval"][1]
+    images = [int((dataset.test.labels == c).sum()) for c in (3, 5)]
+    mean = np.average([gone["value"], kept["value"]], weights=images)
+    assert rows["prototype_attack"]["value"] == pytest.approx(mean)
+    claims = card.claims(found | {"how": None})
+    (back,) = [c for c in claims if c["claim"].startswith("The class comes back no sooner")]
+    assert f"one-image recall of {five}" in back["because"]
+
+
 def test_removing_channels_does_not_help_either(verdict, strangers, dataset, split):
     smaller = pruning.prune(strangers[0], 0.25, "channels", part=split.retain, dataset=dataset)
     network = smaller.model

@@ -276,6 +276,32 @@ def test_a_network_that_still_names_the_class_has_no_excuse_in_a_bad_oracle():
     assert "does not support saying that this network has forgotten" in headline(rec, 1)
 
 
+@pytest.mark.parametrize(("added", "said"), [(1, "1 parameter"), (19552, "19,552 parameters")])
+def test_parameters_that_were_added_are_named(added, said):
+    rec = record("oracle")
+    assert "more than the original" not in card.markdown(rec)
+    rec["networks"]["model"]["parameters"] -= added
+    assert "more than the original" not in card.markdown(rec)
+    rec["networks"]["model"]["parameters"] += 2 * added
+    text = f"It has {said} more than the original: what was added can hide class “3” from"
+    assert text in card.markdown(rec)
+
+
+def test_one_of_several_classes_that_comes_back_refutes_what_their_mean_supports():
+    rec = record("oracle", forgotten=[3, 5])
+    kept = dict(change(rec, "prototype_attack"))
+    for c in (3, 5):
+        title = f"one-image recall of {c}"
+        rec["metrics"].append(kept | {"name": f"prototype_attack:{c}", "title": title})
+    place = [*card.CLAIMS].index(next(text for text in card.CLAIMS if "comes back" in text))
+    assert card.claims(rec)[place]["status"] == card.SUPPORTED
+    change(rec, "prototype_attack:5", value=0.97)
+    claim = card.claims(rec)[place]
+    assert claim["status"] == card.REFUTED
+    assert "one-image recall of 5 97.0 %" in claim["because"]
+    assert "one-image recall of 3 97" not in claim["because"]
+
+
 @pytest.mark.parametrize(
     ("interval", "reaches"),
     [([0.4, 0.95], True), ([0.55, 0.95], True), ([0.7, 0.95], False), (None, False)],

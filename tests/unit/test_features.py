@@ -339,6 +339,21 @@ def test_the_prototype_by_hand():
     assert attack(x, y, weight, bias, t[1:], u[1:], 2) == 0, "of 99 images none is 1 %"
 
 
+def test_of_several_classes_the_prototype_attack_says_each():
+    x, y, t, u = clusters(6)
+    t[u == 3] -= 6 * torch.eye(4, 6)[3]  # of test images alone
+    head = torch.eye(4, 6), torch.zeros(4)
+    each = features.prototype_attack_by_class(x, y, *head, t, u, [3, 2], seed=5)
+    assert list(each) == [2, 3]
+    assert each[2] > 0.9 > 0.5 > each[3] > 0
+    images = u != 2  # another number of each
+    images[:100] = True
+    t, u = t[images], u[images]
+    each = features.prototype_attack_by_class(x, y, *head, t, u, [2, 3], k=3, draws=4)
+    mean = features.prototype_attack(x, y, *head, t, u, [2, 3], k=3, draws=4)
+    assert mean == pytest.approx((20 * each[2] + 40 * each[3]) / 60, abs=1e-12)
+
+
 @pytest.mark.parametrize("k", [3, 15])
 def test_the_prototype_equals_its_definition(k):
     """Rows of different lengths, fewer images than the class has, others that it never reads."""
