@@ -19,7 +19,7 @@ from helpers.config import choose
 
 RESULTS = Path(__file__).parents[1] / "results"
 SHORT = (  # what can be read at a glance
-    "UA", "TA", "MIA", "Avg Gap", "TV", "linear_probe", "head_refit", "whitened_probe",
+    "UA", "TA", "MIA", "Avg Gap", "TV", "linear_probe", "head_refit", "inner_refit",
     "CKA_forget", "IDI", "prototype_attack", "relearn_steps", "epsilon",
 )  # fmt: skip
 MARKED = ("finetune", "lora", "prunelora", "finetune@3")

@@ -20,7 +20,7 @@ JUDGED = (
     "original", "retrain", "finetune", "finetune@3", "lora", "prunelora", "prunelora, all blocks",
     "prunelora_channels", "logit_mask", "head_only", "prototype",
 )  # fmt: skip
-VERDICT = ("UA", "TA", "MIA", "linear_probe", "head_refit", "prototype_attack")
+VERDICT = ("UA", "TA", "MIA", "head_refit", "inner_refit", "prototype_attack")
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 UNMEASURED = "not measured yet"
 
@@ -318,7 +318,7 @@ def _marks() -> str:
     forget = found.about["classes"].index(record["class"])
     with_class = found.table[found.table["forget"] == forget]
     without = pd.DataFrame(record["rows"])
-    metrics = ("TA", "RA", "linear_probe", "head_refit", "prototype_attack")
+    metrics = ("TA", "RA", "head_refit", "inner_refit", "prototype_attack")
     rows = [[record["class"], *(f"{audit.METRICS[m].title} %" for m in metrics), "networks"]]
     for start, name, table in (
         ("retrain", "oracles", without),

@@ -472,7 +472,7 @@ def test_networks_at_the_papers_size_stand_beside_their_own_oracles(monkeypatch,
 
 def test_marks_on_photographs_set_oracles_beside_originals_of_one_class(monkeypatch, tmp_path):
     monkeypatch.setattr(runs, "results_folder", lambda: tmp_path)
-    metrics = ["TA", "RA", "linear_probe", "head_refit", "prototype_attack"]
+    metrics = ["TA", "RA", "head_refit", "inner_refit", "prototype_attack"]
     rows = [[m, c, s, s, 0, ta + s / 100, 0.9, 0.5, 0.4, 0.3]
             for m, ta in (("original", 0.8), ("lora", 0.7), ("salun", 0.1)) for s in (0, 2)
             for c in (0, 1)]  # fmt: skip
@@ -488,7 +488,7 @@ def test_marks_on_photographs_set_oracles_beside_originals_of_one_class(monkeypa
     made = runs.environment("cpu") | {"class": "cat", "rows": never}
     (tmp_path / "controls-cifar.json").write_text(json.dumps(made))
     heading, _, *shown = pages._marks().splitlines()[:6]
-    assert heading.startswith("| cat | TA % | RA % | linear probe % |")
+    assert heading.startswith("| cat | TA % | RA % | head refit % | inner refit % |")
     same = " | ".join(["60.00 ± 0.00"] * 5)
     rest = "90.00 ± 0.00 | 50.00 ± 0.00 | 40.00 ± 0.00 | 30.00 ± 0.00 |"
     assert shown == [
