@@ -187,8 +187,13 @@ def _shares(device: str, sections: Mapping[str, Any]) -> str:
     for name, network in sections["peak"]["networks"].items():
         for precision, found in network.items():
             share, rates = found["share"], found["flops_per_second"]
-            spent = [f"{kind} {part:.0%}" for kind, part in found["profile"].items() if part > 0.01]
-            idle = f"; nothing computes in {1 - found['busy']:.0%} of it" if "busy" in found else ""
+            spent = [f"{kind} {100 * part:.0f} %" for kind, part in found["profile"].items()
+                     if part > 0.01]  # fmt: skip
+            idle = (
+                f"; nothing computes in {100 * (1 - found['busy']):.0f} % of it"
+                if "busy" in found
+                else ""
+            )
             rows.append([
                 f"{name}, {precision}", str(found["batch"]),
                 f"{median(rates) / 1e9:,.0f}",
@@ -219,6 +224,7 @@ def _audits() -> str:
     found = study.load(runs.results_folder() / "audit-digits.json")
     table = report.standing(found, "prunelora", report.OPPONENTS, found.metrics)
     table.columns.name = "prunelora, compared with"
+    table = table.replace({"^undecided ": "", "^(closer|further) .*": r"**\g<0>**"}, regex=True)
     seeds, oracles = found.table["original_seed"].nunique(), found.oracles
     return (
         f"{markdown_table(_inside_cells(found))}\n{report.finding(found)}\n{_table(table)}\n"
@@ -226,9 +232,10 @@ def _audits() -> str:
         f"{_repeated(found, found.methods)}; {oracles} oracles each. "
         "`@3`: three epochs in batches of 32, about as many steps as PruneLoRA's, tuned for that. "
         "Differences of the distances to the oracles' centre, above or below it, with their 95 % "
-        "intervals over seeds and classes: below zero PruneLoRA is closer. Decided is what remains "
-        "when on average at most one in twenty decisions of the table is wrong (false discovery "
-        f"rate). Cost: multiply-accumulates of pruning and training. {provenance(found.about)}\n"
+        "intervals over seeds and classes: below zero PruneLoRA is closer. Bold: decided, which is "
+        "what remains when on average at most one in twenty decisions of the table is wrong "
+        "(false discovery rate). Cost: multiply-accumulates of pruning and training. "
+        f"{provenance(found.about)}\n"
     )
 
 

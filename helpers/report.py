@@ -263,7 +263,7 @@ def rates(found: study.Study, attacked: Mapping[str, Any]) -> pd.DataFrame:
     """
     shown = _beside(found, study.HIGH)
     shown["U-LiRA hits"] = [
-        f"{attacked[one]['tpr']:.1%} → {attacked[one + study.HIGH]['tpr']:.1%}"
+        f"{100 * attacked[one]['tpr']:.1f} % → {100 * attacked[one + study.HIGH]['tpr']:.1f} %"
         for one in shown.index
     ]
     return shown.rename_axis("smallest → largest rate", axis="columns")
@@ -362,7 +362,7 @@ def shadow_table(record: Mapping[str, Any]) -> pd.DataFrame:
 
 def _hits(found: Mapping[str, Any]) -> str:
     low, high = found["tpr_interval"]
-    return f"{found['tpr']:.1%} ({low:.0%} – {high:.0%})"
+    return f"{100 * found['tpr']:.1f} % ({100 * low:.0f} – {100 * high:.0f} %)"
 
 
 def ledger_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:

@@ -295,7 +295,7 @@ def test_the_attacks_on_single_images_as_a_table():
     table = report.shadow_table({"networks": 32, "methods": {"lora": found}})
     assert table.columns.name == "32 networks a method"
     assert table.to_dict("index") == {"lora": {
-        "U-LiRA AUC": "0.62 (0.50 – 0.75)", "hits at 1 % false alarms": "12.3% (5% – 20%)",
+        "U-LiRA AUC": "0.62 (0.50 – 0.75)", "hits at 1 % false alarms": "12.3 % (5 – 20 %)",
         "KLoM": "1.2", "oracles' own": "0.5",
     }}  # fmt: skip
 
@@ -356,11 +356,11 @@ def test_the_costs_on_images_are_those_of_the_records(tmp_path, monkeypatch):
     (tmp_path / "images-cpu.json").write_text(json.dumps(record))
     text = pages._images()
     assert "| ours | ≤ 0.18 | 0.125 (0.1 – 0.2) | not measured yet |" in text
-    row = "| vit, fp32 | 8 | 2 | 0.50 (0.40 – 0.60) | convolution 75%, data 24% |"
+    row = "| vit, fp32 | 8 | 2 | 0.50 (0.40 – 0.60) | convolution 75 %, data 24 % |"
     assert row in text
     record["sections"]["peak"]["networks"]["vit"]["fp32"]["busy"] = 0.25
     (tmp_path / "images-cpu.json").write_text(json.dumps(record))
-    assert row.replace("24% |", "24%; nothing computes in 75% of it |") in pages._images()
+    assert row.replace("24 % |", "24 %; nothing computes in 75 % of it |") in pages._images()
     assert "| images | 0.98 (0.90 – 1.06) |" in text
     assert "CPU: Measured 2030-01-02 on abacus" in text
     checks[0] |= {"met": False, "measured": 0.25}

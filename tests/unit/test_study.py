@@ -842,7 +842,7 @@ def test_two_rates_stand_side_by_side():
     shown = report.rates(found, hits)
     assert shown.index.tolist() == ["lora"], "what has two rates"
     assert shown.loc["lora", ["TA", "IDI"]].tolist() == ["10.0 % → 20.0 %", "0.150 → 0.250"]
-    assert shown.loc["lora", "U-LiRA hits"] == "50.0% → 2.5%"
+    assert shown.loc["lora", "U-LiRA hits"] == "50.0 % → 2.5 %"
 
 
 def test_likeness_to_the_oracles_is_a_distance_already():
