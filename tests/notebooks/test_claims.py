@@ -604,17 +604,35 @@ def test_on_photographs_prunelora_as_published_keeps_more_and_loses_less(mine):
     assert mine["zeros"][published] < 0.6 * mine["zeros"]["prunelora"], "pruned filters grow back"
 
 
+def test_on_photographs_fine_tuning_hides_what_prunelora_does_not_hold(photos):
+    for cell in CELLS:
+        mine = of(photos, cell)
+        left, kept, cat = mine["inner_refit"], mine["head_refit"], cell in CAT
+        _, high, center = photos.band(cell[0], "inner_refit", cell[1])
+        assert (kept["finetune"] < 0.14) if cat else (0.4 < kept["finetune"] < 2 / 3)
+        assert (0.48 < left["finetune"] < 0.54) if cat else (left["finetune"] > 0.8)
+        for form in ("finetune", "finetune, as published", "finetune_sgd"):
+            assert left[form] > high + 0.1
+            assert left[form] > left["finetune"] - 0.07
+        assert abs(left["prunelora"] - center) < 0.05
+        assert left["prunelora"] < (left["finetune"] / 2 if cat else left["finetune"] - 0.2)
+
+
 def test_on_photographs_salun_tells_the_class_better_than_the_original(mine):
     refit = mine["head_refit"]
     assert mine["UA"]["salun"] == 1
     assert refit["logit_mask"] == refit["original"] < refit["salun"]
 
 
-def test_on_photographs_neggrad_plus_is_perfect_and_gives_the_class_back_to_few_images(mine):
-    assert mine["UA"]["neggrad_plus"] == 1
-    recall = mine["prototype_attack"]
-    assert recall["neggrad_plus"] > recall["original"] - 0.05
-    assert recall["neggrad_plus"] > recall["finetune"] + 0.4
+def test_on_photographs_neggrad_plus_is_perfect_and_the_class_is_left_inside(photos):
+    for cell in CELLS:
+        mine = of(photos, cell)
+        assert mine["UA"]["neggrad_plus"] == 1
+        assert mine["inner_refit"]["neggrad_plus"] > mine["inner_refit"]["finetune"]
+        recall = mine["prototype_attack"]
+        assert recall["neggrad_plus"] > recall["finetune"] + 0.015
+        if cell not in CAT:
+            assert recall["neggrad_plus"] > 0.8 > recall["finetune"] + 0.3
 
 
 def test_on_photographs_what_is_inside_the_bands(photos):
