@@ -645,12 +645,27 @@ def test_on_photographs_what_is_inside_the_bands(photos):
     cats = table["forget"] == 3
     area = inside["relearn_area"]
     of_cats, others = (area[w].groupby(table["method"][w]).mean() for w in (cats, ~cats))
-    assert {*of_cats.index[of_cats < 1]} == {"salun"}
-    assert {*others.index[others < 1]} == {
-        "salun", "original", "lora", "lora, as published", "finetune", "finetune_sgd",
-        "neggrad_plus", *CHEATS,
+    assert {*of_cats.index[of_cats < 1]} == {"salun", "original", *CHEATS}
+    assert of_cats["salun"] == 0
+    assert of_cats[["original", *CHEATS]].tolist() == pytest.approx([1 / 3] * 4)
+    assert {*others.index[others == 0]} == {"salun", "original", "neggrad_plus", *CHEATS}
+    ship = area[table["forget"] == 8].groupby(table["method"]).mean()
+    ship_alone = {"lora", "lora, as published", "finetune", "finetune_sgd"}
+    assert {*others.index[(others > 0) & (others < 1)]} == ship_alone
+    assert (ship[[*ship_alone]] == 0).all()
+    for w, outside in ((cats, {"salun", "original", *CHEATS}),
+                       (~cats, {"salun", "original", "neggrad_plus", *CHEATS})):  # fmt: skip
+        steps = inside["relearn_steps"][w].groupby(table["method"][w]).mean()
+        assert {*steps.index[steps == 0]} == {*steps.index[steps < 1]} == outside
+    recall = share["prototype_attack"]
+    assert {*recall.index[recall == 0]} >= {
+        "original", "lora", "finetune", "finetune_sgd", "salun", "neggrad_plus", *CHEATS
     }  # fmt: skip
-    assert {*others.index[(others > 0) & (others < 1)]} == {"finetune"}, "truck inside, ship not"
+    for metric in ("whitened_probe", "IDI", "prototype_attack", "relearn_steps", "relearn_area"):
+        assert (share.loc[["prunelora", "prunelora_channels"], metric] == 1).all()
+    pruned = share.index.str.contains("prune")
+    assert (share["inner_refit"][~pruned] == 0).all()
+    assert (share["inner_refit"][["prunelora", "prunelora_channels"]] > 0.5).all()
 
 
 def test_at_the_papers_size_fine_tuning_costs_accuracy_and_lora_none():
