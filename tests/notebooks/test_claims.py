@@ -558,6 +558,13 @@ def test_on_photographs_what_prunelora_loses_is_its_mark(photos, never):
     tuned = table.loc["finetune", "head_refit"] - never["finetune"]["head_refit"].mean()
     assert refit[2].mean() - refit[1].mean() < tuned.mean(), "having seen cat adds less"
     assert ttest_ind(refit[1], refit[2], equal_var=False).pvalue > 0.05
+    for method in ("lora", "finetune"):
+        left = never[method]["inner_refit"], table.loc[method, "inner_refit"]
+        assert left[1].min() > 2 * left[0].max()
+    left = [never["retrain"]["inner_refit"], never["prunelora"]["inner_refit"],
+            table.loc["prunelora", "inner_refit"]]  # fmt: skip
+    assert abs(left[0].mean() - left[1].mean()) < 0.005
+    assert ttest_ind(left[1], left[2], equal_var=False).pvalue > 0.05
 
 
 def test_on_photographs_tuned_fine_tuning_keeps_more_and_loses_less_than_published(mine):
