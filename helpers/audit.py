@@ -794,8 +794,8 @@ def _intervals(
 
     Shares of images have Wilson's interval; distances are computed again on images drawn with
     replacement, the same for the network and the oracles; what a draw of a few images decides
-    (relearning, information) spans what the draws gave; head refit, kNN and few-image recall, which
-    average several draws, have Wilson's interval alone. Of membership attacks, and of Avg Gap, the
+    (relearning, information) spans what the draws gave; what averages several draws (head refit,
+    kNN, one-image recall) has Wilson's interval alone. Of membership attacks, and of Avg Gap, the
     attacks are drawn again with the images: where a score tells members from others hardly at all,
     what an attack learned from decides what it calls the rest, often all of them alike. Where a
     single one is the number, the interval reaches to what the others found.
