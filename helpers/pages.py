@@ -189,16 +189,13 @@ def _shares(device: str, sections: Mapping[str, Any]) -> str:
             share, rates = found["share"], found["flops_per_second"]
             spent = [f"{kind} {100 * part:.0f} %" for kind, part in found["profile"].items()
                      if part > 0.01]  # fmt: skip
-            idle = (
-                f"; nothing computes in {100 * (1 - found['busy']):.0f} % of it"
-                if "busy" in found
-                else ""
-            )
+            if "busy" in found:
+                spent[-1] += f"; nothing computes in {100 * (1 - found['busy']):.0f} % of it"
             rows.append([
                 f"{name}, {precision}", str(found["batch"]),
                 f"{median(rates) / 1e9:,.0f}",
                 f"{share['ratio']:.2f} ({share['lowest']:.2f} – {share['highest']:.2f})",
-                ", ".join(spent) + idle,
+                ", ".join(spent),
             ])  # fmt: skip
     return markdown_table(rows)
 
